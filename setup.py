@@ -1,0 +1,46 @@
+"""Packaging: the Python package, its dependencies and the C++ glyph rasterizer.
+
+`pip install -c constraints.txt -e .` builds `deepsynth_min._raster` from csrc/ with the system's
+C++ compiler. constraints.txt holds the versions that were tested; the ranges here are what works.
+"""
+
+from glob import glob
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+raster = Pybind11Extension(
+    "deepsynth_min._raster",
+    sorted(glob("csrc/*.cpp")),
+    depends=sorted(glob("csrc/*.h")),
+    include_dirs=["csrc"],
+    cxx_std=17,
+    extra_compile_args=["-O3", "-Wall", "-Wextra"],
+)
+
+setup(
+    name="deepsynth-min",
+    version="0.1.0",
+    description="Fine-tune DeepSeek-OCR to read rendered text: plain PyTorch and a C++ rasterizer",
+    license="MIT",
+    python_requires=">=3.11",  # tomllib
+    packages=["deepsynth_min"],
+    package_data={"deepsynth_min": ["assets/*"]},
+    ext_modules=[raster],
+    cmdclass={"build_ext": build_ext},
+    install_requires=[
+        "torch>=2.10",  # torch.nn.functional.grouped_mm
+        "transformers>=5.0",  # the tokenizer; never remote code
+        "huggingface_hub>=1.0",  # downloads by hub id; already required by transformers
+        "safetensors>=0.5",
+        "bitsandbytes>=0.45",
+        "freetype-py>=2.4",
+        "numpy>=1.26",
+        "tqdm>=4.66",  # progress bars; already required by transformers
+        "pymupdf-fonts>=1.0.5",  # the default font: Noto Sans, maths and symbols (OFL), no download
+    ],
+    extras_require={
+        "images": ["pillow>=10"],  # user-supplied page images
+        "test": ["pytest>=8", "hypothesis>=6", "pillow>=10"],
+    },
+)
