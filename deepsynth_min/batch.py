@@ -1,0 +1,103 @@
+"""The batch: what data.py hands to the model, checked once, on the CPU, where it was made.
+
+The one idea: everything that the model would have to read back from the GPU (how many visual tokens
+a page gives, where they go, which positions are scored) is known here already, as index tensors, so
+that a training step never waits for the device.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from .loss import IGNORE
+
+
+def visual_tokens(height: int, width: int, grid: tuple[int, int] = (1, 1), tile: int = 640) -> int:
+    """Visual tokens of one page: a token per 64 px and a newline per row, then the separator.
+
+    height, width: px of the global view; grid (w, h): tiles of the local view, none if (1, 1).
+    >>> visual_tokens(1024, 1024), visual_tokens(1024, 1024, (2, 1))
+    (273, 483)
+    """
+    rows, cols = height // 64, width // 64
+    w, h = grid
+    q = tile // 64
+    local = (q * h) * (q * w + 1) if w * h > 1 else 0
+    return local + rows * (cols + 1) + 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples, padded to T tokens, with their N pages (and M tiles) in sample order.
+
+    input_ids       [B, T] int64
+    attention_mask  [B, T] bool, True where a real token stands (padding is to the right)
+    image_mask      [B, T] bool, True where a visual token goes
+    labels          [B, T] int64, the token itself where it is scored, else -100: position t holds
+                    what is to be predicted from t-1 (unshifted)
+    pages           [N, C, h, w] uint8, C = 1 or 3, h and w multiples of 64
+    tiles           [M, C, s, s] uint8 or None, row by row, page after page
+    grids           [N, 2] int64 or None, tiles per page as (w, h); (1, 1) means no tiles
+    rows            numbers of the data rows, for messages
+
+    Raises ValueError if the visual tokens of all pages do not fill image_mask exactly.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    image_mask: Tensor
+    labels: Tensor
+    pages: Tensor
+    tiles: Tensor | None = None
+    grids: Tensor | None = None
+    rows: tuple[int, ...] = ()
+    image_index: Tensor | None = None  # flat positions in [B*T] of the visual tokens, in order
+    score_index: Tensor | None = None  # flat positions in [B*T] that predict a scored token
+    targets: Tensor | None = None  # [L] the scored tokens
+
+    def __post_init__(self):
+        if self.image_index is not None:
+            return  # moved from another device: already checked
+        assert self.input_ids.device.type == "cpu", "build batches on the CPU, then .to(device)"
+        B, T = self.input_ids.shape
+        for name in ("attention_mask", "image_mask", "labels"):
+            if getattr(self, name).shape != (B, T):
+                raise ValueError(f"{name} is {tuple(getattr(self, name).shape)}, not {(B, T)}")
+        N, _, h, w = self.pages.shape
+        if h % 64 or w % 64:
+            raise ValueError(f"pages of {w} x {h} px: sides must be multiples of 64")
+        grids = [(1, 1)] * N if self.grids is None else [tuple(g) for g in self.grids.tolist()]
+        tile = 0 if self.tiles is None else self.tiles.shape[-1]
+        expected = sum(visual_tokens(h, w, grid, tile) for grid in grids)
+        found = int(self.image_mask.sum())
+        if expected != found or len(grids) != N:
+            raise ValueError(f"{N} pages make {expected} visual tokens, image_mask holds {found}")
+        tiles = sum(x * y for x, y in grids if x * y > 1)
+        if tiles != (0 if self.tiles is None else len(self.tiles)):
+            raise ValueError(f"grids ask for {tiles} tiles, {tile and len(self.tiles)} are given")
+        scored = self.labels != IGNORE
+        if scored[:, 0].any():
+            raise ValueError("labels: position 0 has nothing to be predicted from")
+        found_at = scored.flatten().nonzero()[:, 0]
+        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (frozen)
+        set_("image_index", self.image_mask.flatten().nonzero()[:, 0])
+        set_("score_index", found_at - 1)
+        set_("targets", self.labels.flatten()[found_at])
+
+    @property
+    def count(self) -> int:
+        """Scored tokens."""
+        return len(self.targets)
+
+    def _mapped(self, change) -> "Batch":
+        """`change` done to every tensor but grids, which say how to cut and stay on the CPU."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grids"}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+    def to(self, device: torch.device) -> "Batch":
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Page-locked copy, from which `.to(cuda)` does not wait."""
+        return self._mapped(torch.Tensor.pin_memory)

@@ -1,0 +1,242 @@
+"""The shape of a model: dataclasses that read and write the official config.json.
+
+First room of the house. A checkpoint directory's config.json comes in (or a preset's name), a frozen
+`ModelConfig` goes out; every module below is built from it and from nothing else.
+
+The one idea: the preset `deepseek-ocr`, the preset `tiny` and any checkpoint are the same kind of
+thing. A field that the official file can set and that would change the computation is either
+honoured or refused, never ignored.
+
+Letters used in the shape comments of the whole package:
+    B batch   T tokens   D width   H heads   E experts   K experts per token
+    N pages   P patches  V vocabulary        R rank      I inner width of an MLP
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake of the user's: shown as one line naming what and where, exit code 2."""
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """SAM ViT-B with a neck and two strided convolutions (Kirillov et al. 2023)."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    patch: int = 16
+    image_size: int = 1024  # pixels per side that the position table was made for
+    window: int = 14  # patches per side of a local attention window
+    global_layers: tuple[int, ...] = (2, 5, 8, 11)  # these layers attend over the whole page
+    neck: int = 256
+    downsample: tuple[int, ...] = (512, 1024)  # channels of the two stride-2 convolutions
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """CLIP-L, fed with SAM's features in place of its own patch embedding (Radford et al. 2021)."""
+
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    image_size: int = 224
+    patch_size: int = 14
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """DeepSeek-V2-style mixture of experts with plain multi-head attention; official field names."""
+
+    vocab_size: int = 129280
+    hidden_size: int = 1280
+    intermediate_size: int = 6848  # the dense MLP of the first layers
+    moe_intermediate_size: int = 896  # one routed expert
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 10
+    num_key_value_heads: int = 10
+    n_shared_experts: int = 2  # fused into one MLP of n * moe_intermediate_size
+    n_routed_experts: int = 64
+    num_experts_per_tok: int = 6
+    first_k_dense_replace: int = 1  # layers below this index are dense
+    norm_topk_prob: bool = False
+    routed_scaling_factor: float = 1.0
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 8192
+    bos_token_id: int = 0
+    eos_token_id: int = 1
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def is_dense(self, layer: int) -> bool:
+        return layer < self.first_k_dense_replace
+
+
+# Fields that the official file may carry with exactly these values; any other value would change the
+# computation in a way that this code does not implement.
+_ONLY = {
+    "use_mla": (False,), "q_lora_rank": (None,), "kv_lora_rank": (None,), "n_group": (1, None),
+    "topk_group": (1, None), "topk_method": ("greedy",), "scoring_func": ("softmax",),
+    "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
+    "rope_scaling": (None,), "moe_layer_freq": (1,), "tie_word_embeddings": (False,),
+    "qk_nope_head_dim": (0, None), "qk_rope_head_dim": (0, None), "v_head_dim": (0, None),
+    "lm_head": (True,), "rm_head": (False,),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One DeepSeek-OCR: encoder, projector, decoder. `page_size` is its native page side in px."""
+
+    sam: SamConfig = field(default_factory=SamConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    page_size: int = 1024
+
+    def __post_init__(self):
+        sam, clip, dec = self.sam, self.clip, self.decoder
+        checks = {
+            "sam width must be a multiple of its heads": sam.width % sam.heads == 0,
+            "clip width must be a multiple of its heads": clip.width % clip.heads == 0,
+            "sam downsample must name two widths": len(sam.downsample) == 2,
+            "the last sam downsample width must be the clip width":
+                sam.downsample[-1] == clip.width,
+            "sam global_attn_indexes must be layer indices":
+                all(0 <= i < sam.layers for i in sam.global_layers),
+            "hidden_size must be a multiple of num_attention_heads":
+                dec.hidden_size % dec.num_attention_heads == 0,
+            "head size must be even (rotary attention)": dec.head_dim % 2 == 0,
+            "num_attention_heads must be a multiple of num_key_value_heads":
+                dec.num_attention_heads % dec.num_key_value_heads == 0,
+            "num_experts_per_tok must lie in 1..n_routed_experts":
+                1 <= dec.num_experts_per_tok <= dec.n_routed_experts,
+            "the page size must be a multiple of 64": self.page_size % 64 == 0,
+        }  # fmt: skip
+        for claim, holds in checks.items():
+            if not holds:
+                raise UserError(f"model config: {claim}")
+
+    @property
+    def feature_width(self) -> int:
+        """Width of a page token before the projector: CLIP's and SAM's, side by side."""
+        return self.clip.width + self.sam.downsample[-1]
+
+    @classmethod
+    def from_dict(cls, official: dict, where: str = "config.json") -> "ModelConfig":
+        """Reads the official layout. Raises UserError naming `where` and the field at fault."""
+        language = official.get("language_config")
+        if not isinstance(language, dict):
+            raise UserError(f"{where}: no language_config; not a DeepSeek-OCR checkpoint")
+        for key, allowed in _ONLY.items():
+            if key in language and language[key] not in allowed:
+                raise UserError(f"{where}: language_config.{key} = {language[key]!r} is not supported")
+        try:
+            vision = official["vision_config"]
+            sam, clip = vision["width"]["sam_vit_b"], vision["width"]["clip-l-14-224"]
+            page = official.get("candidate_resolutions", [[vision["image_size"]]])[0][0]
+            sam_config = SamConfig(
+                width=sam["width"], layers=sam["layers"], heads=sam["heads"],
+                image_size=vision["image_size"], global_layers=tuple(sam["global_attn_indexes"]),
+                downsample=tuple(sam["downsample_channels"]),
+                neck=sam.get("neck_channels", SamConfig.neck),
+                window=sam.get("window_size", SamConfig.window),
+            )  # fmt: skip
+            clip_config = ClipConfig(**{key: clip[key] for key in asdict(ClipConfig())})
+        except (KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{where}: vision_config lacks or misstates {error}") from error
+        known = {key: language[key] for key in asdict(DecoderConfig()) if key in language}
+        for key, value in known.items():
+            kind = type(getattr(DecoderConfig, key))
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, (kind, int)):
+                raise UserError(f"{where}: language_config.{key} = {value!r} is not a {kind.__name__}")
+        known.setdefault("num_key_value_heads", known.get("num_attention_heads", 10))
+        config = cls(sam_config, clip_config, DecoderConfig(**known), page)
+        projector = official.get("projector_config", {})
+        expected = {"projector_type": "linear", "input_dim": config.feature_width,
+                    "n_embed": config.decoder.hidden_size}  # fmt: skip
+        for key, value in expected.items():
+            if projector.get(key, value) != value:
+                raise UserError(f"{where}: projector_config.{key} = {projector[key]!r}, not {value!r}")
+        return config
+
+    @classmethod
+    def from_file(cls, path: Path) -> "ModelConfig":
+        try:
+            official = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not JSON ({error})") from None
+        if not isinstance(official, dict):
+            raise UserError(f"{path}: not a JSON object")
+        return cls.from_dict(official, str(path))
+
+    def to_dict(self) -> dict:
+        """The official layout, as servers need it (model_type, architectures, nested configs)."""
+        sam, clip, dec = self.sam, self.clip, self.decoder
+        defaults = asdict(DecoderConfig())
+        # The official file leaves these out where they have their usual value.
+        usual = ("norm_topk_prob", "routed_scaling_factor", "rope_theta", "rms_norm_eps")
+        shared = {k: v for k, v in asdict(dec).items() if k not in usual or v != defaults[k]}
+        shared |= {
+            "kv_lora_rank": None, "lm_head": True, "n_group": 1, "q_lora_rank": None,
+            "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "rm_head": False, "topk_group": 1,
+            "topk_method": "greedy", "use_mla": False, "v_head_dim": 0,
+        }  # fmt: skip
+        sam_dict = {"downsample_channels": list(sam.downsample), "heads": sam.heads,
+                    "global_attn_indexes": list(sam.global_layers), "layers": sam.layers,
+                    "width": sam.width}  # fmt: skip
+        if (sam.neck, sam.window) != (SamConfig.neck, SamConfig.window):
+            sam_dict |= {"neck_channels": sam.neck, "window_size": sam.window}
+        return {
+            "_name_or_path": "deepseek-ai/DeepSeek-OCR",
+            "candidate_resolutions": [[self.page_size, self.page_size]],
+            "global_view_pos": "head",
+            "architectures": ["DeepseekOCRForCausalLM"],
+            "auto_map": {"AutoConfig": "modeling_deepseekocr.DeepseekOCRConfig",
+                         "AutoModel": "modeling_deepseekocr.DeepseekOCRForCausalLM"},
+            "language_config": {
+                "architectures": ["DeepseekV2ForCausalLM"],
+                "auto_map": {"AutoConfig": "configuration_deepseekv2.DeepseekV2Config",
+                             "AutoModel": "modeling_deepseek.DeepseekV2Model",
+                             "AutoModelForCausalLM": "modeling_deepseek.DeepseekV2ForCausalLM"},
+                "torch_dtype": "bfloat16",
+                **shared,
+            },
+            "model_type": "deepseek_vl_v2",
+            "projector_config": {"input_dim": self.feature_width, "model_type": "mlp_projector",
+                                 "n_embed": dec.hidden_size, "projector_type": "linear"},
+            "tile_tag": "2D",
+            "torch_dtype": "bfloat16",
+            "transformers_version": "4.46.3",
+            "vision_config": {
+                "image_size": sam.image_size, "mlp_ratio": 3.7362, "model_name": "deeplip_b_l",
+                "model_type": "vision",
+                "width": {"clip-l-14-224": asdict(clip), "sam_vit_b": sam_dict},
+            },
+            **shared,
+        }  # fmt: skip
+
+
+PRESETS = {
+    # The official model: 3,336,106,240 parameters.
+    "deepseek-ocr": ModelConfig(),
+    # The same machine in miniature, for a CPU: windowed and global SAM layers, 1 dense and 3
+    # mixture layers. Its vocabulary is that of the embedded tokenizer.
+    "tiny": ModelConfig(
+        sam=SamConfig(width=96, layers=4, heads=4, image_size=256, window=6, global_layers=(1, 3),
+                      neck=64, downsample=(96, 128)),
+        clip=ClipConfig(width=128, layers=3, heads=4, image_size=56, patch_size=14),
+        decoder=DecoderConfig(vocab_size=4096, hidden_size=192, intermediate_size=512,
+                              moe_intermediate_size=96, num_hidden_layers=4, num_attention_heads=6,
+                              num_key_value_heads=6, n_routed_experts=16, num_experts_per_tok=4,
+                              max_position_embeddings=2048),
+        page_size=256,
+    ),
+}  # fmt: skip

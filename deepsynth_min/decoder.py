@@ -1,0 +1,265 @@
+"""Rotary attention and a mixture of experts: text and visual embeddings become hidden states.
+
+In: embeddings [B, T, D]. Out: hidden states [B, T, D], and the routers' balance term if asked for.
+
+The one idea is in `Experts`: the E experts of a layer are stacked in two tensors, and one grouped
+matrix product serves them all. Token-expert pairs are sorted by expert, so that each expert's rows
+lie together; `grouped_mm` then multiplies each run of rows with its own matrix. Nothing depends on
+how many tokens an expert got, so nothing is read back to the host, and an expert that got none still
+has a gradient (of zeros), which data-parallel reduction needs. `experts_by_loop` is the readable
+twin: one expert after the other. The tests hold the two together.
+
+Sources: DeepSeek-AI 2024 (DeepSeek-V2; here with plain multi-head attention, `use_mla` false),
+Su et al. 2021 (rotary positions), Zhang & Sennrich 2019 (RMSNorm), Shazeer 2020 (SwiGLU).
+Parameter names are those of the official checkpoint, but for the stacked experts.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import DecoderConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, computed in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+
+
+def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for `rotate`: positions [B, T] -> two [B, 1, T, head_dim], float32."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = theta ** (-exponents / head_dim)  # [head_dim/2]
+    angles = positions[..., None].float() * frequencies  # [B, T, head_dim/2]
+    angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, T, head_dim]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the pairs (x[i], x[i + d/2]) by their angle; x [B, H, T, d]."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of every layer, allocated once: [layers, 2, B, H, capacity, d].
+
+    `length` tokens are filled; the decoder appends at `length` and advances it after a forward.
+    """
+
+    def __init__(self, config: DecoderConfig, batch: int, capacity: int, dtype, device):
+        heads, d = config.num_key_value_heads, config.head_dim
+        size = (config.num_hidden_layers, 2, batch, heads, capacity, d)
+        self.store = torch.zeros(size, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + k.shape[2]
+        assert end <= self.store.shape[4], "cache capacity exceeded"
+        self.store[layer, 0, :, :, self.length : end] = k
+        self.store[layer, 1, :, :, self.length : end] = v
+        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions; fewer key/value heads are shared in groups."""
+
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.shared_kv = config.num_key_value_heads != config.num_attention_heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, kv_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x, cos, sin, mask=None, cache: KVCache | None = None) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = (
+            project(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, H, T, d]
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.shared_kv
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, D))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer, stacked: gate and up [E, 2I, D], down [E, D, I]."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        E, D, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up = nn.Parameter(torch.empty(E, 2 * inner, D))
+        self.down = nn.Parameter(torch.empty(E, D, inner))
+
+    def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+        """x [M, D]; chosen experts and their weights [M, K] -> [M, D], weighted sum over K."""
+        (M, D), K = x.shape, chosen.shape[1]
+        sorted_by_expert, order = chosen.flatten().sort(stable=True)  # [M*K] each
+        experts = torch.arange(len(self.gate_up), device=x.device)
+        ends = torch.searchsorted(sorted_by_expert, experts, right=True).int()  # [E] row ends
+        gate_up, down = _compute_dtype(x, self.gate_up), _compute_dtype(x, self.down)
+        rows = x.to(gate_up.dtype)[order // K]  # [M*K, D]
+        gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+        out = F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)  # [M*K, D]
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(M * K, device=x.device))
+        return (out[back].view(M, K, D) * weight[..., None]).sum(1).to(x.dtype)
+
+
+def experts_by_loop(experts: Experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+    """The readable twin of `Experts.forward`: the same sum, one expert after the other."""
+    total = torch.zeros_like(x)
+    for e, (gate_up, down) in enumerate(zip(experts.gate_up, experts.down)):
+        row, place = (chosen == e).nonzero(as_tuple=True)
+        gate, up = (x[row] @ gate_up.t()).chunk(2, dim=-1)
+        out = (F.silu(gate) * up) @ down.t()
+        total = total.index_add(0, row, out * weight[row, place, None])
+    return total
+
+
+def _compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
+    """Autocast does not know grouped_mm; this is what it would do."""
+    device = x.device.type
+    enabled = torch.is_autocast_enabled(device)
+    return weight.to(torch.get_autocast_dtype(device)) if enabled else weight
+
+
+class Router(nn.Module):
+    """Scores in float32, softmax, greedy top-k."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.k, self.normalise = config.num_experts_per_tok, config.norm_topk_prob
+        self.scale = config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., D] -> chosen experts [..., K], their weights [..., K], all scores [..., E]."""
+        with torch.autocast(x.device.type, enabled=False):
+            scores = F.linear(x.float(), self.weight.float()).softmax(dim=-1)  # [..., E]
+        weight, chosen = scores.topk(self.k, dim=-1, sorted=False)
+        if self.normalise:
+            weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
+        return chosen, weight * self.scale, scores
+
+
+def balance_term(scores: Tensor, chosen: Tensor, counted: Tensor) -> Tensor:
+    """sum over sequences of sum_e f_e * P_e: how unevenly one layer's experts are used.
+
+    scores [B, T, E], chosen [B, T, K], counted [B, T] (True where a token takes part). f_e is the
+    share of choices that went to expert e times E, P_e its mean probability. Balanced use gives 1
+    per sequence. DeepSeekMoE (Dai et al. 2024), sequence-wise form.
+    """
+    B, T, E = scores.shape
+    counted = counted.to(scores.dtype)
+    tokens = counted.sum(1, keepdim=True)  # [B, 1]
+    picks = F.one_hot(chosen, E).sum(2).to(scores.dtype) * counted[..., None]  # [B, T, E]
+    share = picks.sum(1) * E / (tokens * chosen.shape[-1])  # [B, E]
+    mean_score = (scores * counted[..., None]).sum(1) / tokens  # [B, E]
+    return (share * mean_score).sum()
+
+
+class MixtureOfExperts(nn.Module):
+    """Routed experts plus shared experts, which every token visits."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        shared = config.n_shared_experts * config.moe_intermediate_size
+        self.shared_experts = MLP(config.hidden_size, shared) if shared else None
+
+    def forward(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        B, T, D = x.shape
+        chosen, weight, scores = self.gate(x)
+        balance = None if counted is None else balance_term(scores, chosen, counted)
+        y = self.experts(x.view(B * T, D), chosen.view(B * T, -1), weight.view(B * T, -1))
+        y = y.view(B, T, D)
+        return (y if self.shared_experts is None else y + self.shared_experts(x)), balance
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        if config.is_dense(layer):
+            self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        else:
+            self.mlp = MixtureOfExperts(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x, cos, sin, mask, cache, counted) -> tuple[Tensor, Tensor | None]:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        y = self.post_attention_layernorm(x)
+        y, balance = self.mlp(y, counted) if hasattr(self.mlp, "experts") else (self.mlp(y), None)
+        return x + y, balance
+
+
+def causal_mask(valid: Tensor, length: int) -> Tensor:
+    """Keys that each of the last `length` queries may see: valid [B, S] -> bool [B, 1, length, S].
+
+    Padding to the left of the first real token sees only itself: meaningless, but finite.
+    """
+    S = valid.shape[1]
+    position = torch.arange(S, device=valid.device)
+    query = position[S - length :, None]
+    seen = (position <= query) & valid[:, None, None, :]  # [B, 1, length, S]
+    before_first = valid.long().cumsum(1)[:, None, S - length :, None] == 0  # [B, 1, length, 1]
+    return seen | ((position == query) & before_first)
+
+
+def decode(layers, norm, config: DecoderConfig, x: Tensor, *, valid=None, cache=None, counted=None):
+    """Embeddings x [B, T, D] -> (hidden states [B, T, D], balance term or None).
+
+    `valid` [B, S] marks real tokens, those already in the cache included; without it every token is
+    real, or padding stands to the right, where causality alone hides it. `counted` [B, T] asks for
+    the balance term over those tokens.
+    """
+    B, T, _ = x.shape
+    past = cache.length if cache is not None else 0
+    if valid is None:
+        positions = torch.arange(past, past + T, device=x.device).expand(B, T)
+    else:
+        first = valid.int().argmax(1, keepdim=True)  # [B, 1] padding on the left is not counted
+        positions = (torch.arange(past, past + T, device=x.device) - first).clamp(min=0)
+    # One query sees all keys; a longer piece after a filled cache needs the mask spelled out.
+    if valid is None and past:
+        valid = torch.ones(B, past + T, dtype=torch.bool, device=x.device)
+    mask = None if valid is None else causal_mask(valid.bool(), T)
+    cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta)
+    balance = None
+    for layer in layers:
+        x, term = layer(x, cos, sin, mask, cache, counted)
+        if term is not None:
+            balance = term if balance is None else balance + term
+    if cache is not None:
+        cache.length += T
+    return norm(x), balance

@@ -1,0 +1,222 @@
+"""The whole model: pages -> visual tokens -> scattered into the text -> decoded -> scored.
+
+In: a `Batch`. Out: logits [B, T, V], or (sum, count) of the loss.
+
+The one idea: a page is a piece of the sequence. Its visual tokens, each row ended by `image_newline`
+and the page by `view_seperator` (the official spelling), replace the embeddings of the image tokens,
+and from there on the decoder knows no difference.
+
+Freezing is `requires_grad` and nothing else: a part without trainable parameters below it builds no
+autograd graph, and every part can be trained.
+
+Source: Wei et al. 2025 (DeepSeek-OCR); parameter names are those of the official checkpoint.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batch import Batch
+from .config import ModelConfig
+from .decoder import DecoderLayer, Experts, RMSNorm, Router, decode
+from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
+from .loss import summed_cross_entropy
+from .weights import find_checkpoint, load_weights
+
+
+class Trunk(nn.Module):
+    """Everything but the head; holds the official names below `model.`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        dec = config.decoder
+        self.sam_model = SamEncoder(config.sam)
+        self.vision_model = ClipEncoder(config.clip)
+        self.projector = Projector(config)
+        self.image_newline = nn.Parameter(torch.empty(dec.hidden_size))
+        self.view_seperator = nn.Parameter(torch.empty(dec.hidden_size))
+        self.embed_tokens = nn.Embedding(dec.vocab_size, dec.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(dec, i) for i in range(dec.num_hidden_layers))
+        self.norm = RMSNorm(dec.hidden_size, dec.rms_norm_eps)
+
+
+class DeepseekOCR(nn.Module):
+    """DeepSeek-OCR. Build with a ModelConfig (random weights) or with `from_pretrained`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
+        if self.lm_head.weight.device.type != "meta":
+            self.initialise()
+
+    @classmethod
+    def from_pretrained(cls, directory_or_hub_id, dtype=None, device="cpu") -> "DeepseekOCR":
+        """Loads the official layout, strictly. dtype None keeps what the file holds.
+
+        Raises UserError naming every missing, unknown or wrongly shaped tensor.
+        """
+        directory = find_checkpoint(directory_or_hub_id)
+        config = ModelConfig.from_file(directory / "config.json")
+        with torch.device("meta"):
+            model = cls(config)
+        load_weights(model, directory, dtype, device)
+        return model
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Random weights: normal, std 1/sqrt(fan in) for products, 0.02 for tables and tokens."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | Router):
+                fan_in = module.weight[0].numel()
+                module.weight.normal_(0, fan_in**-0.5, generator=generator)
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_(0, 0.02, generator=generator)
+            elif isinstance(module, Experts):
+                for weight in (module.gate_up, module.down):
+                    weight.normal_(0, weight.shape[-1] ** -0.5, generator=generator)
+            elif isinstance(module, SamAttention):
+                module.rel_pos_h.normal_(0, 0.02, generator=generator)
+                module.rel_pos_w.normal_(0, 0.02, generator=generator)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                module.bias.zero_()
+        trunk = self.model
+        tables = (trunk.sam_model.pos_embed, trunk.vision_model.embeddings.class_embedding)
+        for table in (*tables, trunk.image_newline, trunk.view_seperator):
+            table.normal_(0, 0.02, generator=generator)
+
+    # -- pages ------------------------------------------------------------------------------------
+
+    def _page_grid(self, pages: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 [N, C, h*64, w*64] -> tokens [N, h, w, D], and SAM's and CLIP's features."""
+        trunk = self.model
+        dtype = trunk.sam_model.pos_embed.dtype
+        x = (pages.float() / 255 - 0.5) / 0.5
+        x = x.expand(-1, 3, -1, -1).to(dtype)  # one channel becomes three
+        trainable = any(
+            p.requires_grad
+            for part in (trunk.sam_model, trunk.vision_model)
+            for p in part.parameters()
+        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trainable):
+            sam = trunk.sam_model(x)  # [N, C, h, w]
+            clip = trunk.vision_model(sam)  # [N, 1 + h*w, C]
+        n, _, h, w = sam.shape
+        return trunk.projector(clip, sam).view(n, h, w, -1), sam, clip
+
+    def encode_pages(
+        self, pages: Tensor, tiles: Tensor | None = None, grids: Tensor | None = None
+    ) -> Tensor:
+        """Visual tokens of all pages in order, [sum of tokens, D].
+
+        pages [N, C, h, w] and tiles [M, C, s, s] uint8; grids [N, 2] (w, h) on the CPU or wherever.
+        A page's local view (its tiles as one large grid) comes first, then its global view, then
+        the separator.
+        """
+        trunk = self.model
+        views, _, _ = self._page_grid(pages)  # [N, h, w, D]
+        if grids is None or tiles is None or not len(tiles):
+            rows = self._with_newlines(views)  # [N, h*(w+1), D]
+            end = trunk.view_seperator.to(rows.dtype).expand(len(rows), 1, -1)
+            return torch.cat([rows, end], dim=1).flatten(0, 1)  # [N * n, D]
+        local, _, _ = self._page_grid(tiles)  # [M, q, q, D]
+        tokens, start = [], 0
+        for view, (w, h) in zip(views, grids.tolist()):
+            if w * h > 1:
+                q = local.shape[1]
+                grid = local[start : start + w * h].view(h, w, q, q, -1)
+                start += w * h
+                merged = grid.transpose(1, 2).reshape(1, h * q, w * q, -1)
+                tokens.append(self._with_newlines(merged)[0])
+            tokens.append(self._with_newlines(view[None])[0])
+            tokens.append(trunk.view_seperator.to(view.dtype)[None])
+        return torch.cat(tokens)
+
+    def _with_newlines(self, grid: Tensor) -> Tensor:
+        """[N, h, w, D] -> [N, h*(w+1), D], `image_newline` after each row."""
+        n, h, _, width = grid.shape
+        newline = self.model.image_newline.to(grid.dtype).expand(n, h, 1, width)
+        return torch.cat([grid, newline], dim=2).flatten(1, 2)
+
+    # -- text -------------------------------------------------------------------------------------
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Text embeddings with the visual tokens in their places, [B, T, D]."""
+        x = self.model.embed_tokens(batch.input_ids)  # [B, T, D]
+        if not len(batch.pages):
+            return x
+        visual = self.encode_pages(batch.pages, batch.tiles, batch.grids)
+        # Out of place: the embedding's output is needed unchanged for its own gradient.
+        flat = x.flatten(0, 1).index_copy(0, batch.image_index, visual.to(x.dtype))
+        return flat.view_as(x)
+
+    def hidden(self, x: Tensor, *, valid=None, cache=None, counted=None):
+        """Embeddings [B, T, D] -> normed hidden states [B, T, D] and the balance term or None."""
+        trunk = self.model
+        return decode(trunk.layers, trunk.norm, self.config.decoder, x,
+                      valid=valid, cache=cache, counted=counted)  # fmt: skip
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B, T, V] of every position, for looking at; training uses `loss`."""
+        x, _ = self.hidden(self.embed(batch), valid=batch.attention_mask)
+        return F.linear(x, self.lm_head.weight)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """(summed cross-entropy over the scored tokens, their number)."""
+        total, count, _ = self.loss_terms(batch)
+        return total, count
+
+    def loss_terms(self, batch: Batch, balance: bool = False):
+        """(sum, count, balance term summed over sequences and layers; None unless asked for).
+
+        Padding stands to the right, where causality hides it, so no mask is needed; the balance
+        term leaves it out.
+        """
+        counted = batch.attention_mask if balance else None
+        x, term = self.hidden(self.embed(batch), counted=counted)  # [B, T, D]
+        scored = x.flatten(0, 1)[batch.score_index]  # [L, D]
+        return summed_cross_entropy(scored, self.lm_head.weight, batch.targets), batch.count, term
+
+
+# -- what is in it ------------------------------------------------------------------------------
+
+PARTS = (  # (part, prefix of the parameter names); the first prefix that fits decides
+    ("SAM", "model.sam_model."),
+    ("CLIP", "model.vision_model."),
+    ("projector", "model.projector."),
+    ("projector", "model.image_newline"),
+    ("projector", "model.view_seperator"),
+    ("embedding", "model.embed_tokens."),
+    ("head", "lm_head."),
+    ("decoder", "model."),
+)
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to."""
+    part = next(part for part, prefix in PARTS if name.startswith(prefix))
+    return "routed experts" if ".mlp.experts." in name else part
+
+
+def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
+    """(part, total, trainable, active per token) for each part, then "total".
+
+    Active: what one generated token is multiplied with: k of E experts, the head, no encoder, and
+    one row of the embedding, which counts as nothing.
+    """
+    config = model.config.decoder
+    share = {
+        "routed experts": (config.num_experts_per_tok, config.n_routed_experts),
+        "decoder": (1, 1),
+        "head": (1, 1),
+    }
+    rows: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        row = rows.setdefault(part_of(name), [0, 0, 0])
+        size, (k, of) = parameter.numel(), share.get(part_of(name), (0, 1))
+        row[0] += size
+        row[1] += size if parameter.requires_grad else 0
+        row[2] += size * k // of
+    table = [(part, *row) for part, row in rows.items()]
+    return [*table, ("total", *(sum(column) for column in list(zip(*table))[1:]))]

@@ -1,0 +1,170 @@
+"""Official weights in and out: a checkpoint directory <-> the parameters of a module.
+
+In: a directory (or hub id) with config.json and safetensors, in one file or in shards with an index.
+Out: the module's parameters, filled; or such a directory, written.
+
+The one idea: a module's parameters are shown under the official names as *views*
+(`official_views`): most are the parameter itself, a stacked expert tensor appears as its E x {gate,
+up} or E x down slices. Checking, loading and saving are then the same loop over names, and are
+strict both ways: a tensor missing, left over or wrongly shaped is an error that names it.
+"""
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+
+
+def official_views(module: nn.Module) -> dict[str, Tensor]:
+    """Official tensor name -> the parameter, or the slice of a stacked one, that holds it."""
+    views = {}
+    for name, parameter in module.named_parameters():
+        prefix, _, last = name.rpartition(".")
+        if last == "gate_up":  # [E, 2I, D]
+            inner = parameter.shape[1] // 2
+            for e, expert in enumerate(parameter.detach()):
+                views[f"{prefix}.{e}.gate_proj.weight"] = expert[:inner]
+                views[f"{prefix}.{e}.up_proj.weight"] = expert[inner:]
+        elif last == "down":  # [E, D, I]
+            for e, expert in enumerate(parameter.detach()):
+                views[f"{prefix}.{e}.down_proj.weight"] = expert
+        else:
+            views[name] = parameter.detach()
+    return views
+
+
+def find_checkpoint(directory_or_hub_id: str | os.PathLike) -> Path:
+    """A directory as it is; a hub id from the local cache, else downloaded. Never any code."""
+    path = Path(directory_or_hub_id)
+    if path.is_dir():
+        return path
+    name = str(directory_or_hub_id)
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+    except HFValidationError as error:
+        raise UserError(f"{name}: {error}") from None
+    except LocalEntryNotFoundError:
+        pass  # not in the cache: ask the hub
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name}: not a directory, and the hub did not give it: {reason}") from None
+
+
+def _tensor_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, each known to exist."""
+    index = directory / INDEX
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    if not index.is_file():
+        raise UserError(f"{directory}: neither {SINGLE} nor {INDEX}")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not a weight index ({error})") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index}: {name!r} is not a file name in this directory")
+        if not (directory / name).is_file():
+            raise UserError(f"{index} names {name}, which is not there")
+    return [directory / name for name in names]
+
+
+def _list(names: list[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def check_names(found: dict[str, tuple], expected: dict[str, tuple], where: str) -> None:
+    """Compares {name: shape} both ways. Raises UserError naming every difference."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} is {list(found[name])}, not {list(expected[name])}"
+        for name in expected
+        if name in found and tuple(found[name]) != tuple(expected[name])
+    ]
+    problems = [
+        f"{len(names)} {what}: {_list(names)}"
+        for what, names in (("missing", missing), ("unknown", extra), ("wrongly shaped", wrong))
+        if names
+    ]
+    if problems:
+        raise UserError(f"{where}: tensors do not fit the model; " + "; ".join(problems))
+
+
+@torch.no_grad()
+def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -> None:
+    """Fills a module that was built on the meta device, one tensor at a time.
+
+    dtype None keeps what the file holds. Raises UserError on anything that does not fit.
+    """
+    with ExitStack() as stack:
+        source = {}
+        for path in _tensor_files(directory):
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: not a safetensors file ({error})") from None
+            source |= {name: file for name in file.keys()}
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in source.items()}
+        expected = {name: tuple(view.shape) for name, view in official_views(module).items()}
+        check_names(shapes, expected, str(directory))
+        for owner in module.modules():
+            for name, parameter in owner.named_parameters(recurse=False):
+                kind = dtype or _file_dtype(owner, name, module, source)
+                filled = torch.empty(parameter.shape, dtype=kind, device=device)
+                setattr(owner, name, nn.Parameter(filled, parameter.requires_grad))
+        for name, view in official_views(module).items():
+            view.copy_(source[name].get_tensor(name))
+
+
+def _file_dtype(owner: nn.Module, name: str, module: nn.Module, source: dict) -> torch.dtype:
+    """The type that the file gives to a parameter; float32 where its slices differ."""
+    prefix = next(path for path, candidate in module.named_modules() if candidate is owner)
+    full = f"{prefix}.{name}" if prefix else name
+    pieces = [full] if full in source else [k for k in source if k.startswith(prefix + ".")]
+    kinds = {source[piece].get_slice(piece).get_dtype() for piece in pieces}
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop(), torch.float32) if (
+        len(kinds) == 1
+    ) else torch.float32  # fmt: skip
+
+
+def save_weights(module: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes official names, unfused, in shards of at most `shard_bytes` (or one tensor) each."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = total = 0
+    for name, view in official_views(module).items():
+        if shards[-1] and size + view.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = view
+        size += view.nbytes
+        total += view.nbytes
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        file = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):06}.safetensors"
+        # A copy per shard: views of one stacked tensor share memory, which the format refuses.
+        copies = {name: view.cpu().clone().contiguous() for name, view in shard.items()}
+        save_file(copies, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
