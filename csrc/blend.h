@@ -1,0 +1,90 @@
+// Ink on paper: the one place where a pixel changes its value.
+//
+// Paper is 255, ink is 0, coverage says how much of a pixel the ink hides (0..255). The exact
+// composite is t = paper*(255-coverage)+128; ((t>>8)+t)>>8, which is round(paper*(255-coverage)/255).
+// Two identities make it cheap: on white paper it equals 255-coverage, and without coverage it
+// leaves the paper alone. So a row is a plain subtraction unless ink already lies under new ink
+// (`overlaps`), and only such rows pay for the multiplication.
+//
+// A row is a multiple of 16 bytes of coverage, zero padded. SSE2 where the machine has it (every
+// x86-64), else loops that say the same; -DDEEPSYNTH_PORTABLE forces the loops, for tests.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__SSE2__) && !defined(DEEPSYNTH_PORTABLE)
+#include <emmintrin.h>
+#define DEEPSYNTH_SSE2 1
+#endif
+
+namespace deepsynth {
+
+constexpr int kRow = 16;  // bytes that one operation handles; coverage rows are padded to it
+
+inline uint8_t over(unsigned paper, unsigned coverage) {
+    const unsigned t = paper * (255u - coverage) + 128u;
+    return static_cast<uint8_t>(((t >> 8) + t) >> 8);
+}
+
+#ifdef DEEPSYNTH_SSE2
+
+inline __m128i load16(const uint8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+}
+
+inline void store16(uint8_t* p, __m128i v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v);
+}
+
+// paper -= coverage: the composite, where `overlaps` is false.
+inline void subtract16(uint8_t* paper, const uint8_t* coverage) {
+    store16(paper, _mm_sub_epi8(load16(paper), load16(coverage)));
+}
+
+// Does any of the 16 pixels have both ink on the paper and coverage to come?
+inline bool overlaps16(const uint8_t* paper, const uint8_t* coverage) {
+    const __m128i ink = _mm_xor_si128(load16(paper), _mm_set1_epi8(-1));
+    const __m128i both = _mm_min_epu8(ink, load16(coverage));
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(both, _mm_setzero_si128())) != 0xffff;
+}
+
+inline void over16(uint8_t* paper, const uint8_t* coverage) {
+    const __m128i zero = _mm_setzero_si128(), half = _mm_set1_epi16(128);
+    const __m128i p = load16(paper), keep = _mm_xor_si128(load16(coverage), _mm_set1_epi8(-1));
+    __m128i lo = _mm_mullo_epi16(_mm_unpacklo_epi8(p, zero), _mm_unpacklo_epi8(keep, zero));
+    __m128i hi = _mm_mullo_epi16(_mm_unpackhi_epi8(p, zero), _mm_unpackhi_epi8(keep, zero));
+    lo = _mm_add_epi16(lo, half);
+    hi = _mm_add_epi16(hi, half);
+    // Both sums stay below 2^16: 255*255+128 = 65153, and 65153 + (65153>>8) = 65407.
+    lo = _mm_srli_epi16(_mm_add_epi16(lo, _mm_srli_epi16(lo, 8)), 8);
+    hi = _mm_srli_epi16(_mm_add_epi16(hi, _mm_srli_epi16(hi, 8)), 8);
+    store16(paper, _mm_packus_epi16(lo, hi));
+}
+
+#else
+
+inline void subtract16(uint8_t* paper, const uint8_t* coverage) {
+    for (int i = 0; i < kRow; ++i) paper[i] = static_cast<uint8_t>(paper[i] - coverage[i]);
+}
+
+inline bool overlaps16(const uint8_t* paper, const uint8_t* coverage) {
+    unsigned both = 0;
+    for (int i = 0; i < kRow; ++i) both |= (paper[i] != 255) & (coverage[i] != 0);
+    return both != 0;
+}
+
+inline void over16(uint8_t* paper, const uint8_t* coverage) {
+    for (int i = 0; i < kRow; ++i) paper[i] = over(paper[i], coverage[i]);
+}
+
+#endif
+
+// One padded row of `stride` bytes, whatever lies under it.
+inline void blend_row(uint8_t* paper, const uint8_t* coverage, int stride) {
+    for (int x = 0; x < stride; x += kRow) {
+        if (overlaps16(paper + x, coverage + x)) over16(paper + x, coverage + x);
+        else subtract16(paper + x, coverage + x);
+    }
+}
+
+}  // namespace deepsynth

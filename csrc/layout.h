@@ -1,0 +1,197 @@
+// Greedy wrap: where a line of text ends.
+//
+// in:  units (1-, 2- or 4-byte, straight from the str) and their cells
+// out: lines [start, next) that tile the text; of each, [start, stop) is drawn (trailing spaces and
+//      the line end itself are not: they hang), with its natural width
+//
+// One pass with one remembered break. A character that passes the limit ends the line at that break
+// and the next line starts over from there, so a tab or a kern always sees its own line. Without a
+// break the line splits before the character; the first character always fits, however wide.
+// Pens are 26.6 pixels in 64 bits: a gigabyte of spaces does not overflow.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "atlas.h"
+
+namespace deepsynth {
+
+struct Measure {
+    int64_t limit = 0;   // width of a line, 26.6
+    int64_t tab = 64;    // distance of the tab stops, 26.6
+    int64_t hyphen = 0;  // advance of the hyphen that a soft hyphen shows, 26.6
+};
+
+enum LineFlag : uint32_t { kWrapped = 1, kHyphenated = 2, kEndsPage = 4 };
+
+struct Line {
+    int64_t start = 0, stop = 0, next = 0;
+    int64_t width = 0;  // of [start, stop), 26.6
+    uint32_t flags = 0;
+    int32_t indent = 0;  // pixels to the right of the column's edge, for right-to-left paragraphs
+};
+
+struct Note {  // a character to report
+    int64_t position;
+    uint32_t flags;
+};
+
+enum Status { kDone = 0, kNeedsGlyphs = 1, kNeedsPreparation = 2 };
+
+inline int64_t next_tab(int64_t pen, int64_t tab) { return (pen / tab + 1) * tab; }
+
+template <class Unit, bool Kern>
+class Wrapper {
+public:
+    Wrapper(const Atlas& atlas, const Unit* text, int64_t length, const Measure& measure,
+            bool prepared, std::vector<Note>& notes)
+        : atlas_(atlas), page0_(atlas.page(0)), text_(text), length_(length), measure_(measure),
+          prepared_(prepared), notes_(notes) {}
+
+    // The line that starts at `start`; status() tells whether it could be made.
+    Line next(int64_t start) {
+        Line line;
+        line.start = start_ = start;
+        break_ = Break{start, start, 0, 0};
+        int64_t pen = 0;
+        for (int64_t i = start; i < length_; ++i) {
+            const Cell& cell = at(i);
+            const uint8_t kind = cell.kind.load(std::memory_order_acquire);
+            if (kind != kPlain) {
+                if (!acceptable(i, cell, kind)) return line;
+                if (kind >= kNewline && kind <= kFormFeed) return line_end(i, kind, line, pen);
+                if (kind >= kSpace && kind <= kSoftHyphen) {
+                    pen = blank(i, cell, kind, pen);
+                    continue;
+                }
+                if (kind == kWide) break_before(i, pen);
+            }
+            const int64_t reach = pen + cell.advance + kern(i, cell);
+            if (reach > measure_.limit && cell.advance > 0 && pen > 0) return wrap(i, line, pen);
+            pen = reach;
+            if (kind >= kWide) break_after(i, kind, pen);
+        }
+        return finish(length_, length_, line, pen);
+    }
+
+    Status status() const { return status_; }
+
+private:
+    struct Break {
+        int64_t next = 0, stop = 0, width = 0;
+        uint32_t flags = 0;
+    };
+
+    const Cell& at(int64_t i) const {
+        if (sizeof(Unit) == 1) return page0_[text_[i]];
+        return atlas_.at(text_[i]);
+    }
+
+    int kern(int64_t i, const Cell& cell) const {
+        if (!Kern || i == start_) return 0;
+        return atlas_.kern(at(i - 1), cell);
+    }
+
+    bool space_at(int64_t i) const {
+        const uint8_t kind = at(i).kind.load(std::memory_order_relaxed);
+        return kind == kSpace || kind == kTab;
+    }
+
+    // Resolved and needing no rewriting; reports what is to be reported.
+    bool acceptable(int64_t i, const Cell& cell, uint8_t kind) {
+        if (kind == kUnresolved) status_ = kNeedsGlyphs;
+        else if (cell.flags & kPrepare && !prepared_) status_ = kNeedsPreparation;
+        else if (cell.flags & kReported && i >= noted_) {
+            notes_.push_back({i, cell.flags});
+            noted_ = i + 1;  // a line that starts over meets its characters twice
+        }
+        return status_ == kDone;
+    }
+
+    // Spaces, tabs and invisible breaks: they hang, so they never overflow. Returns the new pen.
+    int64_t blank(int64_t i, const Cell& cell, uint8_t kind, int64_t pen) {
+        if (kind == kSoftHyphen) {
+            if (pen + measure_.hyphen <= measure_.limit)
+                break_ = Break{i + 1, i, pen + measure_.hyphen, kHyphenated};
+            return pen;
+        }
+        const bool run = i > start_ && break_.next == i && !(break_.flags & kHyphenated);
+        if (run) break_.next = i + 1;  // the text still stops where the run began
+        else break_ = Break{i + 1, i, pen, 0};
+        if (kind == kTab) return next_tab(pen, measure_.tab);
+        return pen + cell.advance + (kind == kSpace ? kern(i, cell) : 0);
+    }
+
+    void break_before(int64_t i, int64_t pen) {
+        if (i > start_ && break_.next != i && may_part(i)) break_ = Break{i, i, pen, 0};
+    }
+
+    // May a line end between unit i and what comes before it?
+    bool may_part(int64_t i) const {
+        int64_t before = i - 1;
+        while (before > start_ && at(before).flags & kJoin) --before;
+        return !(at(before).flags & (kNoEnd | kGlue)) &&
+               !(at(i).flags & (kNoStart | kGlue | kJoin));
+    }
+
+    // After a wide character a word may start the next line. What joins it has no width, so the
+    // break may lie ahead of the pen.
+    void break_after(int64_t i, uint8_t kind, int64_t pen) {
+        if (kind == kInkBreak) {
+            break_ = Break{i + 1, i + 1, pen, 0};
+            return;
+        }
+        int64_t after = i + 1;
+        while (after < length_ && at(after).flags & kJoin) ++after;
+        if (after == length_) return;
+        const uint8_t next = at(after).kind.load(std::memory_order_relaxed);
+        const bool word = next == kPlain || next == kNoted || next == kInkBreak;
+        if (word && may_part(after)) break_ = Break{after, after, pen, 0};
+    }
+
+    // Unit i does not fit.
+    Line wrap(int64_t i, Line& line, int64_t pen) const {
+        line.flags |= kWrapped;
+        if (break_.next <= start_) {  // one word fills the line: split it
+            line.stop = line.next = i;
+            line.width = pen;
+            return line;
+        }
+        line.stop = break_.stop;
+        line.next = break_.next;
+        line.width = break_.width;
+        line.flags |= break_.flags;
+        return line;
+    }
+
+    Line line_end(int64_t i, uint8_t kind, Line& line, int64_t pen) const {
+        const bool crlf = kind == kReturn && i + 1 < length_ && text_[i + 1] == '\n';
+        if (kind == kFormFeed) line.flags |= kEndsPage;
+        return finish(i, i + (crlf ? 2 : 1), line, pen);
+    }
+
+    Line finish(int64_t stop, int64_t next, Line& line, int64_t pen) const {
+        line.stop = stop;
+        line.next = next;
+        line.width = pen;
+        if (stop > start_ && break_.next == stop && space_at(stop - 1)) {
+            line.stop = break_.stop;
+            line.width = break_.width;
+        }
+        return line;
+    }
+
+    const Atlas& atlas_;
+    const Cell* page0_;
+    const Unit* text_;
+    int64_t length_;
+    Measure measure_;
+    bool prepared_;
+    std::vector<Note>& notes_;
+    int64_t start_ = 0, noted_ = 0;
+    Break break_;
+    Status status_ = kDone;
+};
+
+}  // namespace deepsynth

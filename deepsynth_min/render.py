@@ -1,0 +1,258 @@
+"""Text -> pages: uint8 [N, height, width], 255 paper and 0 ink, and what became of each character.
+
+In: str and a `PageStyle`. Out: `Pages`: the drawn pages, the range of text that each holds, and
+every character that could not be drawn as it should. The one idea: layout and drawing are one call
+into csrc/ for a whole batch; Python only adds glyphs that are new and rewrites text that needs it.
+
+    pages = render_pages("some text", PageStyle(width=640, height=640))
+    several = render_batch(texts, style, threads=2)      # one [N, H, W] behind all of them
+
+`python -m deepsynth_min.render FILE` writes previews as PNG files.
+"""
+
+import os
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ._raster import FLAGS, Plan
+from .characters import script_to_shape
+from .glyphs import MOST_COMPOSITES, GlyphStore
+from .prepare import prepare
+from .style import PageStyle
+
+__all__ = ["PageStyle", "Pages", "Renderer", "fit", "render_batch", "render_pages"]
+
+_NEEDS_PREPARATION = 2  # Status in csrc/layout.h
+
+
+@dataclass(frozen=True)
+class Pages:
+    """A drawn text. Positions are offsets in its str; they count characters, not bytes."""
+
+    pages: np.ndarray  # uint8 [N, height, width]
+    ranges: np.ndarray  # int64 [N, 2]: (start, end) of each page; together they tile the text
+    missing: np.ndarray  # int64 positions of characters drawn as a box: no font has them
+    unshaped: np.ndarray  # int64 positions of characters whose script was drawn without shaping
+    invisible: np.ndarray  # int64 positions of characters that by definition draw nothing
+    clipped: int  # glyphs of which the page's edge cut something off
+    truncated: int  # characters after the last page, with overflow = truncate
+    text_height: int  # rows of the last page down to its last line
+    style: PageStyle  # what was used; its font_size is smaller after overflow = shrink
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    def images(self) -> list[np.ndarray]:
+        """The pages one by one [height, width]; the last is cropped if the style says so."""
+        images = list(self.pages)
+        if self.style.crop_last:
+            images[-1] = images[-1][: self.text_height]
+        return images
+
+
+class Renderer:
+    """Draws text in one style and keeps its glyphs. Safe to share among threads; a child process
+    made by fork starts its own glyphs; pickles as its style."""
+
+    def __init__(self, style: PageStyle = PageStyle()):
+        self.style = style
+        self._lock = threading.Lock()
+        self._owner, self._store = 0, None
+        self._current()
+
+    def __reduce__(self):
+        return Renderer, (self.style,)
+
+    def render_pages(self, text: str, out: np.ndarray | None = None) -> Pages:
+        """Pages of one text; see render_batch."""
+        return self.render_batch([text], out=out)[0]
+
+    def render_batch(self, texts, out: np.ndarray | None = None, threads: int = 1) -> list[Pages]:
+        """Pages of several texts, drawn into one contiguous array [N, height, width] of which each
+        result holds a view, in order.
+
+        out: uint8 [>= N, height, width], contiguous and writable, to draw into (fresh memory costs
+        more than drawing). threads: 0 means one per core. Raises ValueError if a text needs more
+        than max_pages, if on_missing is `error` and a character is missing, or out does not fit.
+        """
+        texts = list(texts)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("text: must be str")
+        threads = threads or len(os.sched_getaffinity(0))
+        if self.style.max_pages and self.style.overflow == "shrink":
+            return self._render_shrunk(texts, out, threads)
+        layout = _Layout(self._current(), texts, threads)
+        layout.check()
+        if out is None:
+            out = np.empty((layout.plan.number_pages(), *self._shape()), np.uint8)
+        layout.plan.draw(out, threads)
+        return layout.results(out)
+
+    def count_pages(self, text: str) -> int:
+        """How many pages a text needs, without drawing it (max_pages does not count)."""
+        return _Layout(self._current(), [text], 1, limit=0).plan.pages(0)
+
+    def _render_shrunk(self, texts: list[str], out: np.ndarray | None, threads: int) -> list[Pages]:
+        style = self.style
+        sizes = [fit(text, style, style.max_pages, style.min_font_size, style.font_size)
+                 for text in texts]  # fmt: skip
+        if any(size is None for size in sizes):
+            raise ValueError(f"max_pages: {style.max_pages} are too few for text "
+                             f"{sizes.index(None)} even at font size {style.min_font_size}")  # fmt: skip
+        groups = [_Layout(_renderer(style.at_size(size))._current(), [text], 1)
+                  for text, size in zip(texts, sizes)]  # fmt: skip
+        counts = [layout.plan.number_pages() for layout in groups]
+        for layout in groups:
+            layout.check()
+        if out is None:
+            out = np.empty((sum(counts), *self._shape()), np.uint8)
+        elif len(out) < sum(counts):
+            raise ValueError(f"out: shape must be [>= {sum(counts)}, height, width]")
+        ends = np.cumsum(counts)
+        spots = [out[end - count : end] for end, count in zip(ends, counts)]
+        for layout, spot in zip(groups, spots):
+            layout.plan.draw(spot, threads)
+        return [layout.results(spot)[0] for layout, spot in zip(groups, spots)]
+
+    def _shape(self) -> tuple[int, int]:
+        return self.style.height, self.style.width
+
+    def _current(self) -> GlyphStore:
+        """The glyph store; a new one after a fork (another thread may have been inside FreeType)
+        and when clusters have piled up."""
+        store, owner = self._store, self._owner
+        if owner == os.getpid() and len(store) < MOST_COMPOSITES:
+            return store
+        if owner != os.getpid():
+            self._lock = threading.Lock()
+        with self._lock:
+            if self._owner != os.getpid() or len(self._store) >= MOST_COMPOSITES:
+                self._store = GlyphStore(self.style)
+                self._owner = os.getpid()
+            return self._store
+
+
+class _Layout:
+    """Texts laid out, every character resolved, nothing drawn."""
+
+    def __init__(self, store: GlyphStore, texts: list[str], threads: int, limit: int | None = None):
+        self.store, self.style, self.texts = store, store.style, texts
+        if limit is None:
+            limit = self.style.max_pages if self.style.overflow == "truncate" else 0
+        self.plan = Plan(store.atlas, frame(store), limit)
+        pending = self.plan.layout(texts, threads)
+        rewrites = bool(self.style.newline_mark) or self.style.spaces == "collapse"
+        if rewrites:
+            pending = [(i, _NEEDS_PREPARATION) for i in range(len(texts))]
+        units: dict[int, np.ndarray] = {}
+        while pending:
+            for i, status in pending:
+                if status == _NEEDS_PREPARATION:
+                    units[i] = prepare(texts[i], store)
+                    self.plan.replace(i, units[i])
+                store.resolve(store.atlas.unresolved(units.get(i, texts[i])))
+            pending = self.plan.layout_again([i for i, _ in pending], threads)
+
+    def check(self) -> None:
+        """Raise what the style forbids, before anything is drawn."""
+        style = self.style
+        for i, text in enumerate(self.texts):
+            pages = self.plan.pages(i)
+            if style.max_pages and style.overflow != "truncate" and pages > style.max_pages:
+                raise ValueError(f"max_pages: {style.max_pages} are too few, text {i} needs {pages}")
+            if style.on_missing == "error":
+                _, positions, flags, *_ = self.plan.result(i)
+                lost = positions[flags & FLAGS["missing"] != 0]
+                if len(lost):
+                    chars = sorted({text[p] for p in lost})[:10]
+                    raise ValueError(f"text {i}: no font has {len(lost)} characters, first at "
+                                     f"{lost[0]}: {ascii(''.join(chars))}")  # fmt: skip
+            if style.shaping == "require" and not style.shaper():
+                at = next((k for k, char in enumerate(text) if script_to_shape(ord(char))), None)
+                if at is not None:
+                    raise ValueError(f"text {i}: {script_to_shape(ord(text[at]))} at {at} needs "
+                                     "shaping: pip install deepsynth-min[shaping]")  # fmt: skip
+
+    def results(self, out: np.ndarray) -> list[Pages]:
+        """One Pages per text, after drawing into `out`."""
+        results, first = [], 0
+        for i, text in enumerate(self.texts):
+            ranges, positions, flags, clipped, _, lines = self.plan.result(i)
+            noted = [positions[flags & FLAGS[name] != 0] if len(flags) else positions
+                     for name in ("missing", "unshaped", "invisible")]  # fmt: skip
+            pages = out[first : first + len(ranges)]
+            truncated = len(text) - int(ranges[-1, 1])
+            height = text_height(self.store, lines)
+            results.append(Pages(pages, ranges, *noted, clipped, truncated, height, self.style))
+            first += len(ranges)
+        return results
+
+
+def frame(store: GlyphStore) -> dict[str, int]:
+    """Where lines lie on a page, in whole pixels (limit, tab and hyphen: 26.6 pixels)."""
+    style = store.style
+    left, top, _, bottom = style.margins()
+    up, down = store.chain.extent()
+    step = line_step(style)
+    room = style.height - top - bottom
+    return {
+        "width": style.width, "height": style.height, "left": left, "baseline": top + up,
+        "step": step, "columns": style.columns,
+        "column_step": style.column_width() + style.column_gap,
+        # The last line needs room for its own height only; one line there is on any page.
+        "lines_per_column": 1 + max(0, room - up - down) // step,
+        "justify": style.align == "justify", "invert": style.invert, "kerning": style.kerning,
+        "limit": style.column_width() * 64, "tab": max(64, style.tab * store.space),
+        "hyphen": store.hyphen,
+    }  # fmt: skip
+
+
+def line_step(style: PageStyle) -> int:
+    return max(1, round(style.line_height * style.font_size))
+
+
+def text_height(store: GlyphStore, lines: int) -> int:
+    """Rows of a page down to the bottom of its last line and the margin after it."""
+    style, (up, down) = store.style, store.chain.extent()
+    _, top, _, bottom = style.margins()
+    fullest = min(lines, frame(store)["lines_per_column"])
+    below = (fullest - 1) * line_step(style) + up + down if fullest else 0
+    return max(1, min(style.height, top + below + bottom))
+
+
+@lru_cache(maxsize=64)
+def _renderer(style: PageStyle) -> Renderer:
+    return Renderer(style)
+
+
+def render_pages(text: str, style: PageStyle = PageStyle(), out: np.ndarray | None = None) -> Pages:
+    """Pages of a text: uint8 [N, height, width]; an empty text is one blank page. Renderers are
+    kept by style. See Renderer.render_batch for `out` and what is raised."""
+    return _renderer(style).render_pages(text, out)
+
+
+def render_batch(texts, style: PageStyle = PageStyle(), threads: int = 1,
+                 out: np.ndarray | None = None) -> list[Pages]:  # fmt: skip
+    """Pages of several texts in one contiguous array; see Renderer.render_batch."""
+    return _renderer(style).render_batch(texts, out, threads)
+
+
+def fit(text: str, style: PageStyle, pages: int, smallest: int = 6,
+        largest: int = 64) -> int | None:  # fmt: skip
+    """The largest font size in smallest..largest at which the text needs at most `pages` pages, or
+    None. Layout only: no glyph is drawn. Every size from the top is tried, because whole-pixel
+    advances make the number of lines not quite monotonic; a size that is too large stops early."""
+    for size in range(largest, smallest - 1, -1):
+        layout = _Layout(GlyphStore(style.at_size(size), ink=False), [text], 1, limit=pages)
+        if layout.plan.result(0)[4]:
+            return size
+    return None
+
+
+if __name__ == "__main__":
+    from .preview import main
+
+    raise SystemExit(main())
