@@ -55,6 +55,7 @@ class Batch:
     image_index: Tensor | None = None  # flat positions in [B*T] of the visual tokens, in order
     score_index: Tensor | None = None  # flat positions in [B*T] that predict a scored token
     targets: Tensor | None = None  # [L] the scored tokens
+    tokens: int = 0  # real tokens, padding left out
 
     def __post_init__(self):
         if self.image_index is not None:
@@ -84,6 +85,7 @@ class Batch:
         set_("image_index", self.image_mask.flatten().nonzero()[:, 0])
         set_("score_index", found_at - 1)
         set_("targets", self.labels.flatten()[found_at])
+        set_("tokens", int(self.attention_mask.sum()))
 
     @property
     def count(self) -> int:

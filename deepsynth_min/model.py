@@ -99,7 +99,12 @@ class DeepseekOCR(nn.Module):
             for part in (trunk.sam_model, trunk.vision_model)
             for p in part.parameters()
         )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trainable):
+        # Weights held in 16 bit (a frozen encoder) are computed with as they are.
+        autocast = torch.is_autocast_enabled(x.device.type) and dtype == torch.float32
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and trainable),
+            torch.autocast(x.device.type, enabled=autocast),
+        ):
             sam = trunk.sam_model(x)  # [N, C, h, w]
             clip = trunk.vision_model(sam)  # [N, 1 + h*w, C]
         n, _, h, w = sam.shape

@@ -9,6 +9,7 @@ up} or E x down slices. Checking, loading and saving are then the same loop over
 strict both ways: a tensor missing, left over or wrongly shaped is an error that names it.
 """
 
+import hashlib
 import json
 import os
 from contextlib import ExitStack
@@ -23,24 +24,37 @@ from .config import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
+_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def _pieces(name: str, parameter: Tensor) -> dict[str, Tensor]:
+    """One parameter's official tensors: itself, or the slices of stacked experts."""
+    prefix, _, last = name.rpartition(".")
+    if last == "gate_up":  # [E, 2I, D]
+        inner = parameter.shape[1] // 2
+        halves = (("gate_proj", slice(0, inner)), ("up_proj", slice(inner, None)))
+        return {
+            f"{prefix}.{e}.{half}.weight": expert[rows]
+            for e, expert in enumerate(parameter)
+            for half, rows in halves
+        }
+    if last == "down":  # [E, D, I]
+        return {f"{prefix}.{e}.down_proj.weight": expert for e, expert in enumerate(parameter)}
+    return {name: parameter}
 
 
 def official_views(module: nn.Module) -> dict[str, Tensor]:
     """Official tensor name -> the parameter, or the slice of a stacked one, that holds it."""
     views = {}
     for name, parameter in module.named_parameters():
-        prefix, _, last = name.rpartition(".")
-        if last == "gate_up":  # [E, 2I, D]
-            inner = parameter.shape[1] // 2
-            for e, expert in enumerate(parameter.detach()):
-                views[f"{prefix}.{e}.gate_proj.weight"] = expert[:inner]
-                views[f"{prefix}.{e}.up_proj.weight"] = expert[inner:]
-        elif last == "down":  # [E, D, I]
-            for e, expert in enumerate(parameter.detach()):
-                views[f"{prefix}.{e}.down_proj.weight"] = expert
-        else:
-            views[name] = parameter.detach()
+        views |= _pieces(name, parameter.detach())
     return views
+
+
+def tensor_digest(tensor: Tensor) -> bytes:
+    """SHA-256 of a tensor's bytes."""
+    data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+    return hashlib.sha256(data.numpy()).digest()
 
 
 def find_checkpoint(directory_or_hub_id: str | os.PathLike) -> Path:
@@ -127,24 +141,16 @@ def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in source.items()}
         expected = {name: tuple(view.shape) for name, view in official_views(module).items()}
         check_names(shapes, expected, str(directory))
-        for owner in module.modules():
-            for name, parameter in owner.named_parameters(recurse=False):
-                kind = dtype or _file_dtype(owner, name, module, source)
-                filled = torch.empty(parameter.shape, dtype=kind, device=device)
-                setattr(owner, name, nn.Parameter(filled, parameter.requires_grad))
-        for name, view in official_views(module).items():
-            view.copy_(source[name].get_tensor(name))
-
-
-def _file_dtype(owner: nn.Module, name: str, module: nn.Module, source: dict) -> torch.dtype:
-    """The type that the file gives to a parameter; float32 where its slices differ."""
-    prefix = next(path for path, candidate in module.named_modules() if candidate is owner)
-    full = f"{prefix}.{name}" if prefix else name
-    pieces = [full] if full in source else [k for k in source if k.startswith(prefix + ".")]
-    kinds = {source[piece].get_slice(piece).get_dtype() for piece in pieces}
-    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop(), torch.float32) if (
-        len(kinds) == 1
-    ) else torch.float32  # fmt: skip
+        for name, parameter in list(module.named_parameters()):
+            official = list(_pieces(name, parameter))
+            stored = source[official[0]].get_slice(official[0]).get_dtype()
+            kind = dtype or _TYPES.get(stored, torch.float32)
+            filled = torch.empty(parameter.shape, dtype=kind, device=device)
+            for piece, view in _pieces(name, filled).items():
+                view.copy_(source[piece].get_tensor(piece))
+            owner, _, last = name.rpartition(".")
+            filled = nn.Parameter(filled, requires_grad=parameter.requires_grad)
+            setattr(module.get_submodule(owner), last, filled)
 
 
 def save_weights(module: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:

@@ -1,0 +1,143 @@
+"""Processes: starting them, adding up what they found, reducing gradients.
+
+In: the environment that torchrun sets (this is the only room that reads it), gradients of one rank.
+Out: a `World`; gradients summed over all ranks.
+
+The one idea: the model is not wrapped. Each rank computes the gradient of (its summed loss / the
+label tokens of the whole global step), so that the plain *sum* over ranks is the gradient of the
+exact global mean. Gradients travel in flat buckets, in the order of the parameters, which is the
+same on every rank; a parameter without a gradient counts as zeros.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .config import UserError
+from .weights import tensor_digest
+
+BUCKET_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start(device: str = "auto", threads: int = 0) -> World:
+    """Joins the process group if torchrun started us, and picks this process's device.
+
+    Raises UserError if the device does not exist.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local, here = (int(os.environ.get(f"LOCAL_{n}", d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", local)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    # torchrun sets one OpenMP thread per process; share the cores instead.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or max(1, cores // here))
+    if size > 1:
+        # Small facts go over Gloo from host memory, so that asking for them stalls no GPU.
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    return World(rank, size, chosen)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier(world: World) -> None:
+    if world.size > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(world: World, *values: float | Tensor) -> list[float]:
+    """Each value added up over all ranks, in float64."""
+    values = [float(value) for value in values]
+    if world.size == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def broadcast_text(world: World, text: str) -> str:
+    """Rank 0's text, on every rank (as bytes: nothing is unpickled)."""
+    if world.size == 1:
+        return text
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    length = torch.tensor(len(data))
+    dist.broadcast(length, src=0)
+    if not world.is_main:
+        data = torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(data, src=0)
+    return bytes(data.tolist()).decode()
+
+
+def _buckets(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Neighbours of one dtype, up to BUCKET_BYTES together."""
+    buckets: list[list[Tensor]] = []
+    size = 0
+    for parameter in parameters:
+        if not buckets or size + parameter.nbytes > BUCKET_BYTES or (
+            buckets[-1][0].dtype != parameter.dtype
+        ):  # fmt: skip
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.nbytes
+    return buckets
+
+
+@torch.no_grad()
+def reduce_gradients(world: World, parameters: list[Tensor]) -> None:
+    """Sums the gradients of `parameters` over all ranks, in place."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if world.size == 1:
+        return
+    pending = []
+    for bucket in _buckets(parameters):
+        flat = torch.cat([p.grad.flatten() for p in bucket])
+        pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+    for bucket, flat, work in pending:
+        work.wait()
+        pieces = flat.split([p.numel() for p in bucket])
+        torch._foreach_copy_([p.grad.view(-1) for p in bucket], list(pieces))
+
+
+@torch.no_grad()
+def check_same_parameters(world: World, named: dict[str, Tensor]) -> None:
+    """Raises RuntimeError naming the first parameter that differs between ranks."""
+    if world.size == 1:
+        return
+    digests = [int.from_bytes(tensor_digest(p)[:7]) for p in named.values()]
+    mine = torch.tensor(digests)
+    low, high = mine.clone(), mine.clone()
+    dist.all_reduce(low, dist.ReduceOp.MIN)
+    dist.all_reduce(high, dist.ReduceOp.MAX)
+    different = (low != high).nonzero().flatten().tolist()
+    if different:
+        raise RuntimeError(f"ranks differ in parameter {list(named)[different[0]]}")

@@ -1,0 +1,95 @@
+"""Which parameters train, and the proof that the others never moved.
+
+In: a model and the setting `--tune`. Out: `requires_grad` set, and three checks of it.
+
+The one idea: the policy is a set of parameter names, written down once, and what really happens is
+compared with it three times: before the first step (policy = what autograd sees = what the optimizer
+holds), after the first backward (every trainable parameter has a finite gradient, no frozen one has
+any), and at the end (the bytes of every frozen parameter are the same as at the start).
+"""
+
+import torch
+from torch import nn
+
+from .model import part_of
+from .weights import tensor_digest
+
+_DECODER = {"embedding", "decoder", "routed experts", "head"}
+TUNED_PARTS = {
+    "decoder": _DECODER,
+    "projector+decoder": _DECODER | {"projector"},
+    "all": _DECODER | {"projector", "SAM", "CLIP"},
+}
+# In the official checkpoint, but no part of the computation: nothing could train it.
+UNUSED = {"model.vision_model.embeddings.patch_embedding.weight"}
+
+
+class FreezeError(RuntimeError):
+    """What trains is not what the policy says."""
+
+
+def freeze(model: nn.Module, tune: str) -> set[str]:
+    """Sets requires_grad everywhere; returns the names of the parameters that train."""
+    parts = TUNED_PARTS[tune]
+    policy = set()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = part_of(name) in parts and name not in UNUSED
+        if parameter.requires_grad:
+            policy.add(name)
+    return policy
+
+
+def _fail(claim: str, names) -> None:
+    names = sorted(names)
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    raise FreezeError(f"freeze audit: {claim}: {', '.join(names[:10])}{more}")
+
+
+def check_start(model: nn.Module, optimizer: torch.optim.Optimizer, policy: set[str]) -> None:
+    """The optimizer's set, the trainable set and the policy's must be equal; neither side empty."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    strangers = [f"a tensor of shape {list(p.shape)}" for p in held if id(p) not in names]
+    optimized = {names[id(p)] for p in held if id(p) in names}
+    if strangers:
+        _fail("in the optimizer but not in the model", strangers)
+    for claim, wrong in (
+        ("trainable, but not by policy", trainable - policy),
+        ("trains by policy, but frozen", policy - trainable),
+        ("in the optimizer, but not by policy", optimized - policy),
+        ("trains by policy, but not in the optimizer", policy - optimized),
+    ):
+        if wrong:
+            _fail(claim, wrong)
+    if not policy:
+        raise FreezeError("freeze audit: nothing trains")
+    if len(policy) == len(names):
+        raise FreezeError("freeze audit: nothing is frozen")
+
+
+def check_gradients(model: nn.Module, policy: set[str]) -> None:
+    """After a backward: a finite gradient on every trainable parameter, none on a frozen one."""
+    parameters = dict(model.named_parameters())
+    if touched := [n for n, p in parameters.items() if n not in policy and p.grad is not None]:
+        _fail("frozen, but has a gradient", touched)
+    if without := [n for n in policy if parameters[n].grad is None]:
+        _fail("trains, but got no gradient", without)
+    if wild := [n for n in policy if not parameters[n].grad.isfinite().all()]:
+        _fail("gradient is not finite", wild)
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """Name -> SHA-256 of the bytes of each frozen parameter."""
+    return {
+        name: tensor_digest(parameter).hex()
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    }
+
+
+def check_end(model: nn.Module, before: dict[str, str]) -> None:
+    """The frozen parameters are the same ones, with the same bytes, as when `before` was taken."""
+    after = fingerprint(model)
+    if moved := [name for name in before.keys() | after if before.get(name) != after.get(name)]:
+        _fail("frozen, but changed", moved)

@@ -1,0 +1,26 @@
+"""Mixed precision: which numbers are kept in which type.
+
+In: the setting `--precision`. Out: an autocast context, and a model whose parameters have the types
+that the setting asks for.
+
+The one idea: what trains is kept in float32 and computed with in 16 bit by autocast. What is frozen
+needs no float32 copy: with bf16 (the type of the official weights, so nothing is lost) it is stored
+as it is computed with. float16 has too narrow a range for that, so there everything stays float32.
+"""
+
+import torch
+from torch import nn
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which matrix products are computed in `precision`."""
+    return torch.autocast(device.type, _TYPES[precision], enabled=precision != "fp32")
+
+
+def set_parameter_types(model: nn.Module, precision: str) -> None:
+    """float32 for what trains; bf16 for what is frozen, if that is the precision."""
+    frozen = torch.bfloat16 if precision == "bf16" else torch.float32
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)

@@ -1,0 +1,285 @@
+"""Settings of a run: one frozen dataclass per concern; command line and TOML are made from them.
+
+In: command line arguments and, with --config, a TOML file. Out: `Settings`, complete and checked.
+A run writes them back as config.toml, which --config reads again.
+
+The one idea: the dataclasses below are the only place where a setting is declared. Its name gives
+the option (`batch_size` -> `--batch-size`) and the TOML key, its annotation the type and the
+choices, its comment the help text. Precedence: command line, then file, then the default.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+import re
+import sys
+import tomllib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from .config import PRESETS, UserError
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    model: str = "tiny"  # preset (tiny, deepseek-ocr: random weights), checkpoint directory or hub id
+    mode: str = "auto"  # page size: tiny|small|base|large|gundam, pixels (a multiple of 64), or auto
+    tune: Literal["decoder", "projector+decoder", "all"] = "decoder"  # which parameters train
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    data: str = "embedded"  # embedded, or a .jsonl file of {text, summary} or {image(s), summary}
+    val_data: str = ""  # held-out .jsonl file; empty: --val-fraction of --data
+    val_fraction: float = 0.05  # share of --data held out, chosen by --seed, at least one row
+    val_samples: int = 256  # at most this many held-out samples are scored; 0: all
+    text_field: str = "text"  # name of the field with the document
+    summary_field: str = "summary"  # name of the field with the answer
+    instruction_field: str = "instruction"  # name of the field with a row's own instruction
+    instruction: str = "Summarize the document in one sentence. "  # prompt after the page
+    images_anywhere: bool = False  # let image paths in rows leave the folder of the data file
+    workers: int = 1  # background threads that render and tokenise ahead
+    prefetch: int = 4  # micro-batches prepared ahead
+
+
+@dataclass(frozen=True)
+class PageSettings:
+    font_size: int = 0  # px; 0: page side / 64, at least 10
+    margin: int = -1  # px on each side; -1: page side / 32
+    line_height: float = 1.25  # line distance in font sizes
+    font: tuple[str, ...] = ()  # font files tried after the embedded ones, in order
+    max_pages: int = 0  # pages per document; 0: as many as the text needs
+    overflow: Literal["error", "truncate", "shrink"] = "error"  # when max_pages are not enough
+    max_tiles: int = 6  # most tiles of a page in gundam mode (servers agree up to 6)
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # compute type; trained weights are float32
+    optimizer: Literal["adamw"] = "adamw"  # Loshchilov & Hutter 2019
+    batch_size: int = 8  # samples per process and micro-step
+    accumulate: int = 1  # micro-steps per optimizer step
+    max_steps: int = 0  # optimizer steps; 0: as --epochs says
+    epochs: float = 1.0  # passes over the training data, unless --max-steps is given
+    lr: float = 0.0  # peak learning rate; 0: 1e-3 for random weights, 2e-5 for trained ones
+    warmup_ratio: float = 0.05  # share of the steps in which the rate rises from 0
+    min_lr_ratio: float = 0.1  # share of the peak that the cosine ends at
+    weight_decay: float = 0.01  # on matrices; never on norms, biases and tables
+    beta1: float = 0.9  # decay of the mean of gradients
+    beta2: float = 0.95  # decay of the mean of squared gradients
+    clip: float = 1.0  # largest gradient norm; 0: no clipping
+    balance: float = 0.0  # weight of the experts' balance loss (official training: 0.001)
+    seed: int = 0  # of initial weights, sampling and the held-out choice
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    out: str = ""  # run directory; empty: runs/MODEL-DATE-TIME
+    eval_every: int = 100  # steps between evaluations; 0: only at start and end
+    save_every: int = 100  # steps between checkpoints; 0: only at the end
+    keep: int = 2  # newest checkpoints kept, beside the best
+    log_every: int = 10  # steps between lines of metrics.jsonl
+    resume: str = "none"  # auto: go on from the newest checkpoint in --out; or a checkpoint; or none
+    device: str = "auto"  # auto, cpu, cuda, ...
+    threads: int = 0  # CPU threads per process; 0: share the cores between the processes
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    page: PageSettings = field(default_factory=PageSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+_AT_LEAST = {
+    "val_samples": 0, "workers": 1, "prefetch": 1, "font_size": 0, "margin": -1, "max_pages": 0,
+    "max_tiles": 2, "batch_size": 1, "accumulate": 1, "max_steps": 0, "epochs": 0, "lr": 0,
+    "weight_decay": 0, "clip": 0, "balance": 0, "eval_every": 0, "save_every": 0, "keep": 1,
+    "log_every": 1, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
+    "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0,
+}  # fmt: skip
+_AT_MOST = {"max_tiles": 9, "val_fraction": 0.9, "warmup_ratio": 1, "min_lr_ratio": 1,
+            "beta1": 0.9999, "beta2": 0.99999, "seed": 2**62}  # fmt: skip
+
+
+def _comments(concern: type) -> dict[str, str]:
+    """Field name -> its comment in the source, which is its help text."""
+    lines = inspect.getsource(concern).splitlines()
+    found = (re.match(r"    (\w+): .*?  # (.*)$", line) for line in lines)
+    return {match[1]: match[2] for match in found if match}
+
+
+def _choices(kind) -> tuple | None:
+    return get_args(kind) if get_origin(kind) is Literal else None
+
+
+def _checked(name: str, kind, value, where: str):
+    """The value in the field's type. Raises UserError naming setting, value and place."""
+    option = "--" + name.replace("_", "-")
+    wrong = UserError(f"{where}{option}: {value!r} is not {_describe(kind)}")
+    if choices := _choices(kind):
+        if value not in choices:
+            raise wrong
+    elif get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise wrong
+        value = tuple(value)
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    elif type(value) is not kind:
+        raise wrong
+    if kind is float and not math.isfinite(value):
+        raise wrong
+    if name in _AT_LEAST and not value >= _AT_LEAST[name]:
+        raise UserError(f"{where}{option}: {value} is below {_AT_LEAST[name]}")
+    if name in _AT_MOST and not value <= _AT_MOST[name]:
+        raise UserError(f"{where}{option}: {value} is above {_AT_MOST[name]}")
+    return value
+
+
+def _describe(kind) -> str:
+    if choices := _choices(kind):
+        return "one of " + ", ".join(choices)
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    return names.get(kind, "a list of strings")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Argparse whose errors are one line and end with exit code 2 in one place."""
+
+    def error(self, message: str):
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            name = unknown[1].split("=")[0]
+            options = [o for action in self._actions for o in action.option_strings]
+            close = difflib.get_close_matches(name, options, 1)
+            message = f"unknown setting {name}" + (f"; did you mean {close[0]}?" if close else "")
+        raise UserError(message)
+
+
+def make_parser(concerns: dict[str, type], program: str, description: str) -> OneLineParser:
+    """A parser with one option per field, grouped by concern; absent options stay absent."""
+    parser = OneLineParser(program, description=description, allow_abbrev=False,
+                     argument_default=argparse.SUPPRESS)  # fmt: skip
+    for title, concern in concerns.items():
+        group, comments = parser.add_argument_group(title), _comments(concern)
+        for f in fields(concern):
+            option, text = "--" + f.name.replace("_", "-"), comments[f.name].replace("%", "%%")
+            text += f" (default: {f.default!r})" if f.default != () else ""
+            if f.type is bool:
+                group.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+            elif get_origin(f.type) is tuple:
+                group.add_argument(option, nargs="+", metavar="FILE", help=text)
+            elif choices := _choices(f.type):
+                group.add_argument(option, choices=choices, help=text)
+            else:
+                group.add_argument(option, type=f.type, metavar=f.type.__name__.upper(), help=text)
+    return parser
+
+
+def _read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
+    """{setting: value} of a TOML file with one table per concern. Unknown keys are errors."""
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: {error}") from None
+    values = {}
+    for title, table in tables.items():
+        if title not in concerns or not isinstance(table, dict):
+            raise UserError(f"{path}: unknown table or key {title!r}; tables: {', '.join(concerns)}")
+        known = {f.name: f for f in fields(concerns[title])}
+        for name, value in table.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise UserError(f"{path}: unknown setting [{title}] {name}{hint}")
+            values[name] = _checked(name, known[name].type, value, f"{path}: ")
+    return values
+
+
+def parse(arguments: list[str] | None = None) -> Settings:
+    """Command line -> Settings. Raises UserError; --help prints and exits."""
+    concerns = {f.name: type(f.default_factory()) for f in fields(Settings)}
+    parser = make_parser(
+        concerns,
+        "python -m deepsynth_min.train",
+        "Fine-tune DeepSeek-OCR on rendered text. Without arguments: the preset `tiny` on the "
+        "embedded corpus. Use torchrun to train with several processes.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings, e.g. a run's")
+    given = vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
+    values = _read_toml(given.pop("config"), concerns) if "config" in given else {}
+    for concern in concerns.values():
+        for f in fields(concern):
+            if f.name in given:
+                values[f.name] = _checked(f.name, f.type, given[f.name], "")
+    return Settings(**{
+        title: concern(**{f.name: values[f.name] for f in fields(concern) if f.name in values})
+        for title, concern in concerns.items()
+    })  # fmt: skip
+
+
+def load(path: Path) -> Settings:
+    """The settings that a run wrote."""
+    return parse(["--config", str(path)])
+
+
+def change(settings: Settings, **values) -> Settings:
+    """A copy with some settings changed, whatever concern they belong to."""
+    parts = {}
+    for f in fields(Settings):
+        part = getattr(settings, f.name)
+        own = {k: values.pop(k) for k in [g.name for g in fields(part)] if k in values}
+        parts[f.name] = dataclasses.replace(part, **own)
+    assert not values, f"unknown settings {list(values)}"
+    return Settings(**parts)
+
+
+def to_toml(settings: Settings) -> str:
+    """The full settings as TOML, one table per concern, comments included."""
+    lines = []
+    for f in fields(settings):
+        part = getattr(settings, f.name)
+        assert is_dataclass(part)
+        comments = _comments(type(part))
+        lines.append(f"[{f.name}]")
+        for g in fields(part):
+            value = getattr(part, g.name)
+            # JSON strings, numbers, booleans and lists of strings are valid TOML.
+            text = json.dumps(
+                list(value) if isinstance(value, tuple) else value, ensure_ascii=False
+            )
+            lines.append(f"{g.name} = {text}  # {comments[g.name]}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+# -- modes ----------------------------------------------------------------------------------------
+
+MODES = {"tiny": 512, "small": 640, "base": 1024, "large": 1280, "gundam": 1024}
+TILE = 640  # px, side of a gundam tile
+
+
+def page_side(mode: str, native: int) -> int:
+    """Side in px of a page (gundam: of the global view). Raises UserError for an unknown mode."""
+    if mode == "auto":
+        return native
+    if mode in MODES:
+        return MODES[mode]
+    if mode.isdecimal() and int(mode) > 0 and int(mode) % 64 == 0 and int(mode) <= 8192:
+        return int(mode)
+    raise UserError(
+        f"--mode: {mode!r} is neither {', '.join(MODES)}, auto nor a multiple of 64 (up to 8192)"
+    )
+
+
+def is_preset(model: str) -> bool:
+    return model in PRESETS

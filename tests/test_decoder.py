@@ -1,0 +1,137 @@
+"""The decoder against slow, readable twins."""
+
+import pytest
+import torch
+
+from deepsynth_min.config import DecoderConfig
+from deepsynth_min.decoder import (
+    DecoderLayer, Experts, KVCache, RMSNorm, Router, balance_term, decode, experts_by_loop,
+    rotary_tables, rotate,
+)  # fmt: skip
+
+CONFIG = DecoderConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+    num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, n_routed_experts=6,
+    num_experts_per_tok=3, max_position_embeddings=64,
+)  # fmt: skip
+
+
+def random_layers() -> tuple[torch.nn.ModuleList, RMSNorm]:
+    torch.manual_seed(1)
+    layers = torch.nn.ModuleList(DecoderLayer(CONFIG, i) for i in range(3))
+    for parameter in layers.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return layers, RMSNorm(32, 1e-6)
+
+
+def random_experts() -> Experts:
+    torch.manual_seed(0)
+    experts = Experts(CONFIG)
+    for weight in experts.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return experts
+
+
+@pytest.mark.parametrize("unused", [(), (0,), (2, 5)])
+def test_grouped_experts_equal_the_loop_forward_and_backward(unused):
+    experts = random_experts()
+    x = torch.randn(20, 32, requires_grad=True)
+    scores = torch.rand(20, 6)
+    scores[:, list(unused)] = -1
+    chosen, weight = scores.topk(3).indices, torch.rand(20, 3, requires_grad=True)
+    inputs = [x, weight, experts.gate_up, experts.down]
+    upstream = torch.randn(20, 32)
+    grouped = experts(x, chosen, weight)
+    looped = experts_by_loop(experts, x, chosen, weight)
+    assert torch.allclose(grouped, looped, atol=1e-5)
+    for ours, twin in zip(
+        torch.autograd.grad(grouped, inputs, upstream), torch.autograd.grad(looped, inputs, upstream)
+    ):
+        assert torch.allclose(ours, twin, atol=1e-4)
+
+
+def test_an_expert_that_got_no_token_has_a_gradient_of_zeros():
+    experts = random_experts()
+    chosen = torch.tensor([[0, 1, 2]]).expand(10, 3)
+    experts(torch.randn(10, 32), chosen, torch.rand(10, 3)).square().sum().backward()
+    assert experts.gate_up.grad[3:].eq(0).all() and experts.gate_up.grad[:3].ne(0).any()
+
+
+def test_grouped_experts_take_part_in_autocast():
+    experts = random_experts()
+    x, weight = torch.randn(20, 32), torch.rand(20, 3)
+    chosen = torch.rand(20, 6).topk(3).indices
+    full = experts(x, chosen, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = experts(x, chosen, weight)
+    assert half.dtype == torch.float32 and not torch.equal(half, full)
+    assert (half - full).norm() / full.norm() < 0.02
+
+
+def test_the_router_honours_normalisation_and_scale():
+    torch.manual_seed(0)
+    x = torch.randn(4, 7, 32)
+    plain = Router(CONFIG)
+    torch.nn.init.normal_(plain.weight, std=0.1)
+    config = DecoderConfig(**{**CONFIG.__dict__, "norm_topk_prob": True,
+                              "routed_scaling_factor": 2.5})  # fmt: skip
+    scaled = Router(config)
+    scaled.load_state_dict(plain.state_dict())
+    chosen, weight, scores = plain(x)
+    assert torch.allclose(weight, scores.gather(-1, chosen)) and (weight.sum(-1) < 1).all()
+    assert torch.allclose(scaled(x)[1], 2.5 * weight / weight.sum(-1, keepdim=True), atol=1e-6)
+
+
+def test_rotary_attention_depends_on_distances_only():
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 1, 5, 8), torch.randn(1, 1, 5, 8)
+
+    def products(shift: int) -> torch.Tensor:
+        cos, sin = rotary_tables(torch.arange(5)[None] + shift, 8, 10000.0)
+        return rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(-1, -2)
+
+    assert torch.allclose(products(0), products(100), atol=1e-4)
+    assert not torch.allclose(products(0), q @ k.transpose(-1, -2), atol=1e-2)
+
+
+@pytest.mark.parametrize("pieces", [(12,), (5, 7), (5, 1, 1, 5), (1,) * 12])
+@torch.no_grad()
+def test_decoding_with_the_cache_equals_decoding_at_once(pieces):
+    layers, norm = random_layers()
+    x = torch.randn(2, 12, 32)
+    whole, _ = decode(layers, norm, CONFIG, x)
+    cache = KVCache(CONFIG, 2, 12, torch.float32, "cpu")
+    parts = [decode(layers, norm, CONFIG, piece, cache=cache)[0] for piece in x.split(pieces, 1)]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_changes_no_real_token():
+    layers, norm = random_layers()
+    x = torch.randn(1, 9, 32)
+    alone, _ = decode(layers, norm, CONFIG, x)
+    padding = torch.randn(1, 4, 32)
+    valid = torch.ones(1, 9, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
+    right, _ = decode(layers, norm, CONFIG, torch.cat([x, padding], 1))
+    left, _ = decode(layers, norm, CONFIG, torch.cat([padding, x], 1),
+                     valid=torch.cat([valid[1], valid[0]], 1))  # fmt: skip
+    masked, _ = decode(layers, norm, CONFIG, torch.cat([x, padding], 1), valid=torch.cat(valid, 1))
+    assert torch.allclose(right[:, :9], alone, atol=1e-5)
+    assert torch.allclose(left[:, 4:], alone, atol=1e-5) and left.isfinite().all()
+    assert torch.allclose(masked[:, :9], alone, atol=1e-5)
+
+
+def test_the_balance_term_leaves_padding_out_and_is_one_for_even_use():
+    torch.manual_seed(0)
+    scores = torch.rand(2, 8, 6).softmax(-1)
+    chosen = scores.topk(3).indices
+    counted = torch.ones(2, 8, dtype=torch.bool)
+    counted[1, 5:] = False
+    apart = [
+        balance_term(scores[i : i + 1, :n], chosen[i : i + 1, :n], counted[i : i + 1, :n])
+        for i, n in ((0, 8), (1, 5))
+    ]
+    assert torch.allclose(balance_term(scores, chosen, counted), sum(apart))
+    even = torch.arange(6).view(1, 2, 3)  # two tokens, each expert chosen once
+    uniform = torch.full((1, 2, 6), 1 / 6)
+    assert torch.allclose(balance_term(uniform, even, torch.ones(1, 2)), torch.ones(()))

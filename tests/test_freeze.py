@@ -1,0 +1,107 @@
+"""The freeze policy, and that its audit notices every way of breaking it."""
+
+import pytest
+import torch
+
+from deepsynth_min import freeze
+from deepsynth_min.freeze import FreezeError
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.optim import make_adamw
+
+ENCODER = "model.sam_model.net_2.weight"
+PROJECTOR = "model.projector.layers.weight"
+DECODER = "model.layers.1.mlp.gate.weight"
+
+
+@pytest.fixture
+def model(small_config) -> DeepseekOCR:
+    torch.manual_seed(0)
+    return DeepseekOCR(small_config)
+
+
+def prepared(model, tune="decoder"):
+    policy = freeze.freeze(model, tune)
+    return policy, make_adamw(model, (0.9, 0.95), 0.0)
+
+
+@pytest.mark.parametrize(
+    "tune, encoder, projector",
+    [("decoder", False, False), ("projector+decoder", False, True), ("all", True, True)],
+)
+def test_each_policy_trains_what_its_name_says(model, tune, encoder, projector):
+    policy, optimizer = prepared(model, tune)
+    freeze.check_start(model, optimizer, policy)
+    assert (ENCODER in policy, PROJECTOR in policy, DECODER in policy) == (encoder, projector, True)
+    assert ("model.view_seperator" in policy) == projector
+    assert "model.vision_model.embeddings.patch_embedding.weight" not in policy
+
+
+def set_grad(model, name, flag):
+    model.get_parameter(name).requires_grad = flag
+
+
+@pytest.mark.parametrize(
+    "break_it, name",
+    [
+        (lambda m, o: set_grad(m, ENCODER, True), ENCODER),
+        (lambda m, o: set_grad(m, DECODER, False), DECODER),
+        (lambda m, o: o.add_param_group({"params": [m.get_parameter(ENCODER)]}), ENCODER),
+        (lambda m, o: o.param_groups[0]["params"].remove(m.get_parameter(DECODER)), DECODER),
+        (lambda m, o: o.add_param_group({"params": [torch.zeros(3, 7)]}), r"\[3, 7\]"),
+    ],
+)
+def test_the_start_check_names_what_breaks_the_policy(model, break_it, name):
+    policy, optimizer = prepared(model)
+    # `remove` compares tensors by value; make each parameter list find by identity instead.
+    class ById(list):
+        def remove(self, wanted):
+            self[:] = [p for p in self if p is not wanted]
+
+    for group in optimizer.param_groups:
+        group["params"] = ById(group["params"])
+    break_it(model, optimizer)
+    with pytest.raises(FreezeError, match=name):
+        freeze.check_start(model, optimizer, policy)
+
+
+def test_the_start_check_refuses_empty_sides(model):
+    everything = {name for name, _ in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad = True
+    with pytest.raises(FreezeError, match="nothing is frozen"):
+        freeze.check_start(model, make_adamw(model, (0.9, 0.95), 0.0), everything)
+    optimizer = make_adamw(model, (0.9, 0.95), 0.0)
+    for group in optimizer.param_groups:
+        group["params"] = []
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    with pytest.raises(FreezeError, match="nothing trains"):
+        freeze.check_start(model, optimizer, set())
+
+
+def test_the_gradient_check_names_missing_forbidden_and_wild_gradients(model):
+    policy, _ = prepared(model)
+    for name in policy:
+        parameter = model.get_parameter(name)
+        parameter.grad = torch.zeros_like(parameter)
+    freeze.check_gradients(model, policy)
+    model.get_parameter(DECODER).grad[0, 0] = float("nan")
+    with pytest.raises(FreezeError, match=f"not finite: {DECODER}"):
+        freeze.check_gradients(model, policy)
+    model.get_parameter(DECODER).grad = None
+    with pytest.raises(FreezeError, match=f"no gradient: {DECODER}"):
+        freeze.check_gradients(model, policy)
+    model.get_parameter(ENCODER).grad = torch.zeros_like(model.get_parameter(ENCODER))
+    with pytest.raises(FreezeError, match=f"has a gradient: {ENCODER}"):
+        freeze.check_gradients(model, policy)
+
+
+def test_the_end_check_notices_one_changed_bit(model):
+    prepared(model)
+    before = freeze.fingerprint(model)
+    model.get_parameter(DECODER).data.add_(1)  # trainable: may move
+    freeze.check_end(model, before)
+    weight = model.get_parameter(ENCODER).data
+    weight.view(torch.int32)[0, 0, 0, 0] ^= 1
+    with pytest.raises(FreezeError, match=f"changed: {ENCODER}"):
+        freeze.check_end(model, before)

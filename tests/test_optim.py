@@ -1,0 +1,96 @@
+"""AdamW step, schedule, clipping and loss scaler against plain formulas."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.optim import LossScaler, clip_and_step, cosine_rate, make_adamw
+
+
+def test_the_schedule_rises_linearly_and_falls_along_a_half_cosine():
+    rates = [cosine_rate(s, 100, 2.0, 0.1, 0.25) for s in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (s + 1) for s in range(10)])
+    assert rates[10] == 2.0 and rates[99] == pytest.approx(0.5)
+    middle = 2.0 * (0.25 + 0.75 * 0.5 * (1 + math.cos(math.pi * 44 / 89)))
+    assert rates[54] == pytest.approx(middle)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_schedule_is_positive_in_the_shortest_runs(steps):
+    assert all(0 < cosine_rate(s, steps, 1.0, 0.5, 0.1) <= 1.0 for s in range(steps))
+
+
+def reference_step(weight, gradient, m, v, step, rate, betas, decay):
+    """AdamW as in the paper, in float64."""
+    m = betas[0] * m + (1 - betas[0]) * gradient
+    v = betas[1] * v + (1 - betas[1]) * gradient**2
+    update = (m / (1 - betas[0] ** step)) / ((v / (1 - betas[1] ** step)).sqrt() + 1e-8)
+    return weight * (1 - rate * decay) - rate * update, m, v
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_step_equals_the_papers_formula_with_clipping_and_scaling(clip, scale):
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 4, bias=False)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0, betas=(0.9, 0.95), weight_decay=0.1,
+                                  fused=True)  # fmt: skip
+    scaler = LossScaler(scale != 1, "cpu", initial=scale)
+    weight = layer.weight.detach().double()
+    m = v = torch.zeros_like(weight)
+    for step in range(1, 5):
+        gradient = torch.randn(4, 5)
+        layer.weight.grad = gradient * scale
+        norm = clip_and_step(optimizer, scaler, rate=0.01, clip=clip)
+        assert norm.item() == pytest.approx(gradient.norm().item(), rel=1e-5)
+        used = gradient.double()
+        if clip:
+            used = used * min(1.0, clip / (gradient.norm().item() + 1e-6))
+        weight, m, v = reference_step(weight, used, m, v, step, 0.01, (0.9, 0.95), 0.1)
+        assert torch.allclose(layer.weight.detach().double(), weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(bad, enabled):
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 4, bias=False)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0, fused=True)
+    scaler = LossScaler(enabled, "cpu", initial=8.0)
+    layer.weight.grad = torch.randn(4, 5)
+    clip_and_step(optimizer, scaler, 0.1, 1.0)
+    state = {k: v.clone() for k, v in optimizer.state[layer.weight].items()}
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.randn(4, 5)
+    layer.weight.grad[2, 3] = bad
+    clip_and_step(optimizer, scaler, 0.1, 1.0)
+    assert torch.equal(layer.weight, before)
+    assert all(torch.equal(v, state[k]) for k, v in optimizer.state[layer.weight].items())
+    assert scaler.skipped.item() == 1
+    assert scaler.scale.item() == (4.0 if enabled else 1.0)
+
+
+def test_the_loss_scale_doubles_after_the_interval_and_starts_counting_anew_on_overflow():
+    scaler, no, yes = LossScaler(True, "cpu", 8.0, interval=3), torch.tensor(0.0), torch.tensor(1.0)
+    scales = []
+    for overflow in (no, no, yes, no, no, no, no):
+        scaler.update(overflow)
+        scales.append(scaler.scale.item())
+    assert scales == [8, 8, 4, 4, 4, 8, 8]
+
+
+def test_decay_falls_on_matrices_only(small_config):
+    model = DeepseekOCR(small_config)
+    optimizer = make_adamw(model, (0.9, 0.95), 0.3)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decay = {names[id(p)]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decay["model.layers.1.mlp.experts.gate_up"] == 0.3
+    assert decay["lm_head.weight"] == decay["model.sam_model.net_2.weight"] == 0.3
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "model.image_newline",
+                 "model.sam_model.pos_embed", "model.projector.layers.bias",
+                 "model.sam_model.blocks.0.attn.rel_pos_h"):  # fmt: skip
+        assert decay[name] == 0.0

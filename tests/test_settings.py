@@ -1,0 +1,87 @@
+"""Settings: one declaration for command line, file and help; every mistake is one line."""
+
+import tomllib
+
+import pytest
+
+from deepsynth_min import settings as S
+from deepsynth_min.config import UserError
+
+
+def test_what_a_run_writes_is_what_it_reads(tmp_path):
+    given = S.parse(["--lr", "0.125", "--font", 'a "quoted".ttf', "ü.otf", "--images-anywhere",
+                     "--tune", "all", "--instruction", "Was steht da?\nKurz."])  # fmt: skip
+    path = tmp_path / "config.toml"
+    path.write_text(S.to_toml(given), encoding="utf-8")
+    assert S.load(path) == given
+    assert tomllib.loads(path.read_text("utf-8"))["optim"]["lr"] == 0.125
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("[optim]\nlr = 0.5\nbatch_size = 3\n")
+    settings = S.parse(["--config", str(path), "--batch-size", "7"])
+    assert (settings.optim.lr, settings.optim.batch_size, settings.optim.seed) == (0.5, 7, 0)
+
+
+def test_every_setting_has_an_option_and_a_help_text(capsys):
+    with pytest.raises(SystemExit) as ended:
+        S.parse(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    for concern in vars(S.Settings()).values():
+        comments = S._comments(type(concern))
+        for name in vars(concern):
+            assert "--" + name.replace("_", "-") in shown
+            assert len(comments[name]) > 10
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--bach-size", "3"], "unknown setting --bach-size; did you mean --batch-size?"),
+        (["--batch-size", "x"], "--batch-size: invalid int value: 'x'"),
+        (["--batch-size", "0"], "--batch-size: 0 is below 1"),
+        (["--lr", "nan"], "--lr: nan is not a number"),
+        (["--lr", "inf"], "--lr: inf is not a number"),
+        (["--tune", "most"], "invalid choice: 'most'"),
+        (["--val-fraction", "1.5"], "--val-fraction: 1.5 is above 0.9"),
+        (["--config", "/no/such.toml"], "/no/such.toml: No such file"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_that_names_it(arguments, message):
+    with pytest.raises(UserError) as raised:
+        S.parse(arguments)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[optim]\nlearning_rate = 1.0\n", "unknown setting [optim] learning_rate"),
+        ("[optimiser]\nlr = 1.0\n", "unknown table or key 'optimiser'"),
+        ("lr = 1.0\n", "unknown table or key 'lr'"),
+        ("[optim]\nlr = 'big'\n", "--lr: 'big' is not a number"),
+        ("[optim]\nbatch_size = 2.5\n", "--batch-size: 2.5 is not a whole number"),
+        ("[optim]\nbatch_size = true\n", "--batch-size: True is not a whole number"),
+        ("[page]\nfont = 'one.ttf'\n", "--font: 'one.ttf' is not a list of strings"),
+        ("[optim\n", "c.toml"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, message):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(UserError) as raised:
+        S.parse(["--config", str(path)])
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("mode, side", [("tiny", 512), ("base", 1024), ("256", 256), ("auto", 320)])
+def test_a_mode_is_a_name_or_a_multiple_of_64(mode, side):
+    assert S.page_side(mode, native=320) == side
+
+
+@pytest.mark.parametrize("mode", ["100", "0", "-64", "huge", "64.0", "8256", ""])
+def test_any_other_mode_is_an_error(mode):
+    with pytest.raises(UserError, match="--mode"):
+        S.page_side(mode, native=256)
