@@ -1,0 +1,273 @@
+"""The embedded corpus: (text, summary) pairs in four languages, made here, nothing downloaded.
+
+In: a split and a seed. Out: a list of Documents of 300 to 1,500 characters, which train.py reads
+like rows {text, summary} of a JSONL file. A summary states names, places, quantities, dates and
+outcomes drawn at random, so nothing but reading its document can tell it.
+
+The one idea: a document is a *scene*, a set of slots that get their value when a sentence first
+asks for them. assets/corpus.LANGUAGE.toml holds, per genre, the slots and the sentences:
+
+    start     alternatives for the first sentence
+    facts     groups of alternatives; one of each group is written, in any order (or as they stand,
+              when `ordered`)
+    asides    sentences of which at least two are written, at any place: distractors with persons,
+              sums and dates of their own
+    head, end alternatives for a line before and after the body (optional)
+    summary   alternatives; a summary may only use slots that the text has used
+    layout    prose (one block), paragraphs, or lines (one sentence a line)
+
+In a sentence, {slot} is the value, {slot.form} a form of it (grammar.py; of a person also first,
+last), {slot?male|female} a choice by gender. A slot is one of
+    "person", "town", "date 1950 2020", "time 6 21", "int 20 500 10" (low, high, step),
+    "dec 10 99" (tenths), "year 1900 1990", "few 2 9" (in words), "like OTHER" (another value from
+    the same list), or a list of phrases; "m:", "f:", "n:" mark nouns, and "first ~ second" gives
+    {slot} and {slot.also}.
+No two slots of a scene take the same value.
+
+    python -m deepsynth_min.corpus --split train --out FILE.jsonl
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+import tomllib
+from dataclasses import asdict, dataclass
+from datetime import date, time, timedelta
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+
+from deepsynth_min import grammar
+
+SIZES = {"train": 2400, "val": 256}
+MIN_CHARS, MAX_CHARS = 300, 1500
+ASSETS = Path(__file__).parent / "assets"
+HOLE = re.compile(r"\{(\w+)(?:\.(\w+)|\?([^}]*))?\}")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document and its one-sentence summary.
+
+    `entities`: the full names of all persons and the towns that the text names, in the order in
+    which they were drawn. An *entity combination* is (a) a person's full name, itself a combination
+    of a first and a last name, or (b) an unordered pair of entities of one document.
+    """
+
+    id: str
+    language: str
+    genre: str
+    text: str
+    summary: str
+    entities: tuple[str, ...]
+
+    def combinations(self) -> list[tuple[str, ...]]:
+        """The entity combinations in this document: (person,) and (entity, entity), sorted."""
+        persons = [(name,) for name in self.entities if " " in name]
+        return persons + list(combinations(sorted(self.entities), 2))
+
+
+class Draw:
+    """Random choices built on `random()` alone, the one method whose stream Python promises."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed).random
+
+    def below(self, n: int) -> int:
+        return int(self.random() * n)
+
+    def pick(self, items):
+        return items[self.below(len(items))]
+
+    def shuffled(self, items) -> list:
+        items = list(items)
+        for i in range(len(items) - 1, 0, -1):
+            j = self.below(i + 1)
+            items[i], items[j] = items[j], items[i]
+        return items
+
+
+@dataclass(frozen=True)
+class Value:
+    """What fills a slot: the word or number, and what the grammar needs to know of it."""
+
+    kind: str  # person, town, noun, phrase, int, dec, year, few, date, time
+    word: object  # str, int (tenths for dec), date or time; (first, last) for a person
+    gender: str = ""
+
+    def keys(self) -> list:
+        """What no other slot of the scene may have: persons share neither first nor last name."""
+        return list(self.word) if self.kind == "person" else [(self.kind, self.word)]
+
+    def written(self, language: str, form: str) -> str:
+        word = self.word
+        if self.kind in ("person", "town"):
+            names = {"first": word[0], "last": word[1]} if self.kind == "person" else {}
+            full = " ".join(word) if self.kind == "person" else word
+            return names.get(form) or (grammar.noun(language, full, "name", form) if form else full)
+        if self.kind == "noun":
+            return grammar.noun(language, word, self.gender, form)
+        if self.kind == "phrase":
+            return dict(zip(("", "also"), word.split(" ~ ")))[form]
+        if self.kind == "date":
+            return grammar.day(language, word, form)
+        assert not form, f"{self.kind} has no form {form!r}"
+        spell = {"int": grammar.integer, "dec": grammar.decimal, "few": grammar.count,
+                 "time": grammar.clock, "year": lambda _, year: str(year)}
+        return spell[self.kind](language, word)
+
+
+class Scene:
+    """The slots of one document, each drawn when first asked for."""
+
+    def __init__(self, language: str, tables: dict, slots: dict, draw: Draw):
+        self.language, self.tables, self.slots, self.draw = language, tables, slots, draw
+        self.values: dict[str, Value] = {}
+        self.used: list = []
+
+    def value(self, slot: str) -> Value:
+        while slot not in self.values:
+            value = self._drawn(self.slots[slot])
+            if not any(key in self.used for key in value.keys()):
+                self.used += value.keys()
+                self.values[slot] = value
+        return self.values[slot]
+
+    def _drawn(self, spec) -> Value:
+        draw, names = self.draw, self.tables
+        if isinstance(spec, list):
+            phrase = draw.pick(spec)
+            gender, colon, word = phrase.partition(":")
+            if colon and gender in ("m", "f", "n"):
+                return Value("noun", word, gender)
+            return Value("phrase", phrase)
+        kind, *args = spec.split()
+        if kind == "like":
+            return self._drawn(self.slots[args[0]])
+        if kind == "person":
+            gender = draw.pick("mf")
+            first, last = draw.pick(names["first"][gender]), draw.pick(names["last"])
+            return Value(kind, (first, last), gender)
+        if kind == "town":
+            return Value(kind, draw.pick(names["town"]["head"]) + draw.pick(names["town"]["tail"]))
+        low, high, step = [int(arg) for arg in args] + [1] * (3 - len(args))
+        if kind == "date":
+            start = date(low, 1, 1)
+            return Value(kind, start + timedelta(draw.below((date(high, 12, 31) - start).days + 1)))
+        if kind == "time":
+            return Value(kind, time(low + draw.below(high - low + 1), 5 * draw.below(12)))
+        return Value(kind, low + step * draw.below((high - low) // step + 1))
+
+    def write(self, sentence: str) -> str:
+        """Fill the holes; a sentence begins with a capital whatever fell into its first hole."""
+
+        def fill(hole: re.Match) -> str:
+            slot, form, choice = hole.groups()
+            value = self.value(slot)
+            if choice is not None:
+                return choice.split("|")["mfn".index(value.gender)]
+            return value.written(self.language, form or "")
+
+        filled = grammar.typeset(self.language, HOLE.sub(fill, sentence))
+        return filled[0].upper() + filled[1:]
+
+    def entities(self) -> tuple[str, ...]:
+        return tuple(value.written(self.language, "") for value in self.values.values()
+                     if value.kind in ("person", "town"))
+
+
+def _body(genre: dict, scene: Scene, draw: Draw) -> list[str]:
+    """The sentences between head and end: start, then facts with asides strewn among them."""
+    facts = [draw.pick(group) for group in genre["facts"]]
+    sentences = facts if genre.get("ordered") else draw.shuffled(facts)
+    asides = genre["asides"]
+    for aside in draw.shuffled(asides)[:2 + draw.below(len(asides) - 1)]:
+        sentences.insert(draw.below(len(sentences) + 1), aside)
+    return [scene.write(sentence) for sentence in [draw.pick(genre["start"]), *sentences]]
+
+
+def _laid_out(layout: str, sentences: list[str], draw: Draw) -> str:
+    if layout == "prose":
+        return " ".join(sentences)
+    if layout == "lines":
+        return "\n".join(sentences)
+    assert layout == "paragraphs", layout
+    breaks = sorted(1 + draw.below(len(sentences) - 1) for _ in range(1 + draw.below(2)))
+    edges = [0, *dict.fromkeys(breaks), len(sentences)]
+    return "\n\n".join(" ".join(sentences[a:b]) for a, b in zip(edges, edges[1:]))
+
+
+def _document(id: str, language: str, tables: dict, genre: str, draw: Draw) -> Document:
+    rules = tables["genre"][genre]
+    scene = Scene(language, tables, rules["slots"], draw)
+    head = [scene.write(draw.pick(rules["head"]))] if "head" in rules else []
+    text = _laid_out(rules["layout"], _body(rules, scene, draw), draw)
+    end = [scene.write(draw.pick(rules["end"]))] if "end" in rules else []
+    known = set(scene.values)
+    summary = scene.write(draw.pick(rules["summary"]))
+    unknown = [slot for slot in scene.values if slot not in known]
+    assert not unknown, f"{language} {genre}: the summary tells {unknown}, which the text does not"
+    text = "\n\n".join([*head, text, *end])
+    return Document(id, language, genre, text, summary, scene.entities())
+
+
+@lru_cache(maxsize=1)
+def _tables() -> dict[str, dict]:
+    """language -> the names and genres of assets/corpus.LANGUAGE.toml."""
+    return {language: tomllib.loads((ASSETS / f"corpus.{language}.toml").read_text("utf-8"))
+            for language in grammar.LANGUAGES}
+
+
+@lru_cache(maxsize=2)
+def _splits(seed: int) -> dict[str, list[Document]]:
+    """Both splits. The later one is drawn until it shares no entity combination with the first."""
+    tables, draw = _tables(), Draw(seed)
+    splits, texts, elsewhere = {}, set(), set()
+    for split, size in SIZES.items():
+        made: list[Document] = []
+        while len(made) < size:
+            turn, language = divmod(len(made), len(grammar.LANGUAGES))
+            language = grammar.LANGUAGES[language]
+            genres = list(tables[language]["genre"])
+            id = f"{split}-{len(made):04d}"
+            document = _document(id, language, tables[language], genres[turn % len(genres)], draw)
+            if (MIN_CHARS <= len(document.text) <= MAX_CHARS and document.text not in texts
+                    and elsewhere.isdisjoint(document.combinations())):
+                made.append(document)
+                texts.add(document.text)
+        elsewhere.update(pair for document in made for pair in document.combinations())
+        splits[split] = made
+    return splits
+
+
+def documents(split: str, seed: int = 0) -> list[Document]:
+    """The documents of `split` ("train" or "val"): the same bytes for the same seed, anywhere.
+
+    Languages and genres take turns, so any stretch of the list is a fair sample. Of one seed, the
+    two splits share no text and no entity combination (see Document).
+    """
+    if split not in SIZES:
+        raise ValueError(f"split must be one of {', '.join(SIZES)}, not {split!r}")
+    return list(_splits(seed)[split])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write the embedded corpus as JSONL.")
+    parser.add_argument("--split", choices=list(SIZES), default="train")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="a file that does not exist yet")
+    args = parser.parse_args()
+    try:
+        with args.out.open("x", encoding="utf-8", newline="\n") as file:
+            for document in documents(args.split, args.seed):
+                file.write(json.dumps(asdict(document), ensure_ascii=False) + "\n")
+    except OSError as error:
+        print(f"--out {args.out}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
