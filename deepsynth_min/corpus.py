@@ -39,7 +39,7 @@ from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
-from deepsynth_min import grammar
+from . import grammar
 
 SIZES = {"train": 2400, "val": 256}
 MIN_CHARS, MAX_CHARS = 300, 1500

@@ -1,0 +1,161 @@
+"""Text <-> token ids: the embedded tokenizer, loading of any other, and `encode` for users' text.
+
+In: a directory with tokenizer.json (ours is assets/, or an official DeepSeek one). Out: a
+transformers tokenizer for data.py and generate.py, and lists of ids.
+
+The embedded one is a byte-level BPE trained on the training split of corpus.py, its ids laid out
+like DeepSeek-OCR's: 0, 1, 2 are begin, end and padding, then come the 256 bytes and the merges, and
+`<image>`, one per visual token, is the last. Digits are never merged, so that a model reads a
+number figure by figure; every byte has an id, so any text survives encoding and decoding.
+
+The one idea: text is never syntax. A document that contains "<image>" holds seven characters, and
+`encode` yields ids that spell them, never the id of the marker. It cuts such text inside the marker
+and encodes the parts, which needs no switch on the tokenizer: threads may share one.
+
+    python -m deepsynth_min.tokenizer --out DIR     makes the embedded files again
+"""
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from . import corpus
+from .config import UserError
+
+EMBEDDED = Path(__file__).parent / "assets"
+VOCABULARY = 4096
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+IMAGE = "<image>"
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids with which data.py frames a sequence."""
+
+    bos: int
+    eos: int
+    pad: int
+    image: int
+
+
+def load_tokenizer(directory: Path | str | None = None):
+    """The tokenizer in `directory`; without one, the embedded.
+
+    tokenizer.json is taken as it stands, whatever class tokenizer_config.json names: the official
+    one says Llama, whose word splitting is not DeepSeek's.
+    Raises UserError if there is no such file or it cannot be read.
+    """
+    directory = Path(directory or EMBEDDED)
+    if not (directory / "tokenizer.json").is_file():
+        raise UserError(f"{directory}: no tokenizer.json in it")
+    from transformers import PreTrainedTokenizerFast  # seconds, for which --help need not wait
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{directory / 'tokenizer.json'}: {error}") from None
+
+
+def special_ids(tokenizer) -> SpecialIds:
+    """Raises UserError if the tokenizer lacks one of them."""
+    image = tokenizer.get_added_vocab().get(IMAGE)
+    ids = SpecialIds(
+        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, image
+    )
+    missing = [name for name, value in vars(ids).items() if value is None]
+    if missing:
+        raise UserError(f"{tokenizer.name_or_path}: no {', '.join(missing)} token in the tokenizer")
+    return ids
+
+
+@lru_cache(maxsize=8)
+def _markers(tokenizer) -> re.Pattern:
+    """Finds every added token in a text, the longest first where one begins with another.
+
+    A marker of one character cannot be cut and stays what it is; no known tokenizer has any.
+    """
+    added = [text for text in tokenizer.get_added_vocab() if len(text) > 1]
+    return re.compile("|".join(re.escape(text) for text in sorted(added, key=len, reverse=True)))
+
+
+def encode(tokenizer, text: str, special: bool = False) -> list[int]:
+    """The ids of `text`, nothing added before or after.
+
+    With `special`, markers in it stand for themselves (an instruction may hold <|grounding|>);
+    without, as for any text of a document, they are spelled out like other words.
+    """
+    backend = tokenizer.backend_tokenizer  # transformers' own encode sets options: not for threads
+    if special:
+        return backend.encode(text, add_special_tokens=False).ids
+    cuts, found = [0], _markers(tokenizer).search(text)
+    while found:
+        cuts.append(found.start() + 1)
+        found = _markers(tokenizer).search(text, found.start() + 1)
+    parts = [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)])]
+    return [id for part in parts for id in backend.encode(part, add_special_tokens=False).ids]
+
+
+def train_tokenizer() -> Tokenizer:
+    """A byte-level BPE of VOCABULARY ids from the training split, the same at every call."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 1,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (part for d in corpus.documents("train") for part in (d.text, d.summary))
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
+    assert tokenizer.token_to_id(IMAGE) == VOCABULARY - 1, tokenizer.get_vocab_size()
+    return tokenizer
+
+
+def tokenizer_files() -> dict[str, str]:
+    """File name -> content of the embedded tokenizer, trained afresh."""
+    names = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    config = {
+        **names,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 8192,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    contents = {
+        "tokenizer.json": json.loads(train_tokenizer().to_str()),
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": names,
+    }
+    return {name: json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+            for name, value in contents.items()}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make the files of the embedded tokenizer.")
+    parser.add_argument("--out", type=Path, required=True, help="a directory without such files")
+    out = parser.parse_args().out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in tokenizer_files().items():
+            with (out / name).open("x", encoding="utf-8", newline="\n") as file:
+                file.write(content)
+    except OSError as error:
+        print(f"--out {out}: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

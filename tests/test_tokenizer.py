@@ -1,0 +1,178 @@
+"""Claims about the embedded tokenizer and about `encode`, which must also hold for DeepSeek's."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer
+
+from deepsynth_min import corpus
+from deepsynth_min import tokenizer as tk
+from deepsynth_min.config import UserError
+
+TOKENIZER = tk.load_tokenizer()
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# Markers as official tokenizers have them: special or not, with a plain and a wide bar, nested.
+MARKERS = ["<｜User｜>", "<|ref|>", "<|/ref|>", "<td>", "</td>", "<|grounding|>", "<|ref|><td>"]
+
+any_text = st.text(st.characters(codec="utf-8"))
+marked_text = st.lists(
+    st.sampled_from([*MARKERS, tk.IMAGE, tk.BOS, tk.EOS, tk.PAD, "<", "｜", ">", "a ", "\n"])
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """A tokenizer with an official one's habits: begin token added, Llama named, many markers."""
+    directory = tmp_path_factory.mktemp("official")
+    made = Tokenizer.from_file(str(tk.EMBEDDED / "tokenizer.json"))
+    made.add_special_tokens([AddedToken(text, special=True) for text in MARKERS[1:]])
+    made.add_tokens([AddedToken(MARKERS[0], special=False, normalized=True)])
+    made.save(str(directory / "tokenizer.json"))
+    config = {"add_bos_token": True, "add_eos_token": False, "legacy": True, "unk_token": None,
+              "bos_token": tk.BOS, "eos_token": tk.EOS, "pad_token": tk.PAD,
+              "tokenizer_class": "LlamaTokenizerFast"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    return tk.load_tokenizer(directory)
+
+
+def test_training_again_gives_the_shipped_files_byte_for_byte():
+    shipped = {name: (tk.EMBEDDED / name).read_bytes() for name in FILES}
+    assert {name: text.encode() for name, text in tk.tokenizer_files().items()} == shipped
+
+
+def test_ids_are_laid_out_like_deepseek_ocr():
+    ids = tk.special_ids(TOKENIZER)
+    assert (ids.bos, ids.eos, ids.pad, ids.image) == (0, 1, 2, 4095)
+
+
+def test_the_vocabulary_has_no_gap():
+    assert sorted(TOKENIZER.get_vocab().values()) == list(range(tk.VOCABULARY))
+
+
+def test_the_vocabulary_suits_the_hardware():
+    assert len(TOKENIZER) % 64 == 0
+
+
+def test_all_256_byte_tokens_are_there():
+    """Each as the byte-level alphabet spells it: 188 bytes as themselves, the rest from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = [chr(b) for b in plain] + [chr(256 + i) for i in range(256 - len(plain))]
+    assert set(alphabet) <= set(TOKENIZER.get_vocab())
+
+
+@settings(max_examples=300)
+@given(any_text)
+def test_any_text_survives(text):
+    assert TOKENIZER.decode(tk.encode(TOKENIZER, text)) == text
+
+
+@settings(max_examples=300)
+@given(marked_text)
+def test_text_with_markers_survives(text):
+    assert TOKENIZER.decode(tk.encode(TOKENIZER, text)) == text
+
+
+@settings(max_examples=300)
+@given(marked_text)
+def test_text_never_yields_a_special_id(text):
+    assert not set(tk.encode(TOKENIZER, text)) & set(TOKENIZER.get_added_vocab().values())
+
+
+@settings(max_examples=300)
+@given(text=marked_text)
+def test_text_never_yields_an_added_id_of_an_official_tokenizer(official, text):
+    ids = tk.encode(official, text)
+    assert not set(ids) & set(official.get_added_vocab().values())
+    assert official.decode(ids) == text
+
+
+@given(any_text)
+def test_text_without_markers_is_encoded_as_transformers_does(text):
+    assert tk.encode(TOKENIZER, text) == TOKENIZER.encode(text, add_special_tokens=False)
+
+
+def test_nothing_is_added_even_if_the_tokenizer_would(official):
+    assert tk.encode(official, "a b") == tk.encode(TOKENIZER, "a b")
+    assert tk.encode(official, "") == []
+
+
+def test_transformers_adds_nothing_either():
+    assert TOKENIZER.encode("a b", add_special_tokens=False) == TOKENIZER.encode("a b")
+
+
+def test_an_instruction_may_use_markers(official):
+    ids = tk.encode(official, "\n<|grounding|>Read.", special=True)
+    assert ids.count(official.get_added_vocab()["<|grounding|>"]) == 1
+
+
+def test_encode_leaves_no_trace_on_the_tokenizer(official):
+    before = tk.encode(official, "<td>", special=True)
+    tk.encode(official, "<td>")
+    assert tk.encode(official, "<td>", special=True) == before
+
+
+def test_threads_may_share_a_tokenizer(official):
+    texts = [f"<td>{document.summary}" for document in corpus.documents("val")]
+    alone = [tk.encode(official, text, special) for text in texts for special in (True, False)]
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(tk.encode, official, t, s) for t in texts for s in (True, False)]
+    assert [job.result() for job in jobs] == alone
+
+
+def test_digits_are_read_one_by_one():
+    assert len(tk.encode(TOKENIZER, "90210")) == 5
+
+
+def test_held_out_text_is_as_short_as_training_text():
+    """Within 3 percent: the merges are those of the languages, not of the documents."""
+    rate = {}
+    for split in ("train", "val"):
+        texts = [document.text for document in corpus.documents(split)[:256]]
+        rate[split] = sum(len(tk.encode(TOKENIZER, t)) for t in texts) / sum(map(len, texts))
+    assert rate["val"] < 1.03 * rate["train"]
+
+
+@pytest.mark.parametrize("language", ["en", "fr", "de", "es"])
+def test_a_token_spells_more_than_two_characters(language):
+    texts = [d.text for d in corpus.documents("val") if d.language == language]
+    assert sum(map(len, texts)) > 2 * sum(len(tk.encode(TOKENIZER, text)) for text in texts)
+
+
+def test_autotokenizer_reads_the_same_tokenizer():
+    other = AutoTokenizer.from_pretrained(str(tk.EMBEDDED))
+    assert other.get_vocab() == TOKENIZER.get_vocab()
+    assert (other.bos_token_id, other.eos_token_id, other.pad_token_id) == (0, 1, 2)
+
+
+def test_a_directory_without_a_tokenizer_is_an_error_naming_it(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        tk.load_tokenizer(tmp_path)
+
+
+def test_a_broken_file_is_an_error_naming_it(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer.json"):
+        tk.load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_image_token_is_an_error(tmp_path):
+    made = json.loads((tk.EMBEDDED / "tokenizer.json").read_text("utf-8"))
+    made["added_tokens"] = made["added_tokens"][:3]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made), "utf-8")
+    (tmp_path / "tokenizer_config.json").write_bytes((tk.EMBEDDED / FILES[1]).read_bytes())
+    with pytest.raises(UserError, match="no image token"):
+        tk.special_ids(tk.load_tokenizer(tmp_path))
+
+
+def test_the_command_makes_the_files_and_never_overwrites(tmp_path):
+    command = [sys.executable, "-m", "deepsynth_min.tokenizer", "--out", str(tmp_path)]
+    assert subprocess.run(command).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2 and again.stderr.count("\n") == 1
