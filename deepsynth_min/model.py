@@ -172,14 +172,15 @@ class DeepseekOCR(nn.Module):
         total, count, _ = self.loss_terms(batch)
         return total, count
 
-    def loss_terms(self, batch: Batch, balance: bool = False):
+    def loss_terms(self, batch: Batch, balance: bool = False, embedded: Tensor | None = None):
         """(sum, count, balance term summed over sequences and layers; None unless asked for).
 
         Padding stands to the right, where causality hides it, so no mask is needed; the balance
-        term leaves it out.
+        term leaves it out. `embedded` is `embed(batch)`, if it is known already.
         """
         counted = batch.attention_mask if balance else None
-        x, term = self.hidden(self.embed(batch), counted=counted)  # [B, T, D]
+        x = self.embed(batch) if embedded is None else embedded
+        x, term = self.hidden(x, counted=counted)  # [B, T, D]
         scored = x.flatten(0, 1)[batch.score_index]  # [L, D]
         return summed_cross_entropy(scored, self.lm_head.weight, batch.targets), batch.count, term
 

@@ -1,0 +1,155 @@
+"""Training state, out and in again: a checkpoint is a model directory plus what training needs.
+
+In: model, optimizer, scaler, step. Out: `checkpoints/step-NNNNNN/` with
+    config.json, tokenizer files    as the base model had them, byte for byte
+    model.safetensors (or shards)   every parameter under its official name, in the type it trains in
+    optimizer.safetensors           PARAMETER/exp_avg, PARAMETER/exp_avg_sq, PARAMETER/step, scaler/...
+    training.json                   step, best loss, and what the sample sequence depends on
+
+The one idea: it can be given to `--model` like any other model, since the first two are a complete
+one. It is written under a temporary name, flushed to the disk and renamed, so what has the final
+name is whole. Nothing that is read back is ever unpickled.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .config import UserError
+from .optim import LossScaler
+from .weights import check_names, load_weights, save_weights
+
+_STEP = re.compile(r"step-(\d{6,})$")
+
+
+def flush(path: Path) -> None:
+    """Forces a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a small file at once: never half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    flush(partial)
+    os.replace(partial, path)
+
+
+def optimizer_tensors(model: nn.Module, optimizer, scaler: LossScaler) -> dict[str, torch.Tensor]:
+    """Every state tensor of the optimizer and the scaler, by name."""
+    tensors = {f"scaler/{name}": value for name, value in scaler.state().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value
+    return tensors
+
+
+def save(checkpoints: Path, step: int, model, optimizer, scaler, base: Path, facts: dict) -> Path:
+    """Writes checkpoints/step-NNNNNN and returns it. `base`: where config and tokenizer lie."""
+    final = checkpoints / f"step-{step:06}"
+    partial = checkpoints / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file in base_files(base):
+        shutil.copyfile(file, partial / file.name)
+    if not (partial / "config.json").exists():
+        official = json.dumps(model.config.to_dict(), indent=2)
+        (partial / "config.json").write_text(official, encoding="utf-8")
+    save_weights(model, partial)
+    state = optimizer_tensors(model, optimizer, scaler)
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()},
+              partial / "optimizer.safetensors")  # fmt: skip
+    (partial / "training.json").write_text(json.dumps({"step": step, **facts}, indent=2))
+    for file in partial.iterdir():
+        flush(file)
+    flush(partial)
+    shutil.rmtree(final, ignore_errors=True)  # only a step that is run again after resuming
+    os.rename(partial, final)
+    flush(checkpoints)
+    return final
+
+
+def base_files(base: Path) -> list[Path]:
+    """Configuration, tokenizer and processor files of a model directory, in no way interpreted."""
+    names = [p for p in sorted(base.iterdir()) if p.suffix in (".json", ".txt", ".jinja", ".model")]
+    return [p for p in names if not p.name.endswith(".index.json") and p.name != "training.json"]
+
+
+def all_checkpoints(checkpoints: Path) -> list[Path]:
+    """Complete checkpoints, oldest step first."""
+    if not checkpoints.is_dir():
+        return []
+    found = [p for p in checkpoints.iterdir() if _STEP.match(p.name)]
+    return sorted(found, key=lambda path: int(_STEP.match(path.name)[1]))
+
+
+def prune(checkpoints: Path, keep: int, best: str | None) -> None:
+    """Removes all but the newest `keep` checkpoints and the best one."""
+    for path in all_checkpoints(checkpoints)[:-keep]:
+        if path.name != best:
+            shutil.rmtree(path)
+
+
+def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:
+    """Restores weights, optimizer and scaler in place; returns what training.json says.
+
+    `facts`: what the sample sequence depends on; a difference is a UserError, for it would be
+    another run. So is anything missing, left over or wrongly shaped.
+    """
+    try:
+        training = json.loads((path / "training.json").read_text(encoding="utf-8"))
+        state = load_file(path / "optimizer.safetensors")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not a training checkpoint ({error.filename} is missing)") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: damaged checkpoint ({error})") from None
+    if not isinstance(training, dict) or type(training.get("step")) is not int:
+        raise UserError(f"{path}/training.json: no step")
+    for name, value in facts.items():
+        if training.get(name) != value:
+            raise UserError(f"{path}: was made with {name} {training.get(name)!r}, now {value!r}")
+    expected = {name: tuple(t.shape) for name, t in _expected_state(model, scaler).items()}
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    check_names(found, expected, f"{path}/optimizer.safetensors")
+    load_into(model, path)
+    scaler.load_state({name: state[f"scaler/{name}"] for name in scaler.state()})
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            optimizer.state[parameter] = {
+                key: state[f"{name}/{key}"].to(parameter.device) for key in _ADAMW_STATE
+            }
+    return training
+
+
+_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _expected_state(model: nn.Module, scaler: LossScaler) -> dict[str, torch.Tensor]:
+    tensors = {f"scaler/{name}": value for name, value in scaler.state().items()}
+    scalar = torch.zeros(())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            for key in _ADAMW_STATE:
+                tensors[f"{name}/{key}"] = scalar if key == "step" else parameter
+    return tensors
+
+
+def load_into(model: nn.Module, path: Path) -> None:
+    """Copies the weights of a model directory into an existing model's parameters."""
+    with torch.device("meta"):
+        twin = type(model)(model.config)
+    load_weights(twin, path)
+    with torch.no_grad():
+        for mine, stored in zip(model.parameters(), twin.parameters()):
+            mine.copy_(stored)

@@ -1,0 +1,251 @@
+"""Rows -> batches: pages drawn, tokens laid out, answers marked, samples in an exact order.
+
+In: rows, a tokenizer, the mode and the page style. Out: a stream of `Batch`es for one rank.
+
+The one idea is the cursor. All samples that a run will ever see form one endless sequence: epoch
+after epoch, each a permutation made from (seed, epoch). Step s takes the s-th piece of it, and each
+rank and micro-step a fixed part of that piece. So what a step trains on is a pure function of
+(seed, step, global batch size), whatever the number of processes, and resuming needs only the step.
+
+A sequence is: BOS, image tokens, the tokens of "\\n<instruction>", the answer, EOS. Only the answer
+and EOS are scored.
+"""
+
+import math
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .batch import Batch, visual_tokens
+from .config import ModelConfig, UserError
+from .images import cut_tiles, grids, open_image, prepare
+from .loss import IGNORE
+from .render import PageStyle, render_pages
+from .rows import Row
+from .settings import TILE, Settings, page_side
+from .tokenizer import encode, special_ids
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row, ready to be padded into a batch; lengths in tokens."""
+
+    ids: list[int]  # the whole sequence
+    prompt: int  # tokens before the answer
+    visual: int  # visual tokens, at positions 1 .. visual
+    pages: np.ndarray  # uint8 [n, C, side, side]
+    tiles: list[np.ndarray]  # uint8 [w*h, C, 640, 640] for each page that has any
+    grids: list[tuple[int, int]]
+
+
+class SampleBuilder:
+    """Turns rows into samples; holds no state that changes, so threads may share it."""
+
+    def __init__(self, settings: Settings, config: ModelConfig, tokenizer):
+        self.side = page_side(settings.model.mode, config.page_size)
+        self.gundam = settings.model.mode == "gundam"
+        self.settings, self.tokenizer = settings, tokenizer
+        self.context = config.decoder.max_position_embeddings
+        self.special = special_ids(tokenizer)
+        if len(tokenizer) > config.decoder.vocab_size:
+            raise UserError(f"{settings.model.model}: the tokenizer has {len(tokenizer)} tokens, the "
+                            f"model's vocabulary {config.decoder.vocab_size}")  # fmt: skip
+        self.style = self._style(self.side, self.side)
+        self.canvases = [  # gundam: one tile after the other until the text fits
+            (grid, self._style(grid[0] * TILE, grid[1] * TILE))
+            for grid in _page_shaped(settings.page.max_tiles)
+        ]
+
+    def _style(self, width: int, height: int) -> PageStyle:
+        page = self.settings.page
+        unit = TILE * 8 // 5 if self.gundam else self.side  # gundam: the size of a 1024 px page
+        try:
+            return PageStyle(
+                width=width,
+                height=height,
+                margin=page.margin if page.margin >= 0 else unit // 32,
+                font_size=page.font_size or max(10, unit // 64),
+                line_height=page.line_height,
+                fonts=page.font,
+                max_pages=page.max_pages,
+                overflow=page.overflow,
+            )
+        except (ValueError, OSError) as error:
+            raise UserError(f"page settings: {error}") from None
+
+    def _draw(self, text: str, where: str):
+        """Text -> (pages [n, 1, side, side], tiles, grids)."""
+        try:
+            if not self.gundam:
+                drawn = render_pages(text, self.style).pages
+                return drawn[:, None], [], [(1, 1)] * len(drawn)
+            drawn = render_pages(text, self.style).pages
+            for grid, style in self.canvases:
+                if len(drawn) == 1:
+                    break
+                drawn, chosen = render_pages(text, style).pages, grid
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+        if drawn.shape[1:] == (self.side, self.side):
+            return drawn[:, None], [], [(1, 1)] * len(drawn)
+        tiles = [cut_tiles(page[None], chosen) for page in drawn]
+        return shrink_into_square(drawn, self.side), tiles, [chosen] * len(drawn)
+
+    def _pages(self, row: Row):
+        if row.text is not None:
+            return self._draw(row.text, row.where)
+        prepared = [
+            prepare(open_image(path, row.where), self.side, self.gundam,
+                    self.settings.page.max_tiles)
+            for path in row.images
+        ]  # fmt: skip
+        views = np.stack([view for view, _, _ in prepared])
+        return views, [t for _, t, _ in prepared if t is not None], [g for _, _, g in prepared]
+
+    def prompt(self, row: Row) -> Sample:
+        """The sequence up to where the answer begins."""
+        pages, tiles, grids_ = self._pages(row)
+        visual = sum(visual_tokens(self.side, self.side, grid, TILE) for grid in grids_)
+        instruction = row.instruction or self.settings.data.instruction
+        # Instructions may use the model's own markers (<|grounding|>), but not an image token.
+        asked = encode(self.tokenizer, "\n" + instruction, special=True)
+        if self.special.image in asked:
+            raise UserError(f"{row.where}: the instruction holds the image token itself")
+        ids = [self.special.bos] + [self.special.image] * visual + asked
+        return Sample(ids, len(ids), visual, pages, tiles, grids_)
+
+    def __call__(self, row: Row) -> Sample:
+        """Row -> Sample. Raises UserError naming the row."""
+        prompt = self.prompt(row)
+        ids = [*prompt.ids, *encode(self.tokenizer, row.summary), self.special.eos]
+        if len(ids) > self.context:
+            raise UserError(
+                f"{row.where}: {len(prompt.pages)} pages ({prompt.visual} visual tokens) and text "
+                f"make {len(ids)} tokens; the model's context is {self.context} "
+                "(--max-pages N --overflow truncate|shrink limits the pages)"
+            )
+        return Sample(
+            ids, prompt.prompt, prompt.visual, prompt.pages, prompt.tiles, prompt.grids
+        )
+
+
+def _page_shaped(most: int) -> list[tuple[int, int]]:
+    """For 2 .. `most` tiles the grid nearest to a square, upright, if it is no strip."""
+    best = {}
+    for w, h in grids(most):
+        if w <= h <= 2 * w:
+            best[w * h] = min(best.get(w * h, (w, h)), (w, h), key=lambda grid: grid[1] / grid[0])
+    return [best[tiles] for tiles in sorted(best)]
+
+
+def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [n, H, W] -> [n, 1, side, side]: fitted, antialiased, padded with grey 127."""
+    height, width = canvases.shape[1:]
+    scale = side / max(height, width)
+    size = (round(height * scale), round(width * scale))
+    large = torch.from_numpy(canvases)[:, None].float()
+    small = F.interpolate(large, size, mode="bicubic", antialias=True, align_corners=False)
+    small = small.round().clamp(0, 255).to(torch.uint8)
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    square = torch.full((len(canvases), 1, side, side), 127, dtype=torch.uint8)
+    square[:, :, top : top + size[0], left : left + size[1]] = small
+    return square.numpy()
+
+
+def collate(samples: list[Sample], special, rows: tuple[int, ...] = ()) -> Batch:
+    """Pads samples to the right; pages stay in sample order. Answers are scored, prompts not."""
+    B, T = len(samples), max(len(sample.ids) for sample in samples)
+    ids = torch.full((B, T), special.pad)
+    labels = torch.full((B, T), IGNORE)
+    image_mask = torch.zeros(B, T, dtype=torch.bool)
+    attention_mask = torch.zeros(B, T, dtype=torch.bool)
+    for b, sample in enumerate(samples):
+        row = torch.tensor(sample.ids)
+        ids[b, : len(row)] = row
+        attention_mask[b, : len(row)] = True
+        image_mask[b, 1 : 1 + sample.visual] = True
+        labels[b, sample.prompt : len(row)] = row[sample.prompt :]
+    pages = _stack([sample.pages for sample in samples])
+    tiles = [tile for sample in samples for tile in sample.tiles]
+    grids_ = [grid for sample in samples for grid in sample.grids]
+    return Batch(
+        ids, attention_mask, image_mask, labels, pages, _stack(tiles) if tiles else None,
+        torch.tensor(grids_) if tiles else None, rows,
+    )  # fmt: skip
+
+
+def _stack(pieces: list[np.ndarray]) -> torch.Tensor:
+    """[n, C, h, w] arrays one after another; grey ones become colour where any has colour."""
+    channels = max(piece.shape[1] for piece in pieces)
+    return torch.cat([torch.from_numpy(p).expand(-1, channels, -1, -1) for p in pieces])
+
+
+class Cursor:
+    """The endless sequence of samples: position -> row, from the seed alone."""
+
+    def __init__(self, rows: int, seed: int):
+        self.rows, self.seed = rows, seed
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self.rows)
+        if epoch != self.epoch:
+            # RandomState, since numpy has frozen its streams for good.
+            random = np.random.RandomState([self.seed % 2**32, 2, epoch])
+            self.epoch, self.order = epoch, random.permutation(self.rows)
+        return int(self.order[place])
+
+
+def share(step: int, micro: int, rank: int, world: int, settings) -> range:
+    """Positions of the samples of one micro-step on one rank; `settings` has the batch sizes."""
+    size, accumulate = settings.batch_size, settings.accumulate
+    start = ((step * accumulate + micro) * world + rank) * size
+    return range(start, start + size)
+
+
+class Loader:
+    """Iterates over steps, each a list of `accumulate` batches; works ahead in threads."""
+
+    def __init__(self, rows, builder: SampleBuilder, settings: Settings, rank=0, world=1, step=0):
+        self.rows, self.builder, self.settings = rows, builder, settings
+        self.rank, self.world, self.step = rank, world, step
+        self.cursor = Cursor(len(rows), settings.optim.seed)
+        self.pool = ThreadPoolExecutor(settings.data.workers, thread_name_prefix="data")
+        self.ahead: deque = deque()
+        self.next_micro = step * settings.optim.accumulate
+
+    def _submit(self) -> None:
+        step, micro = divmod(self.next_micro, self.settings.optim.accumulate)
+        positions = share(step, micro, self.rank, self.world, self.settings.optim)
+        chosen = tuple(self.cursor[position] for position in positions)
+        self.ahead.append(self.pool.submit(self._make, chosen))
+        self.next_micro += 1
+
+    def _make(self, chosen: tuple[int, ...]) -> Batch:
+        samples = [self.builder(self.rows[i]) for i in chosen]
+        return collate(samples, self.builder.special, chosen)
+
+    def __next__(self) -> list[Batch]:
+        accumulate = self.settings.optim.accumulate
+        while len(self.ahead) < max(self.settings.data.prefetch, accumulate) + accumulate:
+            self._submit()
+        return [self.ahead.popleft().result() for _ in range(accumulate)]
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def held_out_batches(rows, builder: SampleBuilder, size: int, rank: int, world: int):
+    """Batches of every `world`-th held-out row, from `rank` on; no row twice, none left out."""
+    for start in range(rank, len(rows), size * world):
+        chosen = tuple(range(start, min(start + size * world, len(rows)), world))
+        samples = [builder(rows[i]) for i in chosen]
+        yield collate(samples, builder.special, chosen)
+
+
+def steps_per_epoch(rows: int, global_batch: int) -> int:
+    return math.ceil(rows / global_batch)

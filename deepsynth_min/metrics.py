@@ -1,0 +1,84 @@
+"""What the loop measures: loss, rate, throughput, memory, time spent waiting for data.
+
+In: what each step found, as device tensors and host counts. Out: lines of metrics.jsonl.
+
+The one idea: between two logging steps nothing is read back from the device; a line is written when
+the bar is due anyway, and the time spent on evaluating and saving is no training time.
+"""
+
+import resource
+import sys
+import time
+
+import torch
+
+from .distributed import World, sum_over_ranks
+from .optim import LossScaler
+from .run_directory import RunDirectory
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most ever allocated on the GPU, or the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class Meter:
+    """Sums between two logging steps; nothing is read back from the device before `log`."""
+
+    def __init__(self, world: World, directory: RunDirectory, global_batch: int, rows: int):
+        self.world, self.directory = world, directory
+        self.global_batch, self.rows = global_batch, rows
+
+    def start(self) -> None:
+        self.began, self.wait, self.idle = time.perf_counter(), 0.0, 0.0
+        self.losses, self.count, self.tokens, self.steps = [], 0, 0, 0
+
+    def _timed(self, action):
+        began = time.perf_counter()
+        return action(), time.perf_counter() - began
+
+    def waiting(self, action):
+        result, seconds = self._timed(action)
+        self.wait += seconds
+        return result
+
+    def paused(self, action):
+        """An action whose time is no training time."""
+        result, seconds = self._timed(action)
+        self.idle += seconds
+        return result
+
+    def add(self, loss_sum, norm, count, batches) -> None:
+        self.losses.append(loss_sum)
+        self.norm = norm
+        self.count += count
+        self.tokens += sum(batch.tokens for batch in batches)
+        self.steps += 1
+
+    def log(self, step: int, rate: float, scaler: LossScaler) -> float:
+        """Writes a line of metrics after `step` steps; returns the mean loss since the last."""
+        total = sum(float(loss) for loss in self.losses)  # waits for the device
+        seconds = time.perf_counter() - self.began - self.idle
+        total, tokens, wait = sum_over_ranks(self.world, total, self.tokens, self.wait)
+        loss, samples = total / self.count, step * self.global_batch
+        if self.world.is_main:
+            self.directory.log(
+                "train",
+                step=step,
+                epoch=round(samples / self.rows, 4),
+                samples=samples,
+                loss=loss,
+                lr=rate,
+                grad_norm=float(self.norm),
+                samples_per_s=self.steps * self.global_batch / seconds,
+                tokens_per_s=tokens / seconds,
+                peak_memory_bytes=peak_memory(self.world.device),
+                data_wait_s=wait / self.world.size,
+                skipped_steps=int(scaler.skipped),
+                loss_scale=float(scaler.scale),
+            )
+        self.start()
+        return loss

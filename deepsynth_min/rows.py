@@ -1,0 +1,176 @@
+"""Data files -> rows: JSON lines are checked and indexed once, then read one at a time.
+
+In: `--data`: "embedded", a .jsonl file or a folder of them. Out: a sequence of `Row`s.
+
+The one idea: the file stays on disk. One pass checks every row and remembers where it starts; after
+that a row is one `pread` and one `json.loads`, from any thread. A row that cannot be used stops the
+run before it starts and is named by file and line: nothing is ever dropped in silence.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from . import corpus
+from .config import UserError
+from .settings import DataSettings
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample as the user wrote it: a text or images, and the answer."""
+
+    where: str  # file:line, for messages
+    summary: str
+    text: str | None = None
+    images: tuple[Path, ...] = ()
+    instruction: str | None = None
+
+
+class EmbeddedRows:
+    """The embedded corpus, train or val."""
+
+    def __init__(self, split: str):
+        self.split, self.documents = split, corpus.documents(split)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, i: int) -> Row:
+        document = self.documents[i]
+        return Row(f"embedded {self.split} {i}", document.summary, document.text)
+
+
+class JsonlRows:
+    """The rows of one or several .jsonl files. Raises UserError naming file and line."""
+
+    def __init__(self, path: str, settings: DataSettings, progress: bool = False):
+        self.settings = settings
+        given = Path(path)
+        if given.is_dir():
+            self.files = sorted(given.glob("*.jsonl"))
+            if not self.files:
+                raise UserError(f"{path}: no .jsonl file in this folder")
+        elif given.is_file():
+            self.files = [given]
+        else:
+            raise UserError(f"{path}: no such file")
+        pieces = [self._index(number, progress) for number in range(len(self.files))]
+        self.table = np.concatenate(pieces)  # [rows, 4]: file, offset, length, line
+        if not len(self.table):
+            raise UserError(f"{path}: no rows")
+        self.handles: dict[int, int] = {}
+
+    def _index(self, number: int, progress: bool) -> np.ndarray:
+        file, entries, offset = self.files[number], [], 0
+        size = os.path.getsize(file)
+        with (
+            open(file, "rb") as lines,
+            tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {file.name}", leave=False,
+                 disable=not progress or size < 50_000_000) as bar,
+        ):  # fmt: skip
+            for line_number, line in enumerate(lines, 1):
+                if line.strip():
+                    self._parse(line, file, line_number)
+                    entries.append((number, offset, len(line), line_number))
+                offset += len(line)
+                bar.update(len(line))
+        return np.array(entries, dtype=np.int64).reshape(-1, 4)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, i: int) -> Row:
+        number, offset, length, line_number = self.table[i].tolist()
+        if number not in self.handles:
+            self.handles[number] = os.open(self.files[number], os.O_RDONLY)
+        line = os.pread(self.handles[number], length, offset)
+        return self._parse(line, self.files[number], line_number)
+
+    def _parse(self, line: bytes, file: Path, line_number: int) -> Row:
+        where, names = f"{file}:{line_number}", self.settings
+        try:
+            values = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: not a JSON object but a {type(values).__name__}")
+        summary = _text(values, names.summary_field, where)
+        instruction = None
+        if values.get(names.instruction_field) is not None:
+            instruction = _text(values, names.instruction_field, where)
+        images = values.get("images", values.get("image"))
+        if names.text_field in values or images is None:
+            return Row(where, summary, _text(values, names.text_field, where), (), instruction)
+        images = [images] if isinstance(images, str) else images
+        if not isinstance(images, list) or not images or not all(isinstance(x, str) for x in images):
+            raise UserError(f"{where}: image is a path, images a list of paths")
+        paths = tuple(self._image_path(file.parent, image, where) for image in images)
+        return Row(where, summary, None, paths, instruction)
+
+    def _image_path(self, folder: Path, image: str, where: str) -> Path:
+        path = folder / image
+        if not self.settings.images_anywhere and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{where}: image {image!r} is outside of the data folder; "
+                            "--images-anywhere allows it")  # fmt: skip
+        if not path.is_file():
+            raise UserError(f"{where}: {path}: no such image")
+        return path
+
+
+def _text(values: dict, name: str, where: str) -> str:
+    """A field that must be a text with something in it."""
+    if name not in values:
+        raise UserError(f"{where}: no field {name!r}; found: {', '.join(map(repr, values))}")
+    text = values[name]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: field {name!r} is a {type(text).__name__}, not a text")
+    if not text.strip():
+        raise UserError(f"{where}: field {name!r} is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: field {name!r} is not valid Unicode ({error.reason})") from None
+    return text
+
+
+class Subset:
+    """Some rows of others, in a given order."""
+
+    def __init__(self, rows, chosen: np.ndarray):
+        self.rows, self.chosen = rows, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, i: int) -> Row:
+        return self.rows[int(self.chosen[i])]
+
+
+def open_rows(settings: DataSettings, seed: int, progress: bool = False):
+    """(training rows, held-out rows). Raises UserError."""
+    if settings.data == "embedded":
+        train = EmbeddedRows("train")
+        held_out = EmbeddedRows("val")
+    else:
+        train = held_out = JsonlRows(settings.data, settings, progress)
+    if settings.val_data:
+        held_out = JsonlRows(settings.val_data, settings, progress)
+    elif held_out is train:
+        train, held_out = _split(train, settings, seed)
+    if settings.val_samples and len(held_out) > settings.val_samples:
+        held_out = Subset(held_out, np.arange(settings.val_samples))
+    return train, held_out
+
+
+def _split(rows, settings: DataSettings, seed: int):
+    """A share of the rows is held out: the same for the same seed and number of rows."""
+    if len(rows) < 2:
+        raise UserError(f"{settings.data}: one row cannot be split; give --val-data")
+    order = np.random.RandomState([seed % 2**32, 1]).permutation(len(rows))
+    size = min(len(rows) - 1, max(1, round(len(rows) * settings.val_fraction)))
+    return Subset(rows, np.sort(order[size:])), Subset(rows, order[:size])

@@ -1,0 +1,87 @@
+"""The run directory: where a run's settings, metrics, pages, checkpoints and report go.
+
+In: settings and what the loop measures. Out: files, written by rank 0 alone:
+    config.toml        the full resolved settings; --config reads it again
+    metrics.jsonl      one JSON object per logging step and per evaluation
+    pages/             a few rendered pages as PNG
+    checkpoints/       step-NNNNNN/, each a model directory with training state
+    last, best         the name of the newest and of the best checkpoint
+    report.html        curves and pages, to open in a browser
+
+The one idea: a directory that holds a run is never written over; only `--resume` goes on in it.
+"""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from . import checkpoint, report
+from .config import UserError
+from .data import SampleBuilder
+from .preview import png
+from .settings import Settings, to_toml
+
+PREVIEWS = 4
+
+
+def default_name(model: str) -> str:
+    return f"runs/{Path(model).name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+class RunDirectory:
+    """The files of one run. Every method but the constructor's checks is for rank 0."""
+
+    def __init__(self, path: str, resume: str):
+        """Raises UserError if the path cannot be used."""
+        self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
+        self.metrics_path = self.path / "metrics.jsonl"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {path}: is a file")
+        # A checkpoint given by name may start a new directory; `auto` looks into this one.
+        if resume != "auto" and self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"--out {path}: already holds files; give another directory, or "
+                            "--resume auto to go on with the run in it")  # fmt: skip
+
+    def create(self, settings: Settings) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(self.path / "config.toml", to_toml(settings))
+        except OSError as error:
+            raise UserError(f"--out {self.path}: {error.strerror}") from None
+
+    def resume_from(self, resume: str) -> Path | None:
+        """The checkpoint to go on from, or None to start afresh. Raises UserError."""
+        if resume == "none":
+            return None
+        if resume == "auto":
+            found = checkpoint.all_checkpoints(self.checkpoints)
+            return found[-1] if found else None
+        if not Path(resume).is_dir():
+            raise UserError(f"--resume {resume}: no such checkpoint directory")
+        return Path(resume)
+
+    def save_previews(self, rows, builder: SampleBuilder) -> None:
+        """The first pages of the first held-out rows."""
+        folder = self.path / "pages"
+        folder.mkdir(exist_ok=True)
+        for i in range(min(PREVIEWS, len(rows))):
+            page = builder.prompt(rows[i]).pages[0]  # [C, h, w]
+            grey = page.mean(0).round().astype("uint8")
+            (folder / f"held-out-{i}.png").write_bytes(png(grey))
+
+    def forget_after(self, step: int) -> None:
+        """Drops the metrics of steps that will be run again after resuming from `step`."""
+        if self.metrics_path.exists():
+            lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            checkpoint.write_text(self.metrics_path, "".join(line + "\n" for line in kept))
+
+    def log(self, kind: str, **values) -> None:
+        with open(self.metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def mark(self, marker: str, name: str) -> None:
+        checkpoint.write_text(self.path / marker, name + "\n")
+
+    def write_report(self) -> None:
+        checkpoint.write_text(self.path / "report.html", report.page(self.path))

@@ -1,0 +1,264 @@
+"""The loop, and nothing else: batches -> loss -> gradients -> parameters -> checkpoints.
+
+    python -m deepsynth_min.train [--setting value ...]
+    torchrun --standalone --nproc-per-node N -m deepsynth_min.train [--setting value ...]
+
+The one idea: one global step is the same whatever it is divided into. Its loss is the sum over its
+label tokens divided by their number, counted over all ranks and micro-steps before the first
+backward, so that ranks x micro-steps x samples may be shifted at will.
+"""
+
+import signal
+import sys
+
+import torch
+from tqdm import tqdm
+
+from . import checkpoint, freeze, settings as settings_
+from .config import PRESETS, UserError
+from .data import Loader, SampleBuilder, steps_per_epoch
+from .distributed import (
+    World, barrier, broadcast_text, check_same_parameters, reduce_gradients, start, stop,
+    sum_over_ranks,
+)  # fmt: skip
+from .evaluate import held_out_loss
+from .metrics import Meter
+from .model import DeepseekOCR, parameter_summary
+from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw
+from .precision import autocast, set_parameter_types
+from .rows import open_rows
+from .run_directory import RunDirectory, default_name
+from .settings import Settings, change
+from .tokenizer import EMBEDDED, load_tokenizer
+from .weights import find_checkpoint
+
+RATE_FROM_SCRATCH, RATE_FINE_TUNE = 1e-3, 2e-5
+
+
+def build_model(settings: Settings, world: World):
+    """(model, directory with its configuration and tokenizer); a preset has random weights."""
+    name = settings.model.model
+    torch.manual_seed(settings.optim.seed)
+    if name in PRESETS:
+        with torch.device(world.device):
+            return DeepseekOCR(PRESETS[name]), EMBEDDED
+    directory = find_checkpoint(name)
+    return DeepseekOCR.from_pretrained(directory, device=world.device), directory
+
+
+def resolve(settings: Settings, rows: int, world: World) -> Settings:
+    """Settings in which every automatic value is replaced by what it stands for."""
+    optim = settings.optim
+    steps = optim.max_steps
+    if not steps:
+        per_epoch = steps_per_epoch(rows, optim.batch_size * optim.accumulate * world.size)
+        steps = max(1, round(optim.epochs * per_epoch))
+    scratch = settings.model.model in PRESETS
+    rate = optim.lr or (RATE_FROM_SCRATCH if scratch else RATE_FINE_TUNE)
+    return change(settings, max_steps=steps, lr=rate)
+
+
+def print_summary(model: DeepseekOCR, tune: str) -> None:
+    print(f"\n{'part':<16}{'total':>16}{'trainable':>16}{'frozen':>16}{'active/token':>16}")
+    for part, total, trainable, active in parameter_summary(model):
+        print(f"{part:<16}{total:>16,}{trainable:>16,}{total - trainable:>16,}{active:>16,}")
+    print(f"trained: {tune}\n")
+
+
+class Stopper:
+    """Remembers SIGTERM, so that the run can save and end; a second one ends it at once."""
+
+    def __init__(self):
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number, frame):
+        self.asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Training:
+    """One run: what the loop works on, and the few things it does besides stepping."""
+
+    def __init__(self, settings: Settings):
+        self.world = world = start(settings.run.device, settings.run.threads)
+        name = settings.run.out or broadcast_text(world, default_name(settings.model.model))
+        self.directory = RunDirectory(name, settings.run.resume)
+        settings_.page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
+        rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
+        self.settings = settings = resolve(change(settings, out=name), len(rows), world)
+        self.rows = rows
+        self.model, self.base = build_model(settings, world)
+        tokenizer = load_tokenizer(self.base)
+        self.builder = SampleBuilder(settings, self.model.config, tokenizer)
+        self.builder(rows[0])  # a page setting that cannot work is found before anything is written
+        self.policy = freeze.freeze(self.model, settings.model.tune)
+        set_parameter_types(self.model, settings.optim.precision)
+        optim = settings.optim
+        self.optimizer = make_adamw(self.model, (optim.beta1, optim.beta2), optim.weight_decay)
+        self.scaler = LossScaler(optim.precision == "fp16", world.device)
+        self.step, self.best = 0, None
+        self.facts = {
+            "global_batch": optim.batch_size * optim.accumulate * world.size,
+            "seed": optim.seed, "rows": len(rows), "tune": settings.model.tune,
+        }  # fmt: skip
+        self._resume()
+        freeze.check_start(self.model, self.optimizer, self.policy)
+        check_same_parameters(world, dict(self.model.named_parameters()))
+        self.frozen = freeze.fingerprint(self.model)
+        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.audited = False
+        barrier(world)  # every rank has looked at --out before rank 0 writes to it
+        if world.is_main:
+            self._announce()
+
+    def _resume(self) -> None:
+        found = self.directory.resume_from(self.settings.run.resume)
+        if found is None:
+            return
+        state = checkpoint.load(found, self.model, self.optimizer, self.scaler, self.facts)
+        self.step, self.best = state["step"], state.get("best")
+        if self.world.is_main:
+            print(f"resuming after step {self.step} from {found}")
+            self.directory.forget_after(self.step)
+
+    def _announce(self) -> None:
+        self.directory.create(self.settings)
+        self.directory.save_previews(self.held_out, self.builder)
+        s = self.settings
+        print(f"{s.model.model} on {s.data.data}: {len(self.rows):,} training rows, "
+              f"{len(self.held_out):,} held out; pages of {self.builder.side} px")  # fmt: skip
+        if s.model.model in PRESETS:
+            print("the weights are random: a preset is for trying out, not a trained model")
+        print_summary(self.model, s.model.tune)
+        print(f"{s.optim.max_steps:,} steps of {self.facts['global_batch']} samples, "
+              f"{self.world.size} process(es) on {self.world.device.type}; "
+              f"run directory: {self.directory.path}")  # fmt: skip
+
+    def train_step(self, batches) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """One optimizer step; returns (this rank's summed loss, gradient norm, global count)."""
+        optim, world = self.settings.optim, self.world
+        count, samples = sum_over_ranks(
+            world, sum(b.count for b in batches), sum(len(b.input_ids) for b in batches)
+        )
+        loss_sum = torch.zeros((), device=world.device)
+        for batch in batches:
+            with autocast(world.device, optim.precision):
+                loss, _, balance = self.model.loss_terms(batch.to(world.device), optim.balance > 0)
+            target = loss / count
+            if balance is not None:
+                target = target + optim.balance * balance / samples
+            (target * self.scaler.scale).backward()
+            loss_sum += loss.detach()
+        reduce_gradients(world, self.trainable)
+        if not self.audited:
+            self._audit_gradients()
+        norm = clip_and_step(self.optimizer, self.scaler, self.rate(self.step), optim.clip)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss_sum, norm, count
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        optim = self.settings.optim
+        return cosine_rate(
+            step, optim.max_steps, optim.lr, optim.warmup_ratio, optim.min_lr_ratio
+        )
+
+    def _audit_gradients(self) -> None:
+        """After the first backward; with fp16, after the first one that did not overflow."""
+        total = torch.nn.utils.get_total_norm([p.grad for p in self.trainable])
+        if not self.scaler.enabled or total.isfinite():
+            freeze.check_gradients(self.model, self.policy)
+            self.audited = True
+
+    def evaluate(self) -> float:
+        optim = self.settings.optim
+        result = held_out_loss(self.model, self.held_out, self.builder, self.world,
+                               optim.batch_size, optim.precision)  # fmt: skip
+        if self.world.is_main:
+            self.directory.log("eval", step=self.step, **result)
+            tqdm.write(f"step {self.step:>6}: held-out loss {result['loss']:.4f} "
+                       f"(perplexity {result['perplexity']:.2f})")  # fmt: skip
+        return result["loss"]
+
+    def save(self, loss: float | None) -> None:
+        """A checkpoint of the present step; `loss` is its held-out loss, if known."""
+        if loss is not None and (self.best is None or loss < self.best):
+            self.best, is_best = loss, True
+        else:
+            is_best = False
+        if self.world.is_main:
+            facts = {**self.facts, "best": self.best, "held_out_loss": loss}
+            path = checkpoint.save(self.directory.checkpoints, self.step, self.model,
+                                   self.optimizer, self.scaler, self.base, facts)  # fmt: skip
+            self.directory.mark("last", path.name)
+            if is_best:
+                self.directory.mark("best", path.name)
+            best = self.directory.path / "best"
+            kept = best.read_text().strip() if best.exists() else None
+            checkpoint.prune(self.directory.checkpoints, self.settings.run.keep, kept)
+            self.directory.write_report()
+        barrier(self.world)
+
+    def run(self) -> None:
+        settings, world, stopper = self.settings, self.world, Stopper()
+        steps, every = settings.optim.max_steps, settings.run
+        loader = Loader(self.rows, self.builder, settings, world.rank, world.size, self.step)
+        meter = Meter(world, self.directory, self.facts["global_batch"], len(self.rows))
+        first = self.evaluate() if self.step == 0 else None
+        last, saved = first, self.step if self.step else None
+        bar = tqdm(total=steps, initial=self.step, desc="training", unit="step",
+                   disable=not world.is_main)  # fmt: skip
+        meter.start()
+        try:
+            while self.step < steps:
+                batches = meter.waiting(loader.__next__)
+                meter.add(*self.train_step(batches), batches)
+                bar.update()
+                done = self.step == steps
+                stopping = sum_over_ranks(world, stopper.asked)[0] > 0
+                if self.step % every.log_every == 0 or done or stopping:
+                    bar.set_postfix(loss=f"{meter.log(self.step, self.rate(self.step - 1), self.scaler):.3f}")
+                evaluated = (every.eval_every and self.step % every.eval_every == 0) or done
+                if evaluated and not stopping:
+                    last = meter.paused(self.evaluate)
+                if (every.save_every and self.step % every.save_every == 0) or done or stopping:
+                    meter.paused(lambda: self.save(last if evaluated else None))
+                    saved = self.step
+                if stopping:
+                    break
+        finally:
+            bar.close()
+            loader.close()
+        freeze.check_end(self.model, self.frozen)
+        if world.is_main:
+            self._conclude(first, last, saved, stopped=self.step < steps)
+
+    def _conclude(self, first, last, saved, stopped: bool) -> None:
+        self.directory.write_report()
+        where = self.directory.path
+        if stopped:
+            print(f"stopped after step {self.step}; go on with --out {where} --resume auto")
+            return
+        if first is not None:
+            print(f"held-out loss {first:.4f} -> {last:.4f} nats per token")
+        print(f"frozen parameters unchanged: {len(self.frozen)} tensors")
+        print(f"checkpoint: {self.directory.checkpoints / f'step-{saved:06}'}")
+        print(f"report: {where / 'report.html'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), else a traceback."""
+    try:
+        Training(settings_.parse(arguments)).run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
