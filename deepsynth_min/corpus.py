@@ -51,9 +51,10 @@ HOLE = re.compile(r"\{(\w+)(?:\.(\w+)|\?([^}]*))?\}")
 class Document:
     """One document and its one-sentence summary.
 
-    `entities`: the full names of all persons and the towns that the text names, in the order in
-    which they were drawn. An *entity combination* is (a) a person's full name, itself a combination
-    of a first and a last name, or (b) an unordered pair of entities of one document.
+    `entities`: the full names of the persons (a letter may call one by the first name) and the
+    towns that the text names, in the order in which they were drawn. An *entity combination* is
+    (a) a person's full name, itself a combination of a first and a last name, or (b) an unordered
+    pair of entities of one document.
     """
 
     id: str
@@ -65,7 +66,7 @@ class Document:
 
     def combinations(self) -> list[tuple[str, ...]]:
         """The entity combinations in this document: (person,) and (entity, entity), sorted."""
-        persons = [(name,) for name in self.entities if " " in name]
+        persons = [(name,) for name in self.entities if " " in name]  # a town is one word
         return persons + list(combinations(sorted(self.entities), 2))
 
 

@@ -15,22 +15,19 @@ NO_BREAK, NARROW = "\u00a0", "\u202f"
 
 # language -> form -> column -> what stands before the word. Columns: the noun's gender m, f, n;
 # "v", a French noun that begins with a vowel; "name" and "name v", a person or a town.
-# Form "" is the definite article as the subject of a sentence.
+# Form "" is the definite article as the subject of a sentence. English sentences write their own.
 ARTICLES = {
-    "en": {},
     "fr": {
-        "": {"m": "le ", "f": "la ", "v": "l'", "name": "", "name v": ""},
+        "": {"m": "le ", "f": "la ", "v": "l'"},
         "de": {"m": "du ", "f": "de la ", "v": "de l'", "name": "de ", "name v": "d'"},
         "a": {"m": "au ", "f": "à la ", "v": "à l'", "name": "à ", "name v": "à "},
-        "que": {"m": "que le ", "f": "que la ", "v": "que l'", "name": "que ", "name v": "qu'"},
+        "que": {"name": "que ", "name v": "qu'"},
     },
     "de": {
         "": {"m": "der ", "f": "die ", "n": "das "},
         "acc": {"m": "den ", "f": "die ", "n": "das "},
         "dat": {"m": "dem ", "f": "der ", "n": "dem "},
         "in": {"m": "im ", "f": "in der ", "n": "im "},
-        "zu": {"m": "zum ", "f": "zur ", "n": "zum "},
-        "von": {"m": "vom ", "f": "von der ", "n": "vom "},
     },
     "es": {
         "": {"m": "el ", "f": "la "},
@@ -40,7 +37,6 @@ ARTICLES = {
 }
 INDEFINITE = {
     "fr": {"m": "un ", "f": "une "},
-    "de": {"m": "ein ", "f": "eine ", "n": "ein "},
     "es": {"m": "un ", "f": "una "},
 }
 

@@ -58,7 +58,7 @@ def load_tokenizer(directory: Path | str | None = None):
 
     try:
         return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # tokenizers raises nothing more specific for a malformed file
         raise UserError(f"{directory / 'tokenizer.json'}: {error}") from None
 
 
