@@ -26,7 +26,7 @@ from .images import cut_tiles, grids, open_image, prepare
 from .loss import IGNORE
 from .render import PageStyle, render_pages
 from .rows import Row
-from .settings import TILE, Settings, page_side
+from .settings import MODES, TILE, Settings, page_side
 from .tokenizer import encode, special_ids
 
 
@@ -62,13 +62,13 @@ class SampleBuilder:
 
     def _style(self, width: int, height: int) -> PageStyle:
         page = self.settings.page
-        unit = TILE * 8 // 5 if self.gundam else self.side  # gundam: the size of a 1024 px page
+        # In gundam, letters are as large as on a page of the global view's size.
         try:
             return PageStyle(
                 width=width,
                 height=height,
-                margin=page.margin if page.margin >= 0 else unit // 32,
-                font_size=page.font_size or max(10, unit // 64),
+                margin=page.margin if page.margin >= 0 else self.side // 32,
+                font_size=page.font_size or max(10, self.side // 64),
                 line_height=page.line_height,
                 fonts=page.font,
                 max_pages=page.max_pages,
@@ -134,10 +134,11 @@ class SampleBuilder:
 
 
 def _page_shaped(most: int) -> list[tuple[int, int]]:
-    """For 2 .. `most` tiles the grid nearest to a square, upright, if it is no strip."""
+    """For 2 .. `most` tiles the grid nearest to a square: upright, no strip, and roomier than the
+    global view, which a text is drawn on alone if it fits."""
     best = {}
     for w, h in grids(most):
-        if w <= h <= 2 * w:
+        if w <= h <= 2 * w and w * h * TILE**2 > MODES["gundam"] ** 2:
             best[w * h] = min(best.get(w * h, (w, h)), (w, h), key=lambda grid: grid[1] / grid[0])
     return [best[tiles] for tiles in sorted(best)]
 

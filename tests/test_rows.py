@@ -1,0 +1,115 @@
+"""Data files: every row that cannot be used is an error that names file and line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepsynth_min.config import UserError
+from deepsynth_min.rows import JsonlRows, open_rows
+from deepsynth_min.settings import DataSettings
+
+GOOD = '{"text": "Some document.", "summary": "Its answer."}\n'
+
+
+def write(tmp_path, content: str | bytes, name="rows.jsonl") -> str:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{oops", "not JSON"),
+        ("[1, 2]", "not a JSON object but a list"),
+        ('{"text": "a"}', "no field 'summary'; found: 'text'"),
+        ('{"summary": "a"}', "no field 'text'; found: 'summary'"),
+        ('{"text": "  \\n", "summary": "a"}', "field 'text' is empty"),
+        ('{"text": "a", "summary": ""}', "field 'summary' is empty"),
+        ('{"text": 7, "summary": "a"}', "field 'text' is a int, not a text"),
+        ('{"text": null, "summary": "a"}', "field 'text' is a NoneType"),
+        ('{"text": "a\\ud800b", "summary": "a"}', "field 'text' is not valid Unicode"),
+        ('{"text": "a", "summary": "b", "instruction": 3}', "field 'instruction' is a int"),
+        ('{"image": "none.png", "summary": "a"}', "none.png: no such image"),
+        ('{"image": "../up.png", "summary": "a"}', "outside of the data folder"),
+        ('{"image": "/etc/hostname", "summary": "a"}', "outside of the data folder"),
+        ('{"images": [], "summary": "a"}', "images a list of paths"),
+        ('{"images": [3], "summary": "a"}', "images a list of paths"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path, line, message):
+    path = write(tmp_path, GOOD + "\n" + line + "\n" + GOOD)
+    with pytest.raises(UserError) as raised:
+        JsonlRows(path, DataSettings())
+    assert str(raised.value).startswith(f"{path}:3: ") and message in str(raised.value)
+
+
+def test_bytes_that_are_not_utf8_are_an_error(tmp_path):
+    path = write(tmp_path, GOOD.encode() + b'{"text": "\xff", "summary": "a"}\n')
+    with pytest.raises(UserError, match=r"rows.jsonl:2: not JSON"):
+        JsonlRows(path, DataSettings())
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_rows_is_an_error(tmp_path, content):
+    with pytest.raises(UserError, match="no rows"):
+        JsonlRows(write(tmp_path, content), DataSettings())
+
+
+def test_a_missing_file_and_an_empty_folder_are_errors(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        JsonlRows(str(tmp_path / "none.jsonl"), DataSettings())
+    with pytest.raises(UserError, match="no .jsonl file"):
+        JsonlRows(str(tmp_path), DataSettings())
+
+
+def test_rows_read_at_random_are_the_rows_as_written(tmp_path):
+    """Byte order mark, CRLF, blank lines, a last line without end, a folder of two files."""
+    texts = ["ä €", "zweite", "\u2028 third 🙂", "last"]
+    lines = [json.dumps({"doc": t, "tl;dr": t * 2, "instruction": None}, ensure_ascii=i % 2 == 0)
+             for i, t in enumerate(texts)]  # fmt: skip
+    write(tmp_path, b"\xef\xbb\xbf" + "\r\n\r\n".join(lines[:2]).encode(), "a.jsonl")
+    write(tmp_path, "\n".join(["", *lines[2:]]), "b.jsonl")
+    settings = DataSettings(text_field="doc", summary_field="tl;dr")
+    rows = JsonlRows(str(tmp_path), settings)
+    for i in (3, 0, 2, 1):
+        assert (rows[i].text, rows[i].summary) == (texts[i], texts[i] * 2)
+    assert rows[2].where.endswith("b.jsonl:2")
+
+
+def test_image_rows_name_files_inside_the_data_folder(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "data").mkdir()
+    row = json.dumps({"images": ["../a.png", "../b.png"], "summary": "s", "instruction": "Say."})
+    path = write(tmp_path / "data", row)
+    rows = JsonlRows(path, DataSettings(images_anywhere=True))
+    assert [Path(p).resolve().name for p in rows[0].images] == ["a.png", "b.png"]
+    assert rows[0].instruction == "Say." and rows[0].text is None
+
+
+def test_the_held_out_split_is_disjoint_complete_and_deterministic(tmp_path):
+    path = write(tmp_path, "".join(json.dumps({"text": f"t{i}", "summary": "s"}) + "\n"
+                                   for i in range(50)))  # fmt: skip
+    settings = DataSettings(data=path, val_fraction=0.2)
+    train, val = open_rows(settings, seed=3)
+    texts = [[row.text for row in rows] for rows in (train, val)]
+    assert len(texts[1]) == 10
+    assert sorted(texts[0] + texts[1]) == sorted(f"t{i}" for i in range(50))
+    again = [[row.text for row in rows] for rows in open_rows(settings, seed=3)]
+    assert again == texts
+    other = [[row.text for row in rows] for rows in open_rows(settings, seed=4)]
+    assert set(other[1]) != set(texts[1])
+
+
+def test_one_row_cannot_be_split_and_val_data_is_used_as_it_is(tmp_path):
+    path = write(tmp_path, GOOD)
+    with pytest.raises(UserError, match="one row cannot be split"):
+        open_rows(DataSettings(data=path), seed=0)
+    val = write(tmp_path, GOOD * 3, "val.jsonl")
+    train, held_out = open_rows(DataSettings(data=path, val_data=val, val_samples=2), seed=0)
+    assert (len(train), len(held_out)) == (1, 2)
+    assert np.all([row.text == "Some document." for row in held_out])
