@@ -7,8 +7,8 @@
 //   Cell.rows -> [height][stride] coverage; the first row lies `top` rows above the baseline,
 //                its first column `left` pixels right of the pen
 //   stored box (top, height, stride) >= ink box (ink_top, ink_bottom, ink_right): glyphs that fit
-//                the window (roughly ascender to descender) are stored with exactly its height, so
-//                that the loop over the rows of a line of text is predicted by the processor.
+//                the window (roughly ascender to descender, 16 columns) are stored with exactly its
+//                height, so that a line is known to fit once and every glyph takes the same loop.
 //
 // Cells are only ever added: `kind` is published last, so readers without any lock see a whole cell
 // or none. Adding is serialised by the caller (the binding adds under the interpreter lock).
@@ -50,7 +50,8 @@ enum Flag : uint16_t {
     kMissing = 16,   // in no font: drawn as a box
     kInvisible = 32, // draws nothing and has no width, by definition
     kUnshaped = 64,  // of a script that needs shaping, drawn without
-    kPrepare = 128   // Python must rewrite the text before it can be laid out
+    kPrepare = 128,  // Python must rewrite the text before it can be laid out
+    kWindow = 256    // stored in exactly the window (the atlas sets it)
 };
 constexpr uint16_t kReported = kMissing | kInvisible | kUnshaped;
 
@@ -81,7 +82,10 @@ struct Glyph {  // what add() takes: ink of width x height, rows `pitch` bytes a
 
 class Atlas {
 public:
+    // The window: `window_rows` rows, the first of them `window_top` rows above the baseline.
     Atlas(int window_top, int window_rows) : window_top_(window_top), window_rows_(window_rows) {
+        if (window_top < 1 || window_top > 4096 || window_rows < 1 || window_rows > 4096)
+            throw std::invalid_argument("window out of range");
         for (auto& page : pages_) page.store(blank(), std::memory_order_relaxed);
         own_page(0);  // text of one-byte units reads this page without looking it up
     }
@@ -101,7 +105,7 @@ public:
         cell.advance = g.advance;
         cell.font = static_cast<uint8_t>(g.font);
         cell.glyph = static_cast<uint16_t>(g.glyph);
-        cell.flags = static_cast<uint16_t>(g.flags);
+        cell.flags = static_cast<uint16_t>(g.flags & ~kWindow);
         if (g.width > 0 && g.height > 0) store(cell, g);
         cell.kind.store(static_cast<uint8_t>(g.kind), std::memory_order_release);
         ++size_;
@@ -117,6 +121,8 @@ public:
         return kerning_[left.font]->find(left.glyph, right.glyph);
     }
 
+    int window_top() const { return window_top_; }
+    int window_rows() const { return window_rows_; }
     size_t size() const { return size_; }
     size_t bytes() const { return blocks_.size() * kBlock + owned_.size() * kPage * sizeof(Cell); }
 
@@ -154,6 +160,7 @@ private:
     void store(Cell& cell, const Glyph& g) {
         const int below = window_top_ - window_rows_;  // first row under the window
         const bool fits = g.width <= kRow && g.top <= window_top_ && g.top - g.height >= below;
+        if (fits && g.kind != kSpace) cell.flags |= kWindow;
         cell.left = static_cast<int16_t>(g.left);
         cell.stride = static_cast<uint16_t>((g.width + kRow - 1) / kRow * kRow);
         cell.top = static_cast<int16_t>(fits ? window_top_ : g.top);
@@ -162,11 +169,12 @@ private:
         cell.ink_bottom = static_cast<int16_t>(g.top - g.height);
         cell.ink_right = static_cast<int16_t>(g.left + g.width);
         uint8_t* rows = allocate(static_cast<size_t>(cell.stride) * cell.height);
-        std::memset(rows, 0, static_cast<size_t>(cell.stride) * cell.height);
+        std::memset(rows, 255, static_cast<size_t>(cell.stride) * cell.height);
         uint8_t* first = rows + static_cast<size_t>(cell.top - g.top) * cell.stride;
         for (int y = 0; y < g.height; ++y)
-            std::memcpy(first + static_cast<size_t>(y) * cell.stride,
-                        g.coverage + static_cast<size_t>(y) * g.pitch, g.width);
+            for (int x = 0; x < g.width; ++x)
+                first[static_cast<size_t>(y) * cell.stride + x] = static_cast<uint8_t>(
+                    255 - g.coverage[static_cast<size_t>(y) * g.pitch + x]);
         cell.rows = rows;
     }
 
@@ -189,6 +197,24 @@ private:
     std::unique_ptr<KernTable> kerning_[kFonts];
     size_t used_ = 0, size_ = 0;
     int window_top_, window_rows_;
+};
+
+// The cells of a text: one-byte units stay in the first page.
+template <class Unit>
+class Cells {
+public:
+    Cells(const Atlas& atlas, const Unit* text)
+        : atlas_(&atlas), page0_(atlas.page(0)), text_(text) {}
+
+    const Cell& operator[](int64_t i) const {
+        if (sizeof(Unit) == 1) return page0_[text_[i]];
+        return atlas_->at(text_[i]);
+    }
+
+private:
+    const Atlas* atlas_;
+    const Cell* page0_;
+    const Unit* text_;
 };
 
 }  // namespace deepsynth

@@ -2,7 +2,8 @@
 // converted, errors are mapped, the interpreter lock is dropped around layout and drawing.
 //
 //   Atlas(window_top, window_rows)   add(...), unresolved(text or units), set_kerning(...)
-//   Plan(atlas, max_pages, **frame)  layout(texts, threads) -> draw(out, threads) -> result(i)
+//   Frame(**geometry)
+//   Plan(atlas, frame, max_pages)    layout(texts, threads) -> draw(out, threads) -> result(i)
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -10,7 +11,7 @@
 
 #include <set>
 
-#include "plan.h"
+#include "replay.h"
 
 namespace py = pybind11;
 using namespace deepsynth;
@@ -87,6 +88,23 @@ void set_kerning(Atlas& atlas, int font, const std::vector<std::array<int, 3>>& 
     atlas.set_kerning(font, std::move(table));
 }
 
+// The memory of `out`, if it is uint8 [>= pages, height, width], contiguous and writable.
+uint8_t* pixels_of(const py::object& out, int64_t pages, const Frame& frame) {
+    if (!py::isinstance<py::array>(out)) throw py::value_error("out: not a numpy array");
+    auto array = py::reinterpret_borrow<py::array>(out);
+    if (!py::dtype::of<uint8_t>().equal(array.dtype()))
+        throw py::value_error("out: dtype must be uint8");
+    if (array.ndim() != 3 || array.shape(0) < pages || array.shape(1) != frame.height ||
+        array.shape(2) != frame.width)
+        throw py::value_error("out: shape must be [>= " + std::to_string(pages) + ", " +
+                              std::to_string(frame.height) + ", " + std::to_string(frame.width) +
+                              "]");
+    if (!(array.flags() & py::array::c_style))
+        throw py::value_error("out: must be C-contiguous, pages must not overlap");
+    if (!array.writeable()) throw py::value_error("out: is read-only");
+    return static_cast<uint8_t*>(array.mutable_data());
+}
+
 class PyPlan {
 public:
     PyPlan(const Atlas& atlas, const Frame& frame, int64_t max_pages)
@@ -126,20 +144,7 @@ public:
 
     void draw(const py::object& out, int threads) {
         const int64_t pages = plan_.number_pages();
-        const Frame& frame = plan_.frame();
-        if (!py::isinstance<py::array>(out)) throw py::value_error("out: not a numpy array");
-        auto array = py::reinterpret_borrow<py::array>(out);
-        if (!py::dtype::of<uint8_t>().equal(array.dtype()))
-            throw py::value_error("out: dtype must be uint8");
-        if (array.ndim() != 3 || array.shape(0) < pages || array.shape(1) != frame.height ||
-            array.shape(2) != frame.width)
-            throw py::value_error("out: shape must be [>= " + std::to_string(pages) + ", " +
-                                  std::to_string(frame.height) + ", " +
-                                  std::to_string(frame.width) + "]");
-        if (!(array.flags() & py::array::c_style))
-            throw py::value_error("out: must be C-contiguous, pages must not overlap");
-        if (!array.writeable()) throw py::value_error("out: is read-only");
-        auto* pixels = static_cast<uint8_t*>(array.mutable_data());
+        uint8_t* pixels = pixels_of(out, pages, plan_.frame());
         py::gil_scoped_release unlocked;
         plan_.draw(pixels, threads);
     }
@@ -189,6 +194,8 @@ public:
         plan_.text(i).layout.lines[line].indent = pixels;
     }
 
+    Replay replay() { return Replay(plan_); }
+
 private:
     void check(size_t i) {
         if (i >= plan_.size()) throw py::index_error("text");
@@ -198,26 +205,35 @@ private:
     std::vector<py::object> owners_;  // keep the str buffers alive
 };
 
-Frame make_frame(const py::dict& d) {
-    const auto take = [&](const char* name) { return d[name].cast<int64_t>(); };
+// Takes every field by name, so that none can be forgotten or misplaced.
+Frame make_frame(const py::kwargs& fields) {
+    const auto take = [&](const char* name) {
+        if (!fields.contains(name)) throw py::value_error(std::string("frame lacks ") + name);
+        return fields[name].cast<int64_t>();
+    };
+    const auto small = [&](const char* name, int64_t low) {
+        const int64_t value = take(name);
+        if (value < low || value > 1 << 16) throw py::value_error(std::string(name) + " out of range");
+        return static_cast<int>(value);
+    };
     Frame f;
-    f.width = static_cast<int>(take("width"));
-    f.height = static_cast<int>(take("height"));
-    f.left = static_cast<int>(take("left"));
-    f.baseline = static_cast<int>(take("baseline"));
-    f.step = static_cast<int>(take("step"));
-    f.columns = static_cast<int>(take("columns"));
-    f.column_step = static_cast<int>(take("column_step"));
-    f.lines_per_column = take("lines_per_column");
+    f.width = small("width", 1);
+    f.height = small("height", 1);
+    f.left = small("left", 0);
+    f.baseline = small("baseline", 0);
+    f.step = small("step", 1);
+    f.columns = small("columns", 1);
+    f.column_step = small("column_step", 0);
+    f.lines_per_column = small("lines_per_column", 1);
     f.justify = take("justify") != 0;
     f.invert = take("invert") != 0;
     f.kerning = take("kerning") != 0;
     f.measure = Measure{take("limit"), take("tab"), take("hyphen")};
-    const auto size = [](int v) { return v >= 1 && v <= 1 << 15; };
-    if (!size(f.width) || !size(f.height) || !size(f.step) || !size(f.columns) ||
-        f.lines_per_column < 1 || f.lines_per_column > 1 << 16 || f.measure.tab < 1 ||
-        f.measure.limit < 1 || f.measure.hyphen < 0)
-        throw py::value_error("frame out of range");
+    const int64_t most = int64_t{1} << 32;
+    const Measure& m = f.measure;
+    if (m.limit < 1 || m.tab < 1 || m.hyphen < 0 || m.limit > most || m.tab > most ||
+        m.hyphen > most)
+        throw py::value_error("limit, tab or hyphen out of range");
     return f;
 }
 
@@ -234,11 +250,14 @@ PYBIND11_MODULE(_raster, m) {
         .def("set_kerning", &set_kerning)
         .def("__len__", &Atlas::size)
         .def("bytes", &Atlas::bytes);
+    py::class_<Frame>(m, "Frame")
+        .def(py::init(&make_frame))
+        .def_readonly("baseline", &Frame::baseline)
+        .def_readonly("step", &Frame::step)
+        .def_readonly("lines_per_column", &Frame::lines_per_column);
     py::class_<PyPlan>(m, "Plan")
-        .def(py::init([](const Atlas& atlas, const py::dict& frame, int64_t max_pages) {
-                 return new PyPlan(atlas, make_frame(frame), max_pages);
-             }),
-             py::keep_alive<1, 2>(), py::arg("atlas"), py::arg("frame"), py::arg("max_pages"))
+        .def(py::init<const Atlas&, const Frame&, int64_t>(), py::keep_alive<1, 2>(),
+             py::arg("atlas"), py::arg("frame"), py::arg("max_pages"))
         .def("layout", &PyPlan::layout)
         .def("layout_again", &PyPlan::layout_again)
         .def("replace", &PyPlan::replace)
@@ -247,7 +266,15 @@ PYBIND11_MODULE(_raster, m) {
         .def("result", &PyPlan::result)
         .def("pages", &PyPlan::pages)
         .def("lines", &PyPlan::lines)
-        .def("indent", &PyPlan::indent);
+        .def("indent", &PyPlan::indent)
+        .def("replay", &PyPlan::replay, py::keep_alive<0, 1>());
+    py::class_<Replay>(m, "Replay")
+        .def("glyphs", &Replay::glyphs)
+        .def("draw", [](const Replay& replay, const py::object& out) {
+            uint8_t* pixels = pixels_of(out, replay.pages(), replay.frame());
+            py::gil_scoped_release unlocked;
+            replay.draw(pixels);
+        });
     py::dict kinds, flags;
     kinds["plain"] = int{kPlain};
     kinds["noted"] = int{kNoted};

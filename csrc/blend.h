@@ -3,14 +3,16 @@
 // Paper is 255, ink is 0, coverage says how much of a pixel the ink hides (0..255). The exact
 // composite is t = paper*(255-coverage)+128; ((t>>8)+t)>>8, which is round(paper*(255-coverage)/255).
 // Two identities make it cheap: on white paper it equals 255-coverage, and without coverage it
-// leaves the paper alone. So a row is a plain subtraction unless ink already lies under new ink
-// (`overlaps`), and only such rows pay for the multiplication.
+// leaves the paper alone. So a row that is known to meet white paper is copied; one that may meet
+// ink is subtracted unless ink really lies under ink, and only then is anything multiplied.
 //
-// A row is a multiple of 16 bytes of coverage, zero padded. SSE2 where the machine has it (every
-// x86-64), else loops that say the same; -DDEEPSYNTH_PORTABLE forces the loops, for tests.
+// A row of a glyph is stored as it looks on white paper, 255-coverage, in a multiple of 16 bytes
+// padded with 255. SSE2 where the machine has it (every x86-64), else loops that say the same;
+// -DDEEPSYNTH_PORTABLE forces the loops, for tests.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__SSE2__) && !defined(DEEPSYNTH_PORTABLE)
 #include <emmintrin.h>
@@ -19,7 +21,7 @@
 
 namespace deepsynth {
 
-constexpr int kRow = 16;  // bytes that one operation handles; coverage rows are padded to it
+constexpr int kRow = 16;  // bytes that one operation handles; rows of glyphs are padded to it
 
 inline uint8_t over(unsigned paper, unsigned coverage) {
     const unsigned t = paper * (255u - coverage) + 128u;
@@ -36,21 +38,25 @@ inline void store16(uint8_t* p, __m128i v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), v);
 }
 
-// paper -= coverage: the composite, where `overlaps` is false.
-inline void subtract16(uint8_t* paper, const uint8_t* coverage) {
-    store16(paper, _mm_sub_epi8(load16(paper), load16(coverage)));
+inline __m128i inverted(__m128i v) { return _mm_xor_si128(v, _mm_set1_epi8(-1)); }
+
+// The composite on white paper.
+inline void copy16(uint8_t* paper, const uint8_t* row) { store16(paper, load16(row)); }
+
+// paper -= coverage: the composite where `overlaps16` is false.
+inline void subtract16(uint8_t* paper, const uint8_t* row) {
+    store16(paper, _mm_sub_epi8(load16(paper), inverted(load16(row))));
 }
 
 // Does any of the 16 pixels have both ink on the paper and coverage to come?
-inline bool overlaps16(const uint8_t* paper, const uint8_t* coverage) {
-    const __m128i ink = _mm_xor_si128(load16(paper), _mm_set1_epi8(-1));
-    const __m128i both = _mm_min_epu8(ink, load16(coverage));
-    return _mm_movemask_epi8(_mm_cmpeq_epi8(both, _mm_setzero_si128())) != 0xffff;
+inline bool overlaps16(const uint8_t* paper, const uint8_t* row) {
+    const __m128i either = _mm_max_epu8(load16(paper), load16(row));  // 255 unless both have ink
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(either, _mm_set1_epi8(-1))) != 0xffff;
 }
 
-inline void over16(uint8_t* paper, const uint8_t* coverage) {
+inline void over16(uint8_t* paper, const uint8_t* row) {
     const __m128i zero = _mm_setzero_si128(), half = _mm_set1_epi16(128);
-    const __m128i p = load16(paper), keep = _mm_xor_si128(load16(coverage), _mm_set1_epi8(-1));
+    const __m128i p = load16(paper), keep = load16(row);
     __m128i lo = _mm_mullo_epi16(_mm_unpacklo_epi8(p, zero), _mm_unpacklo_epi8(keep, zero));
     __m128i hi = _mm_mullo_epi16(_mm_unpackhi_epi8(p, zero), _mm_unpackhi_epi8(keep, zero));
     lo = _mm_add_epi16(lo, half);
@@ -63,27 +69,29 @@ inline void over16(uint8_t* paper, const uint8_t* coverage) {
 
 #else
 
-inline void subtract16(uint8_t* paper, const uint8_t* coverage) {
-    for (int i = 0; i < kRow; ++i) paper[i] = static_cast<uint8_t>(paper[i] - coverage[i]);
+inline void copy16(uint8_t* paper, const uint8_t* row) { std::memcpy(paper, row, kRow); }
+
+inline void subtract16(uint8_t* paper, const uint8_t* row) {
+    for (int i = 0; i < kRow; ++i) paper[i] = static_cast<uint8_t>(paper[i] - (255 - row[i]));
 }
 
-inline bool overlaps16(const uint8_t* paper, const uint8_t* coverage) {
+inline bool overlaps16(const uint8_t* paper, const uint8_t* row) {
     unsigned both = 0;
-    for (int i = 0; i < kRow; ++i) both |= (paper[i] != 255) & (coverage[i] != 0);
+    for (int i = 0; i < kRow; ++i) both |= (paper[i] != 255) & (row[i] != 255);
     return both != 0;
 }
 
-inline void over16(uint8_t* paper, const uint8_t* coverage) {
-    for (int i = 0; i < kRow; ++i) paper[i] = over(paper[i], coverage[i]);
+inline void over16(uint8_t* paper, const uint8_t* row) {
+    for (int i = 0; i < kRow; ++i) paper[i] = over(paper[i], 255u - row[i]);
 }
 
 #endif
 
 // One padded row of `stride` bytes, whatever lies under it.
-inline void blend_row(uint8_t* paper, const uint8_t* coverage, int stride) {
+inline void blend_row(uint8_t* paper, const uint8_t* row, int stride) {
     for (int x = 0; x < stride; x += kRow) {
-        if (overlaps16(paper + x, coverage + x)) over16(paper + x, coverage + x);
-        else subtract16(paper + x, coverage + x);
+        if (overlaps16(paper + x, row + x)) over16(paper + x, row + x);
+        else subtract16(paper + x, row + x);
     }
 }
 

@@ -3,11 +3,13 @@
 // in:  a page's lines and the text's cells
 // out: uint8 [height, width], 255 paper and 0 ink (inverted on request)
 //
-// The page is cleared once and ink only ever darkens it, so no line can clear its neighbour's
-// accents. Whether ink may lie under a new glyph is known from geometry: `right_` is how far ink
-// reaches in this line, `floor_` how far down in the lines before. Beyond both, a glyph is a plain
-// subtraction; else each of its rows asks. A glyph whose stored box leaves the page goes pixel by
-// pixel; that is also what keeps 16-byte rows inside the page.
+// Whether ink may lie under a new glyph is known from geometry: `right` is how far ink reaches in
+// this line, `floor_` how far down in the lines before, `columns_` how far right in the columns
+// before. Beyond all three the paper under the glyph's stored box is white, and drawing is copying:
+// no pixel is read, so neighbours do not wait for each other's stores. Else each row asks. So no line
+// can clear its neighbour's accents. The page is cleared just ahead of the lines, while it is in the
+// nearest cache. A glyph whose stored box leaves the page goes pixel by pixel; that is also what
+// keeps 16-byte rows inside the page.
 #pragma once
 
 #include <algorithm>
@@ -26,51 +28,90 @@ struct Frame {  // where the lines lie on a page; pixels unless said otherwise
     Measure measure;
 };
 
+// One line on the canvas: what drawing a glyph in the atlas's window needs, small enough to stay in
+// registers (pixels are bytes, so the compiler must assume that storing them changes any member).
+struct Strip {
+    uint8_t* top = nullptr;  // the window's first row
+    int64_t right = 0;       // ink reaches up to here
+    int64_t room = -1;       // the last column at which a stored row fits; -1: no window here
+    int64_t rows = 0, width = 0;  // of the window, of the page
+
+    // A windowed glyph on white paper, `left` in [right, room].
+    void draw(const Cell& cell, int64_t left) const {
+        uint8_t* paper = top + left;
+        const uint8_t* row = cell.rows;
+        for (int64_t y = rows; y > 0; --y, paper += width, row += kRow) copy16(paper, row);
+    }
+};
+
 class Canvas {
 public:
-    Canvas(uint8_t* pixels, int width, int height)
-        : pixels_(pixels), width_(width), height_(height) {
-        std::memset(pixels, 255, static_cast<size_t>(width) * height);
+    Canvas(uint8_t* pixels, int width, int height, const Atlas& atlas)
+        : pixels_(pixels), width_(width), height_(height), window_top_(atlas.window_top()),
+          window_rows_(atlas.window_rows()) {}
+
+    Strip begin_line(int64_t baseline, bool new_column) {
+        const int64_t top = baseline - window_top_, bottom = top + window_rows_;
+        clear(bottom);
+        if (new_column) columns_ = farthest_;
+        floor_ = new_column ? kNowhere : lowest_;
+        Strip strip;
+        strip.right = columns_;
+        if (top >= floor_ && top >= 0 && bottom <= height_) {
+            strip = {place(0, top), std::max<int64_t>(columns_, 0), width_ - kRow, window_rows_,
+                     width_};
+        }
+        lowest_ = std::max(floor_, bottom);
+        return strip;
     }
 
-    // Ink of one cell, its pen at (x, baseline).
-    void glyph(const Cell& cell, int64_t x, int64_t baseline) {
+    // Any glyph anywhere, its pen at (x, baseline).
+    void glyph(Strip& strip, const Cell& cell, int64_t x, int64_t baseline) {
         const int64_t left = x + cell.left, top = baseline - cell.top;
+        if (top + cell.height > cleared_) clear(top + cell.height);
         if (left < 0 || left + cell.stride > width_ || top < 0 || top + cell.height > height_)
             clipped(cell, left, top, baseline);
-        else if (left >= right_ && baseline - cell.ink_top >= floor_)
+        else if (left >= strip.right && top >= floor_)
             fresh(cell, left, top);
         else
             blended(cell, left, top);
-        right_ = std::max(right_, x + cell.ink_right);
+        strip.right = std::max(strip.right, x + cell.ink_right);
         lowest_ = std::max(lowest_, baseline - cell.ink_bottom);
     }
 
-    void end_line() {
-        floor_ = lowest_;
-        right_ = INT64_MIN;
-    }
+    void end_line(const Strip& strip) { farthest_ = std::max(farthest_, strip.right); }
 
-    void invert() {
-        const size_t n = static_cast<size_t>(width_) * height_;
-        for (size_t i = 0; i < n; ++i) pixels_[i] = static_cast<uint8_t>(255 - pixels_[i]);
+    void finish(bool invert) {
+        clear(height_);
+        if (!invert) return;
+        for (int64_t i = 0; i < width_ * height_; ++i)
+            pixels_[i] = static_cast<uint8_t>(255 - pixels_[i]);
     }
 
     int64_t clipped_glyphs() const { return clipped_; }
 
 private:
+    static constexpr int64_t kNowhere = INT64_MIN;
+
     uint8_t* place(int64_t left, int64_t top) const { return pixels_ + top * width_ + left; }
+
+    void clear(int64_t bottom) {
+        bottom = std::min(bottom, height_);
+        if (bottom <= cleared_) return;
+        std::memset(place(0, cleared_), 255, static_cast<size_t>((bottom - cleared_) * width_));
+        cleared_ = bottom;
+    }
 
     void fresh(const Cell& cell, int64_t left, int64_t top) {
         uint8_t* paper = place(left, top);
         const uint8_t* rows = cell.rows;
         if (cell.stride == kRow) {
             for (int y = 0; y < cell.height; ++y, paper += width_, rows += kRow)
-                subtract16(paper, rows);
+                copy16(paper, rows);
             return;
         }
         for (int y = 0; y < cell.height; ++y, paper += width_, rows += cell.stride)
-            for (int i = 0; i < cell.stride; i += kRow) subtract16(paper + i, rows + i);
+            for (int i = 0; i < cell.stride; i += kRow) copy16(paper + i, rows + i);
     }
 
     void blended(const Cell& cell, int64_t left, int64_t top) {
@@ -90,13 +131,15 @@ private:
         for (int64_t y = y0; y < y1; ++y)
             for (int64_t x = x0; x < x1; ++x) {
                 uint8_t& pixel = *place(left + x, top + y);
-                pixel = over(pixel, cell.rows[y * cell.stride + x]);
+                pixel = over(pixel, 255u - cell.rows[y * cell.stride + x]);
             }
     }
 
     uint8_t* pixels_;
-    int64_t width_, height_;
-    int64_t right_ = INT64_MIN, floor_ = INT64_MIN, lowest_ = INT64_MIN;
+    int64_t width_, height_, window_top_, window_rows_;
+    int64_t cleared_ = 0;  // rows above are white or drawn on; below they hold anything
+    int64_t floor_ = kNowhere, lowest_ = kNowhere;  // ink of this column: lines before, all so far
+    int64_t columns_ = kNowhere, farthest_ = kNowhere;  // the same to the right, over columns
     int64_t clipped_ = 0;
 };
 
@@ -113,11 +156,13 @@ struct Stretch {
     }
 };
 
-template <class Unit, bool Kern>
+// Walks the lines of a page and hands each glyph with its place to a surface: a Canvas, or what
+// replay.h records.
+template <class Unit, bool Kern, class Surface>
 class PageDrawer {
 public:
-    PageDrawer(const Atlas& atlas, const Unit* text, const Frame& frame, Canvas& canvas)
-        : atlas_(atlas), page0_(atlas.page(0)), text_(text), frame_(frame), canvas_(canvas) {}
+    PageDrawer(const Atlas& atlas, const Unit* text, const Frame& frame, Surface& canvas)
+        : atlas_(atlas), text_(text), frame_(frame), canvas_(canvas) {}
 
     void line(const Line& line, int64_t number) {
         const int64_t column = number / frame_.lines_per_column;
@@ -126,36 +171,38 @@ public:
         const int64_t y = frame_.baseline + row * frame_.step;
         Stretch stretch;
         if (frame_.justify && line.flags & kWrapped) stretch = stretch_of(line);
+        Strip strip = canvas_.begin_line(y, row == 0 && column > 0);
+        const Cells<Unit> cells(atlas_, text_);  // a copy, for the same reason
+        const int64_t start = line.start, stop = line.stop;
         int64_t pen = 0;
-        for (int64_t i = line.start; i < line.stop; ++i) {
-            const Cell& cell = at(i);
-            const uint8_t kind = cell.kind.load(std::memory_order_acquire);
-            if (kind == kTab) {
-                pen = next_tab(pen, frame_.measure.tab);
+        for (int64_t i = start; i < stop; ++i) {
+            const Cell& cell = cells[i];
+            if (Kern && i > start) pen += atlas_.kern(cells[i - 1], cell);
+            const int64_t left = x + pixel(pen) + cell.left;
+            if (cell.flags & kWindow && left >= strip.right && left <= strip.room) {
+                strip.draw(cell, left);
+                strip.right = left - cell.left + cell.ink_right;
+                pen += cell.advance;
                 continue;
             }
-            if (Kern && i > line.start) pen += atlas_.kern(at(i - 1), cell);
-            if (cell.height) canvas_.glyph(cell, x + pixel(pen), y);
-            pen += cell.advance;
+            const uint8_t kind = cell.kind.load(std::memory_order_acquire);
+            if (cell.height) canvas_.glyph(strip, cell, x + pixel(pen), y);
+            pen = kind == kTab ? next_tab(pen, frame_.measure.tab) : pen + cell.advance;
             if (kind == kSpace && i >= stretch.from) pen += stretch.next();
         }
-        if (line.flags & kHyphenated) canvas_.glyph(atlas_.at('-'), x + pixel(pen), y);
-        canvas_.end_line();
+        if (line.flags & kHyphenated) canvas_.glyph(strip, atlas_.at('-'), x + pixel(pen), y);
+        canvas_.end_line(strip);
     }
 
 private:
     static int64_t pixel(int64_t pen) { return (pen + 32) >> 6; }
 
-    const Cell& at(int64_t i) const {
-        if (sizeof(Unit) == 1) return page0_[text_[i]];
-        return atlas_.at(text_[i]);
-    }
-
     Stretch stretch_of(const Line& line) const {
+        const Cells<Unit> cells(atlas_, text_);
         Stretch out;
         bool word = false;
         for (int64_t i = line.start; i < line.stop; ++i) {
-            const uint8_t kind = at(i).kind.load(std::memory_order_relaxed);
+            const uint8_t kind = cells[i].kind.load(std::memory_order_relaxed);
             if (kind == kTab) {
                 out = Stretch();
                 word = false;
@@ -170,16 +217,15 @@ private:
     }
 
     const Atlas& atlas_;
-    const Cell* page0_;
     const Unit* text_;
     const Frame& frame_;
-    Canvas& canvas_;
+    Surface& canvas_;
 };
 
-// One page [height, width]; returns how many glyphs the page's edge cut.
-inline int64_t draw_page(const Atlas& atlas, const TextView& text, const TextLayout& layout,
-                         size_t number, const Frame& frame, uint8_t* pixels) {
-    Canvas canvas(pixels, frame.width, frame.height);
+// Page `number` of a text onto a surface.
+template <class Surface>
+void draw_lines(const Atlas& atlas, const TextView& text, const TextLayout& layout, size_t number,
+                const Frame& frame, Surface& surface) {
     const PageSpan& page = layout.pages[number];
     with_unit(text, [&](auto* unit) {
         const auto* units = static_cast<decltype(unit)>(text.data);
@@ -188,10 +234,19 @@ inline int64_t draw_page(const Atlas& atlas, const TextView& text, const TextLay
             for (int64_t i = page.first_line; i < page.end_line; ++i)
                 drawer.line(layout.lines[i], i - page.first_line);
         };
-        if (frame.kerning) lines(PageDrawer<Unit, true>(atlas, units, frame, canvas));
-        else lines(PageDrawer<Unit, false>(atlas, units, frame, canvas));
+        if (frame.kerning)
+            lines(PageDrawer<Unit, true, Surface>(atlas, units, frame, surface));
+        else
+            lines(PageDrawer<Unit, false, Surface>(atlas, units, frame, surface));
     });
-    if (frame.invert) canvas.invert();
+}
+
+// One page [height, width]; returns how many glyphs the page's edge cut.
+inline int64_t draw_page(const Atlas& atlas, const TextView& text, const TextLayout& layout,
+                         size_t number, const Frame& frame, uint8_t* pixels) {
+    Canvas canvas(pixels, frame.width, frame.height, atlas);
+    draw_lines(atlas, text, layout, number, frame, canvas);
+    canvas.finish(frame.invert);
     return canvas.clipped_glyphs();
 }
 

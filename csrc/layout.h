@@ -46,7 +46,7 @@ class Wrapper {
 public:
     Wrapper(const Atlas& atlas, const Unit* text, int64_t length, const Measure& measure,
             bool prepared, std::vector<Note>& notes)
-        : atlas_(atlas), page0_(atlas.page(0)), text_(text), length_(length), measure_(measure),
+        : atlas_(atlas), cells_(atlas, text), text_(text), length_(length), measure_(measure),
           prepared_(prepared), notes_(notes) {}
 
     // The line that starts at `start`; status() tells whether it could be made.
@@ -56,7 +56,7 @@ public:
         break_ = Break{start, start, 0, 0};
         int64_t pen = 0;
         for (int64_t i = start; i < length_; ++i) {
-            const Cell& cell = at(i);
+            const Cell& cell = cells_[i];
             const uint8_t kind = cell.kind.load(std::memory_order_acquire);
             if (kind != kPlain) {
                 if (!acceptable(i, cell, kind)) return line;
@@ -83,18 +83,13 @@ private:
         uint32_t flags = 0;
     };
 
-    const Cell& at(int64_t i) const {
-        if (sizeof(Unit) == 1) return page0_[text_[i]];
-        return atlas_.at(text_[i]);
-    }
-
     int kern(int64_t i, const Cell& cell) const {
         if (!Kern || i == start_) return 0;
-        return atlas_.kern(at(i - 1), cell);
+        return atlas_.kern(cells_[i - 1], cell);
     }
 
     bool space_at(int64_t i) const {
-        const uint8_t kind = at(i).kind.load(std::memory_order_relaxed);
+        const uint8_t kind = cells_[i].kind.load(std::memory_order_relaxed);
         return kind == kSpace || kind == kTab;
     }
 
@@ -130,9 +125,9 @@ private:
     // May a line end between unit i and what comes before it?
     bool may_part(int64_t i) const {
         int64_t before = i - 1;
-        while (before > start_ && at(before).flags & kJoin) --before;
-        return !(at(before).flags & (kNoEnd | kGlue)) &&
-               !(at(i).flags & (kNoStart | kGlue | kJoin));
+        while (before > start_ && cells_[before].flags & kJoin) --before;
+        return !(cells_[before].flags & (kNoEnd | kGlue)) &&
+               !(cells_[i].flags & (kNoStart | kGlue | kJoin));
     }
 
     // After a wide character a word may start the next line. What joins it has no width, so the
@@ -143,9 +138,9 @@ private:
             return;
         }
         int64_t after = i + 1;
-        while (after < length_ && at(after).flags & kJoin) ++after;
+        while (after < length_ && cells_[after].flags & kJoin) ++after;
         if (after == length_) return;
-        const uint8_t next = at(after).kind.load(std::memory_order_relaxed);
+        const uint8_t next = cells_[after].kind.load(std::memory_order_relaxed);
         const bool word = next == kPlain || next == kNoted || next == kInkBreak;
         if (word && may_part(after)) break_ = Break{after, after, pen, 0};
     }
@@ -183,7 +178,7 @@ private:
     }
 
     const Atlas& atlas_;
-    const Cell* page0_;
+    Cells<Unit> cells_;
     const Unit* text_;
     int64_t length_;
     Measure measure_;

@@ -11,7 +11,7 @@ import threading
 import numpy as np
 
 from . import characters
-from ._raster import FIRST_COMPOSITE, FLAGS, KINDS, UNITS, Atlas
+from ._raster import FIRST_COMPOSITE, FLAGS, KINDS, UNITS, Atlas, Frame
 from .font import FontChain, Glyph
 from .style import PageStyle
 
@@ -41,7 +41,7 @@ class GlyphStore:
         self._kerned: set[int] = set()
         self._put(CONTINUE, KINDS["plain"], FLAGS["join"], Glyph(_NO_INK, 0, 0, 0))
         self.resolve([0x20, 0x2D])
-        self.space, self.hyphen = (self.glyph(point).advance for point in (0x20, 0x2D))
+        self.frame = self._make_frame()
 
     def __len__(self) -> int:
         return len(self._composites)
@@ -99,6 +99,28 @@ class GlyphStore:
                 self._put(unit, kind, flags, merge(parts, advance))
                 self._composites[key] = unit
             return unit
+
+    def text_height(self, lines: int) -> int:
+        """Rows of a page that holds `lines` lines, down to the last of them and the margin."""
+        rows = self._around + (min(lines, self.frame.lines_per_column) - 1) * self.frame.step
+        return min(self.style.height, rows) if lines else max(1, self._around - self._line)
+
+    def _make_frame(self) -> Frame:
+        """Where lines lie on a page, in whole pixels (limit, tab and hyphen: 26.6 pixels)."""
+        style, (up, down) = self.style, self.chain.extent()
+        left, top, _, bottom = style.margins()
+        space, hyphen = (self.glyph(point).advance for point in (0x20, 0x2D))
+        step = max(1, round(style.line_height * style.font_size))
+        # The last line needs room for its own height only; one line there is on any page.
+        self._line, self._around = up + down, top + up + down + bottom
+        lines = 1 + max(0, style.height - self._around) // step
+        return Frame(
+            width=style.width, height=style.height, left=left, baseline=top + up, step=step,
+            lines_per_column=lines, columns=style.columns,
+            column_step=style.column_width() + style.column_gap,
+            justify=style.align == "justify", invert=style.invert, kerning=style.kerning,
+            limit=style.column_width() * 64, tab=max(64, style.tab * space), hyphen=hyphen,
+        )  # fmt: skip
 
     @staticmethod
     def _inked(point: int, kind: int) -> bool:

@@ -142,7 +142,7 @@ class _Layout:
         self.store, self.style, self.texts = store, store.style, texts
         if limit is None:
             limit = self.style.max_pages if self.style.overflow == "truncate" else 0
-        self.plan = Plan(store.atlas, frame(store), limit)
+        self.plan = Plan(store.atlas, store.frame, limit)
         pending = self.plan.layout(texts, threads)
         rewrites = bool(self.style.newline_mark) or self.style.spaces == "collapse"
         if rewrites:
@@ -185,42 +185,10 @@ class _Layout:
                      for name in ("missing", "unshaped", "invisible")]  # fmt: skip
             pages = out[first : first + len(ranges)]
             truncated = len(text) - int(ranges[-1, 1])
-            height = text_height(self.store, lines)
+            height = self.store.text_height(lines)
             results.append(Pages(pages, ranges, *noted, clipped, truncated, height, self.style))
             first += len(ranges)
         return results
-
-
-def frame(store: GlyphStore) -> dict[str, int]:
-    """Where lines lie on a page, in whole pixels (limit, tab and hyphen: 26.6 pixels)."""
-    style = store.style
-    left, top, _, bottom = style.margins()
-    up, down = store.chain.extent()
-    step = line_step(style)
-    room = style.height - top - bottom
-    return {
-        "width": style.width, "height": style.height, "left": left, "baseline": top + up,
-        "step": step, "columns": style.columns,
-        "column_step": style.column_width() + style.column_gap,
-        # The last line needs room for its own height only; one line there is on any page.
-        "lines_per_column": 1 + max(0, room - up - down) // step,
-        "justify": style.align == "justify", "invert": style.invert, "kerning": style.kerning,
-        "limit": style.column_width() * 64, "tab": max(64, style.tab * store.space),
-        "hyphen": store.hyphen,
-    }  # fmt: skip
-
-
-def line_step(style: PageStyle) -> int:
-    return max(1, round(style.line_height * style.font_size))
-
-
-def text_height(store: GlyphStore, lines: int) -> int:
-    """Rows of a page down to the bottom of its last line and the margin after it."""
-    style, (up, down) = store.style, store.chain.extent()
-    _, top, _, bottom = style.margins()
-    fullest = min(lines, frame(store)["lines_per_column"])
-    below = (fullest - 1) * line_step(style) + up + down if fullest else 0
-    return max(1, min(style.height, top + below + bottom))
 
 
 @lru_cache(maxsize=64)
