@@ -33,7 +33,7 @@ struct Frame {  // where the lines lie on a page; pixels unless said otherwise
 struct Strip {
     uint8_t* top = nullptr;  // the window's first row
     int64_t right = 0;       // ink reaches up to here
-    int64_t room = -1;       // the last column at which a stored row fits; -1: no window here
+    int64_t room = INT64_MIN;  // the last column at which a stored row fits; that: nowhere
     int64_t rows = 0, width = 0;  // of the window, of the page
 
     // A windowed glyph on white paper, `left` in [right, room].

@@ -125,7 +125,7 @@ private:
     // May a line end between unit i and what comes before it?
     bool may_part(int64_t i) const {
         int64_t before = i - 1;
-        while (before > start_ && cells_[before].flags & kJoin) --before;
+        while (before > start_ && (cells_[before].flags & (kJoin | kGlue)) == kJoin) --before;
         return !(cells_[before].flags & (kNoEnd | kGlue)) &&
                !(cells_[i].flags & (kNoStart | kGlue | kJoin));
     }
@@ -138,7 +138,7 @@ private:
             return;
         }
         int64_t after = i + 1;
-        while (after < length_ && cells_[after].flags & kJoin) ++after;
+        while (after < length_ && (cells_[after].flags & (kJoin | kGlue)) == kJoin) ++after;
         if (after == length_) return;
         const uint8_t next = cells_[after].kind.load(std::memory_order_relaxed);
         const bool word = next == kPlain || next == kNoted || next == kInkBreak;

@@ -36,6 +36,7 @@ class GlyphStore:
         top = math.ceil(0.77 * size)
         self.atlas = Atlas(top, top + math.ceil(0.25 * size))
         self.lock = threading.RLock()
+        self.shapers: dict[int, object] = {}  # HarfBuzz fonts by number, see shaping.py
         self._composites: dict[tuple, int] = {}
         self._glyphs: dict[int, Glyph] = {}
         self._kerned: set[int] = set()

@@ -13,21 +13,23 @@ from . import characters
 from ._raster import FIRST_COMPOSITE, FLAGS, KINDS
 from .font import Glyph
 from .glyphs import CONTINUE, GlyphStore
+from .shaping import Order, shape
 
 _LINE_ENDS = (0x0A, 0x0B, 0x0D, 0x85, 0x2028, 0x2029)
 _NO_BASE = _LINE_ENDS + (0x09, 0x0C)
 _ABOVE, _BELOW = 230, 220  # canonical combining classes
 
 
-def prepare(text: str, store: GlyphStore) -> np.ndarray:
-    """The units of a text."""
+def prepare(text: str, store: GlyphStore) -> tuple[np.ndarray, Order | None]:
+    """The units of a text, and the bidi order of its characters if it has one."""
     units = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).copy()
     if store.style.newline_mark:
         mark_newlines(units, store)
     if store.style.spaces == "collapse":
         collapse_spaces(units)
+    order = shape(text, units, store) if store.shapes else None
     place_marks(units, store)
-    return units
+    return units, order
 
 
 def mark_newlines(units: np.ndarray, store: GlyphStore) -> None:

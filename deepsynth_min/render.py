@@ -21,6 +21,7 @@ from ._raster import FLAGS, Plan
 from .characters import script_to_shape
 from .glyphs import MOST_COMPOSITES, GlyphStore
 from .prepare import prepare
+from .shaping import reorder
 from .style import PageStyle
 
 __all__ = ["PageStyle", "Pages", "Renderer", "fit", "render_batch", "render_pages"]
@@ -148,13 +149,17 @@ class _Layout:
         if rewrites:
             pending = [(i, _NEEDS_PREPARATION) for i in range(len(texts))]
         units: dict[int, np.ndarray] = {}
+        orders = {}
         while pending:
             for i, status in pending:
                 if status == _NEEDS_PREPARATION:
-                    units[i] = prepare(texts[i], store)
+                    units[i], orders[i] = prepare(texts[i], store)
                     self.plan.replace(i, units[i])
                 store.resolve(store.atlas.unresolved(units.get(i, texts[i])))
             pending = self.plan.layout_again([i for i, _ in pending], threads)
+        for i, order in orders.items():
+            if order is not None:
+                reorder(self.plan, i, units[i], order, self.style.column_width())
 
     def check(self) -> None:
         """Raise what the style forbids, before anything is drawn."""

@@ -1,0 +1,206 @@
+"""The renderer once more, slowly and simply, for tests: freetype-py's own bitmaps, a wrap that
+measures every candidate from scratch, and numpy compositing one glyph at a time.
+
+It shares no code with deepsynth_min beyond the font bytes and the names of PageStyle's fields, and
+knows the characters of ALPHABET only: no combining marks, no script that needs shaping.
+"""
+
+import io
+import math
+from functools import lru_cache
+
+import freetype
+import numpy as np
+import pymupdf_fonts
+
+EMBEDDED = ("notos", "symbol2", "symbol1", "math", "figo", "music")
+LINE_ENDS = "\n\v\x85\u2028\u2029\r\f"
+CLOSING, OPENING = "、。）」！,.)%:;!?”’", "（「(“‘"
+QUOTES = "\"'"
+WIDE = "漢字仮名あいうアイウ、。（）「」！"
+ALPHABET = ("abcdefghijlmnoprtuvwxyzABTVWYj.,:;!?()“”‘’\"'%-0123456789éüßñçÅŒ∑√→★♞"
+            "   \t\n\u00a0\u00ad\u200b" + LINE_ENDS + WIDE + "\x00\ufeff")  # fmt: skip
+
+_LOAD = {"none": freetype.FT_LOAD_NO_HINTING, "normal": freetype.FT_LOAD_DEFAULT,
+         "light": freetype.FT_LOAD_TARGET_LIGHT, "auto": freetype.FT_LOAD_FORCE_AUTOHINT}  # fmt: skip
+
+
+embedded = lru_cache(pymupdf_fonts.myfont)
+
+
+class Twin:
+    """Pages of a text in a PageStyle: `render(text)` -> (pages [N, H, W], ranges)."""
+
+    def __init__(self, style):
+        self.style, self.faces, self.cache = style, [], {}
+        files = [open(style.main_font, "rb").read()] if style.main_font else []
+        files += [embedded(name) for name in EMBEDDED]
+        for data in files + [open(name, "rb").read() for name in style.fonts]:
+            face = freetype.Face(io.BytesIO(data))
+            face.set_pixel_sizes(0, style.font_size)
+            self.faces.append(face)
+        size, first = style.font_size, self.faces[0]
+        self.up = math.ceil(first.ascender * size / first.units_per_EM)
+        self.down = math.ceil(-first.descender * size / first.units_per_EM)
+        self.step = max(1, round(style.line_height * size))
+        self.tab = max(64, style.tab * self.glyph(" ")[3])
+
+    def glyph(self, char):
+        """(coverage, left, top, advance in 26.6, face, glyph index)"""
+        if char not in self.cache:
+            self.cache[char] = self.make(char)
+        return self.cache[char]
+
+    def make(self, char):
+        blank = np.zeros((0, 0), np.uint8)
+        if char in LINE_ENDS + "\t\u00ad\u200b\ufeff":
+            return blank, 0, 0, 0, None, 0
+        size = self.style.font_size
+        for face in self.faces if char != "\x00" else ():
+            index = face.get_char_index(char)
+            if not index:
+                continue
+            flags = _LOAD[self.style.hinting] | freetype.FT_LOAD_NO_BITMAP
+            face.load_glyph(index, flags | freetype.FT_LOAD_RENDER)
+            bitmap, advance = face.glyph.bitmap, face.glyph.advance.x
+            rows = np.array(bitmap.buffer, np.uint8).reshape(bitmap.rows, bitmap.pitch)
+            if not self.style.fractional:
+                advance = math.floor(advance / 64 + 0.5) * 64
+            place = face.glyph.bitmap_left, face.glyph.bitmap_top
+            return rows[:, : bitmap.width], *place, advance, face, index
+        width = max(1, size if char in WIDE else round(0.6 * size))
+        side, stroke = max(1, width - 2), max(1, size // 16)
+        box = np.full((max(1, round(0.7 * size)), side), 255, np.uint8)
+        box[stroke:-stroke, stroke:-stroke] = 0
+        return box, (width - side) // 2, len(box), width * 64, None, 0
+
+    def kern(self, left, right):
+        a, b = self.glyph(left), self.glyph(right)
+        if not self.style.kerning or a[4] is None or a[4] is not b[4] or not a[4].has_kerning:
+            return 0
+        return a[4].get_kerning(a[5], b[5]).x
+
+    def pens(self, text):
+        """Pen before each character, and after the last, from the start of a line."""
+        pens = [0]
+        for i, char in enumerate(text):
+            if char == "\t":
+                pens.append((pens[-1] // self.tab + 1) * self.tab)
+                continue
+            if i:
+                pens[-1] += self.kern(text[i - 1], char)
+            pens.append(pens[-1] + self.glyph(char)[3])
+        return pens
+
+    def visible_width(self, text, hyphen):
+        text = text.rstrip(" \t\u200b")
+        return self.pens(text)[-1] + (self.glyph("-")[3] if hyphen else 0), text
+
+    def fits(self, text, hyphen, limit):
+        width, text = self.visible_width(text, hyphen)
+        if width <= limit:
+            return True
+        inked = [i for i, char in enumerate(text) if self.glyph(char)[3] and char not in " \t"]
+        return not hyphen and bool(inked) and self.pens(text[: inked[-1]])[-1] <= 0
+
+    @staticmethod
+    def breaks(text):
+        """{position: hyphen shown} where a line of this paragraph may end."""
+        found = {}
+        for i in range(1, len(text)):
+            before, after = text[i - 1], text[i]
+            if before in " \t\u200b":
+                found[i] = False
+            elif before == "\u00ad":
+                found[i] = True
+            elif (before in WIDE or after in WIDE) and after not in " \t\u200b\u00ad\ufeff\u00a0":
+                no_end = before in OPENING + QUOTES + "\u00a0\ufeff"
+                if not no_end and after not in CLOSING + QUOTES + "-":
+                    found[i] = False
+        if text and text[-1] in " \t\u200b":
+            found[len(text)] = False
+        return found
+
+    def wrap(self, text):
+        """Lines (start, visible end, next start, hyphen, wrapped, page end) of a text."""
+        limit, lines, at = self.style.column_width() * 64, [], 0
+        while at < len(text):
+            end = next((i for i in range(at, len(text)) if text[i] in LINE_ENDS), len(text))
+            after = end + (2 if text[end : end + 2] == "\r\n" else 1)
+            breaks, start = self.breaks(text[at:end]), at
+            while start < end and not self.fits(text[start:end], False, limit):
+                good = [b + at for b, hyphen in breaks.items()
+                        if b + at > start and self.fits(text[start : b + at], hyphen, limit)]  # fmt: skip
+                if good:
+                    stop = max(good)
+                    hyphen = breaks[stop - at]
+                else:
+                    stop, hyphen = start + 1, False
+                    while self.fits(text[start : stop + 1], False, limit):
+                        stop += 1
+                shown = start + len(text[start:stop].rstrip(" \t\u200b"))
+                lines.append((start, shown, stop, hyphen, True, False))
+                start = stop
+            if start < end or at == end:
+                shown = start + len(text[start:end].rstrip(" \t\u200b"))
+                lines.append((start, shown, after, False, False, text[end : end + 1] == "\f"))
+            at = min(after, len(text))
+        return lines
+
+    def render(self, text):
+        style = self.style
+        left, top, _, bottom = style.margins()
+        room = style.height - top - bottom - self.up - self.down
+        rows = 1 + max(0, room) // self.step
+        pages, ranges, page, count = [], [], None, 0
+        for start, shown, after, hyphen, wrapped, ends_page in self.wrap(text):
+            if page is None:
+                page, count = np.full((style.height, style.width), 255, np.uint8), 0
+                ranges.append([start, start])
+            x = left + count // rows * (style.column_width() + style.column_gap)
+            y = top + self.up + count % rows * self.step
+            line = text[start:shown]
+            stretch = self.stretches(line, hyphen) if wrapped and style.align == "justify" else {}
+            self.draw(page, line + "-" * hyphen, x, y, stretch, len(line))
+            count, ranges[-1][1] = count + 1, min(after, len(text))
+            if count == rows * style.columns or ends_page:
+                pages.append(page)
+                page = None
+        if page is not None or not pages:
+            pages.append(np.full((style.height, style.width), 255, np.uint8) if page is None else page)
+        pages = np.stack(pages)
+        return (255 - pages if style.invert else pages), ranges or [[0, 0]]
+
+    def stretches(self, line, hyphen):
+        """{index of a space: 26.6 pixels to add} of a justified line."""
+        first = line.rfind("\t") + 1
+        while first < len(line) and line[first] == " ":
+            first += 1
+        spaces = [i for i in range(first, len(line)) if line[i] == " "]
+        free = self.style.column_width() * 64 - self.visible_width(line, hyphen)[0]
+        pixels = max(0, free // 64)
+        marks = [pixels * k // max(1, len(spaces)) for k in range(len(spaces) + 1)]
+        return {i: 64 * (marks[k + 1] - marks[k]) for k, i in enumerate(spaces)}
+
+    def draw(self, page, line, x, y, stretch, length):
+        pens, shift = self.pens(line[:length]), 0
+        if len(line) > length:  # the hyphen of a soft hyphen: never kerned
+            pens.append(pens[-1] + self.glyph("-")[3])
+        for i, char in enumerate(line):
+            coverage, left, top, *_ = self.glyph(char)
+            pen = pens[i] + shift
+            if coverage.size:
+                composite(page, coverage, x + math.floor(pen / 64 + 0.5) + left, y - top)
+            shift += stretch.get(i, 0)
+
+
+def composite(page, coverage, x, y):
+    """t = paper*(255-coverage)+128; ((t>>8)+t)>>8 on the part of the page that there is."""
+    height, width = page.shape
+    x0, y0 = max(0, x), max(0, y)
+    x1, y1 = min(width, x + coverage.shape[1]), min(height, y + coverage.shape[0])
+    if x0 >= x1 or y0 >= y1:
+        return
+    paper = page[y0:y1, x0:x1].astype(np.int64)
+    t = paper * (255 - coverage[y0 - y : y1 - y, x0 - x : x1 - x].astype(np.int64)) + 128
+    page[y0:y1, x0:x1] = ((t >> 8) + t) >> 8

@@ -1,0 +1,119 @@
+"""Pages are exact: equal, in every pixel, to a slow twin and to Pillow."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from render_twin import ALPHABET, Twin
+
+from deepsynth_min.render import PageStyle, Renderer, render_pages
+
+PROSE = (
+    "It was the best of times, it was the worst of times; “the age of wisdom”, the age of folly.\n"
+    "\tJ'aime la forêt où jaillit l'eau: fjord, AVATAR, To, Ty, (f) [j] fluffy.\n\n"
+    "    Über große Flüsse führen 17 Brücken – sieben davon aus Holz… Weiß man's? Tokyo; WAVE.\n"
+) * 3
+
+
+def assert_same(text, style):
+    expected, ranges = Twin(style).render(text)
+    got = render_pages(text, style)
+    assert got.ranges.tolist() == ranges
+    assert got.pages.shape == expected.shape
+    assert np.array_equal(got.pages, expected), np.argwhere(got.pages != expected)[:5]
+
+
+styles = st.fixed_dictionaries(
+    {
+        "width": st.integers(1, 150), "height": st.integers(1, 120),
+        "font_size": st.integers(1, 28), "line_height": st.floats(0.3, 2),
+        "hinting": st.sampled_from(["none", "none", "normal", "light", "auto"]),
+        "kerning": st.booleans(), "fractional": st.booleans(), "invert": st.booleans(),
+        "align": st.sampled_from(["left", "justify"]), "columns": st.integers(1, 3),
+        "column_gap": st.integers(0, 9), "tab": st.integers(1, 8),
+        "margin_left": st.integers(0, 30), "margin_right": st.integers(0, 30),
+        "margin_top": st.integers(0, 30), "margin_bottom": st.integers(0, 30),
+    }
+)  # fmt: skip
+
+
+def possible(settings_):
+    try:
+        return PageStyle(**settings_)
+    except ValueError:
+        return None
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(styles.map(possible).filter(bool), st.text(ALPHABET, max_size=120))
+def test_random_texts_in_random_styles_equal_the_twin(style, text):
+    assert_same(text, style)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.integers(60, 200),
+    st.sampled_from([8, 11, 12, 16]),
+    st.sampled_from(["left", "justify"]),
+    st.lists(st.text("abcdefgijmtvwATV.,漢字（。\u00ad", max_size=9), max_size=40),
+    st.sampled_from([" ", "  ", "\u200b", " \t"]),
+)
+def test_random_words_wrap_as_in_the_twin(width, size, align, words, space):
+    style = PageStyle(width=width, height=90, margin=3, font_size=size, align=align, kerning=True)
+    assert_same(space.join(words), style)
+
+
+@pytest.mark.parametrize("size", [7, 8, 12, 16, 24, 33])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_prose_equals_the_twin(size, columns):
+    assert_same(PROSE, PageStyle(width=500, height=300, font_size=size, columns=columns))
+
+
+def fonts_for_pillow(ImageFont):
+    """The embedded font, and DejaVu Sans (which has a kern table) where the machine has it."""
+    import pymupdf_fonts
+
+    found = {"": pymupdf_fonts.myfont("notos")}
+    try:
+        path = ImageFont.truetype("DejaVuSans.ttf").path
+    except OSError:
+        return found
+    with open(path, "rb") as file:
+        return found | {path: file.read()}
+
+
+@pytest.mark.parametrize("size", [12, 16])
+def test_prose_equals_pillows_basic_layout(size):
+    """At matching settings: Pillow hints, and kerns where the font has a kern table."""
+    pytest.importorskip("PIL")
+    from PIL import Image, ImageDraw, ImageFont
+
+    for name, data in fonts_for_pillow(ImageFont).items():
+        style = PageStyle(width=520, height=400, font_size=size, hinting="normal", kerning=True,
+                          main_font=name)  # fmt: skip
+        font = ImageFont.truetype(io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC)
+        text = PROSE.replace("\t", "").replace("…", "...")
+        twin, expected, drawn = Twin(style), [], 0
+        rows = 1 + (style.height - 32 - twin.up - twin.down) // twin.step
+        lines = twin.wrap(text)
+        for first in range(0, len(lines), rows):
+            image = Image.new("L", (style.width, style.height), 255)
+            canvas = ImageDraw.Draw(image)
+            for row, (start, shown, *_) in enumerate(lines[first : first + rows]):
+                place = (16, 16 + twin.up + row * twin.step)
+                canvas.text(place, text[start:shown], font=font, fill=0, anchor="ls")
+                drawn += shown > start
+            expected.append(np.asarray(image))
+        got = render_pages(text, style)
+        assert drawn > 5
+        assert np.array_equal(got.pages, np.stack(expected)), name
+
+
+def test_one_renderer_for_many_texts_draws_each_as_a_new_one_would():
+    style = PageStyle(width=200, height=100)
+    renderer = Renderer(style)
+    texts = [PROSE[i : i + 97] for i in range(0, len(PROSE) - 97, 31)]
+    for text in texts:
+        assert np.array_equal(renderer.render_pages(text).pages, Renderer(style).render_pages(text).pages)
