@@ -40,6 +40,7 @@ class Batch:
     tiles           [M, C, s, s] uint8 or None, row by row, page after page
     grids           [N, 2] int64 or None, tiles per page as (w, h); (1, 1) means no tiles
     rows            numbers of the data rows, for messages
+    missing         characters of all pages that could not be drawn as they should
 
     Raises ValueError if the visual tokens of all pages do not fill image_mask exactly.
     """
@@ -52,6 +53,7 @@ class Batch:
     tiles: Tensor | None = None
     grids: Tensor | None = None
     rows: tuple[int, ...] = ()
+    missing: int = 0
     image_index: Tensor | None = None  # flat positions in [B*T] of the visual tokens, in order
     score_index: Tensor | None = None  # flat positions in [B*T] that predict a scored token
     targets: Tensor | None = None  # [L] the scored tokens

@@ -14,7 +14,7 @@ and EOS are scored.
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from .batch import Batch, visual_tokens
 from .config import ModelConfig, UserError
+from .font import FontChain
 from .images import cut_tiles, grids, open_image, prepare
 from .loss import IGNORE
 from .render import PageStyle, render_pages
@@ -40,6 +41,7 @@ class Sample:
     pages: np.ndarray  # uint8 [n, C, side, side]
     tiles: list[np.ndarray]  # uint8 [w*h, C, 640, 640] for each page that has any
     grids: list[tuple[int, int]]
+    missing: int  # characters drawn as a box, or without the shaping that their script needs
 
 
 class SampleBuilder:
@@ -62,38 +64,41 @@ class SampleBuilder:
 
     def _style(self, width: int, height: int) -> PageStyle:
         page = self.settings.page
+        # What has the same name in both is passed on as it is.
+        same = {f.name for f in fields(PageStyle)} & {f.name for f in fields(page)}
+        values = {name: getattr(page, name) for name in same}
         # In gundam, letters are as large as on a page of the global view's size.
+        values["font_size"] = page.font_size or max(10, self.side // 64)
+        values["margin"] = page.margin if page.margin >= 0 else self.side // 32
         try:
-            return PageStyle(
-                width=width,
-                height=height,
-                margin=page.margin if page.margin >= 0 else self.side // 32,
-                font_size=page.font_size or max(10, self.side // 64),
-                line_height=page.line_height,
-                fonts=page.font,
-                max_pages=page.max_pages,
-                overflow=page.overflow,
-            )
+            style = PageStyle(width=width, height=height, fonts=page.font, **values)
+            chain = FontChain(style.sources(), style.font_size, style.hinting)
+            for number in range(len(style.sources())):
+                chain.face(number)  # a font that cannot be opened is found now
         except (ValueError, OSError) as error:
             raise UserError(f"page settings: {error}") from None
+        return style
 
     def _draw(self, text: str, where: str):
-        """Text -> (pages [n, 1, side, side], tiles, grids)."""
+        """Text -> (pages [n, 1, side, side], tiles, grids, characters not drawn as they should)."""
+        grid = (1, 1)
         try:
             if not self.gundam:
-                drawn = render_pages(text, self.style).pages
-                return drawn[:, None], [], [(1, 1)] * len(drawn)
-            drawn = render_pages(text, self.style).pages
-            for grid, style in self.canvases:
-                if len(drawn) == 1:
-                    break
-                drawn, chosen = render_pages(text, style).pages, grid
+                drawn = render_pages(text, self.style)
+            else:
+                for grid, style in [(grid, self.style), *self.canvases]:
+                    drawn = render_pages(text, replace(style, max_pages=0))
+                    if len(drawn) == 1:
+                        break
+                else:
+                    drawn = render_pages(text, style)  # several of the largest, within limits
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
-        if drawn.shape[1:] == (self.side, self.side):
-            return drawn[:, None], [], [(1, 1)] * len(drawn)
-        tiles = [cut_tiles(page[None], chosen) for page in drawn]
-        return shrink_into_square(drawn, self.side), tiles, [chosen] * len(drawn)
+        pages, missing = drawn.pages, len(drawn.missing) + len(drawn.unshaped)
+        if grid == (1, 1):
+            return pages[:, None], [], [grid] * len(pages), missing
+        tiles = [cut_tiles(page[None], grid) for page in pages]
+        return shrink_into_square(pages, self.side), tiles, [grid] * len(pages), missing
 
     def _pages(self, row: Row):
         if row.text is not None:
@@ -104,11 +109,11 @@ class SampleBuilder:
             for path in row.images
         ]  # fmt: skip
         views = np.stack([view for view, _, _ in prepared])
-        return views, [t for _, t, _ in prepared if t is not None], [g for _, _, g in prepared]
+        return views, [t for _, t, _ in prepared if t is not None], [g for _, _, g in prepared], 0
 
     def prompt(self, row: Row) -> Sample:
         """The sequence up to where the answer begins."""
-        pages, tiles, grids_ = self._pages(row)
+        pages, tiles, grids_, missing = self._pages(row)
         visual = sum(visual_tokens(self.side, self.side, grid, TILE) for grid in grids_)
         instruction = row.instruction or self.settings.data.instruction
         # Instructions may use the model's own markers (<|grounding|>), but not an image token.
@@ -116,7 +121,7 @@ class SampleBuilder:
         if self.special.image in asked:
             raise UserError(f"{row.where}: the instruction holds the image token itself")
         ids = [self.special.bos] + [self.special.image] * visual + asked
-        return Sample(ids, len(ids), visual, pages, tiles, grids_)
+        return Sample(ids, len(ids), visual, pages, tiles, grids_, missing)
 
     def __call__(self, row: Row) -> Sample:
         """Row -> Sample. Raises UserError naming the row."""
@@ -128,9 +133,7 @@ class SampleBuilder:
                 f"make {len(ids)} tokens; the model's context is {self.context} "
                 "(--max-pages N --overflow truncate|shrink limits the pages)"
             )
-        return Sample(
-            ids, prompt.prompt, prompt.visual, prompt.pages, prompt.tiles, prompt.grids
-        )
+        return replace(prompt, ids=ids)
 
 
 def _page_shaped(most: int) -> list[tuple[int, int]]:
@@ -176,6 +179,7 @@ def collate(samples: list[Sample], special, rows: tuple[int, ...] = ()) -> Batch
     return Batch(
         ids, attention_mask, image_mask, labels, pages, _stack(tiles) if tiles else None,
         torch.tensor(grids_) if tiles else None, rows,
+        missing=sum(sample.missing for sample in samples),
     )  # fmt: skip
 
 

@@ -110,27 +110,81 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class _Dispatch(torch.autograd.Function):
+    """Token rows [M, D] -> a row for each token-expert pair, sorted by expert, [M*K, D].
+
+    Autograd's own gradient of an index adds rows up in an order that threads decide; with the
+    inverse permutation at hand it is a gather and a sum over K, always the same and faster.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(back)
+        ctx.k = k
+        return x.index_select(0, order // k)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (back,) = ctx.saved_tensors
+        grad = grad.index_select(0, back).view(-1, ctx.k, grad.shape[-1])
+        return grad.sum(1), None, None, None
+
+
+class _Return(torch.autograd.Function):
+    """Rows sorted by expert [M*K, D] -> in the order of tokens; a permutation, and back."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return rows.index_select(0, back)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (order,) = ctx.saved_tensors
+        return grad.index_select(0, order), None, None
+
+
 class Experts(nn.Module):
     """All routed experts of a layer, stacked: gate and up [E, 2I, D], down [E, D, I]."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
         E, D, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.count, self.width, self.inner = E, D, inner
         self.gate_up = nn.Parameter(torch.empty(E, 2 * inner, D))
         self.down = nn.Parameter(torch.empty(E, D, inner))
 
+    def project_in(self, rows: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """rows [M, D], sorted by expert, expert e's ending at ends[e] -> gate, up [M, I] each."""
+        return grouped_product(rows, self.gate_up, ends).chunk(2, dim=-1)
+
+    def project_out(self, inner: Tensor, ends: Tensor) -> Tensor:
+        return grouped_product(inner, self.down, ends)  # [M, D]
+
     def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-        """x [M, D]; chosen experts and their weights [M, K] -> [M, D], weighted sum over K."""
-        (M, D), K = x.shape, chosen.shape[1]
-        sorted_by_expert, order = chosen.flatten().sort(stable=True)  # [M*K] each
-        experts = torch.arange(len(self.gate_up), device=x.device)
-        ends = torch.searchsorted(sorted_by_expert, experts, right=True).int()  # [E] row ends
-        gate_up, down = _compute_dtype(x, self.gate_up), _compute_dtype(x, self.down)
-        rows = x.to(gate_up.dtype)[order // K]  # [M*K, D]
-        gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        out = F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)  # [M*K, D]
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(M * K, device=x.device))
-        return (out[back].view(M, K, D) * weight[..., None]).sum(1).to(x.dtype)
+        return mix_experts(self, x, chosen, weight)
+
+
+def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Each run of rows [M, D] times its expert's own matrix of weight [E, O, D] -> [M, O]."""
+    weight = weight.to(compute_dtype(weight))
+    return F.grouped_mm(rows.to(weight.dtype), weight.transpose(1, 2), offs=ends)
+
+
+def mix_experts(experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+    """x [M, D]; chosen experts and their weights [M, K] -> [M, D], weighted sum over K.
+
+    experts: anything with `count`, `project_in` and `project_out` (plain, quantised, adapted).
+    """
+    (M, D), K = x.shape, chosen.shape[1]
+    sorted_by_expert, order = chosen.flatten().sort(stable=True)  # [M*K] each
+    numbers = torch.arange(experts.count, device=x.device)
+    ends = torch.searchsorted(sorted_by_expert, numbers, right=True).int()  # [E] row ends
+    rows = x.to(compute_dtype(x))[order // K]  # [M*K, D]
+    gate, up = experts.project_in(rows, ends)
+    out = experts.project_out(F.silu(gate) * up, ends)  # [M*K, D]
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(M * K, device=x.device))
+    return (out[back].view(M, K, D) * weight[..., None]).sum(1).to(x.dtype)
 
 
 def experts_by_loop(experts: Experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
@@ -144,11 +198,10 @@ def experts_by_loop(experts: Experts, x: Tensor, chosen: Tensor, weight: Tensor)
     return total
 
 
-def _compute_dtype(x: Tensor, weight: Tensor) -> Tensor:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """Autocast does not know grouped_mm; this is what it would do."""
     device = x.device.type
-    enabled = torch.is_autocast_enabled(device)
-    return weight.to(torch.get_autocast_dtype(device)) if enabled else weight
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class Router(nn.Module):

@@ -11,6 +11,7 @@ import sys
 import time
 
 import torch
+from tqdm import tqdm
 
 from .distributed import World, sum_over_ranks
 from .optim import LossScaler
@@ -31,10 +32,11 @@ class Meter:
     def __init__(self, world: World, directory: RunDirectory, global_batch: int, rows: int):
         self.world, self.directory = world, directory
         self.global_batch, self.rows = global_batch, rows
+        self.warned = False
 
     def start(self) -> None:
         self.began, self.wait, self.idle = time.perf_counter(), 0.0, 0.0
-        self.losses, self.count, self.tokens, self.steps = [], 0, 0, 0
+        self.losses, self.count, self.tokens, self.missing, self.steps = [], 0, 0, 0, 0
 
     def _timed(self, action):
         began = time.perf_counter()
@@ -56,14 +58,22 @@ class Meter:
         self.norm = norm
         self.count += count
         self.tokens += sum(batch.tokens for batch in batches)
+        self.missing += sum(batch.missing for batch in batches)
         self.steps += 1
 
     def log(self, step: int, rate: float, scaler: LossScaler) -> float:
         """Writes a line of metrics after `step` steps; returns the mean loss since the last."""
         total = sum(float(loss) for loss in self.losses)  # waits for the device
         seconds = time.perf_counter() - self.began - self.idle
-        total, tokens, wait = sum_over_ranks(self.world, total, self.tokens, self.wait)
+        total, tokens, wait, missing = sum_over_ranks(
+            self.world, total, self.tokens, self.wait, self.missing
+        )
         loss, samples = total / self.count, step * self.global_batch
+        if self.world.is_main and missing and not self.warned:
+            tqdm.write(f"warning: {missing:.0f} characters since the last line could not be drawn as "
+                       "they should (no font has them, or their script needs shaping); --font FILE "
+                       "adds a font; counted as missing_glyphs in metrics.jsonl")  # fmt: skip
+            self.warned = True
         if self.world.is_main:
             self.directory.log(
                 "train",
@@ -76,6 +86,7 @@ class Meter:
                 samples_per_s=self.steps * self.global_batch / seconds,
                 tokens_per_s=tokens / seconds,
                 peak_memory_bytes=peak_memory(self.world.device),
+                missing_glyphs=int(missing),
                 data_wait_s=wait / self.world.size,
                 skipped_steps=int(scaler.skipped),
                 loss_scale=float(scaler.scale),

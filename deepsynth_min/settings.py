@@ -51,7 +51,16 @@ class PageSettings:
     font_size: int = 0  # px; 0: page side / 64, at least 10
     margin: int = -1  # px on each side; -1: page side / 32
     line_height: float = 1.25  # line distance in font sizes
+    main_font: str = ""  # font file used before the embedded ones
     font: tuple[str, ...] = ()  # font files tried after the embedded ones, in order
+    hinting: Literal["none", "normal", "light", "auto"] = "none"  # only none is the same everywhere
+    kerning: bool = False  # use the fonts' kern tables
+    align: Literal["left", "justify"] = "left"  # of the lines: ragged or flush right
+    columns: int = 1  # text columns on a page
+    spaces: Literal["keep", "collapse"] = "keep"  # runs of spaces, and indentation
+    newline_mark: str = ""  # drawn for a line end, which then ends no line: for packed pages
+    invert: bool = False  # white on black
+    on_missing: Literal["box", "error"] = "box"  # for characters that no font has
     max_pages: int = 0  # pages per document; 0: as many as the text needs
     overflow: Literal["error", "truncate", "shrink"] = "error"  # when max_pages are not enough
     max_tiles: int = 6  # most tiles of a page in gundam mode (servers agree up to 6)
@@ -99,7 +108,7 @@ class Settings:
 
 _AT_LEAST = {
     "val_samples": 0, "workers": 1, "prefetch": 1, "font_size": 0, "margin": -1, "max_pages": 0,
-    "max_tiles": 2, "batch_size": 1, "accumulate": 1, "max_steps": 0, "epochs": 0, "lr": 0,
+    "max_tiles": 2, "columns": 1, "batch_size": 1, "accumulate": 1, "max_steps": 0, "epochs": 0, "lr": 0,
     "weight_decay": 0, "clip": 0, "balance": 0, "eval_every": 0, "save_every": 0, "keep": 1,
     "log_every": 1, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
     "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0,
@@ -163,23 +172,28 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
 def make_parser(concerns: dict[str, type], program: str, description: str) -> OneLineParser:
     """A parser with one option per field, grouped by concern; absent options stay absent."""
-    parser = OneLineParser(program, description=description, allow_abbrev=False,
-                     argument_default=argparse.SUPPRESS)  # fmt: skip
+    usage = f"{program} [--config FILE] [--setting value ...]"
+    parser = OneLineParser(program, usage, description, allow_abbrev=False,
+                           argument_default=argparse.SUPPRESS)  # fmt: skip
     for title, concern in concerns.items():
         group, comments = parser.add_argument_group(title), _comments(concern)
         for f in fields(concern):
             option, text = "--" + f.name.replace("_", "-"), comments[f.name].replace("%", "%%")
             text += f" (default: {f.default!r})" if f.default != () else ""
             if f.type is bool:
-                group.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+                how = {"action": argparse.BooleanOptionalAction}
             elif get_origin(f.type) is tuple:
-                group.add_argument(option, nargs="+", metavar="FILE", help=text)
+                how = {"nargs": "+", "metavar": "FILE"}
             elif choices := _choices(f.type):
-                group.add_argument(option, choices=choices, help=text)
+                how = {"choices": choices}
             else:
-                group.add_argument(option, type=f.type, metavar=f.type.__name__.upper(), help=text)
+                how = {"type": f.type, "metavar": _METAVARS[f.type]}
+            group.add_argument(option, help=text, **how)
     return parser
 
 

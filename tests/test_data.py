@@ -84,7 +84,7 @@ def test_pages_are_drawn_at_the_size_of_the_mode(tokenizer, mode, side, visual):
 
 def test_gundam_draws_on_the_tile_grid_and_the_global_view_is_its_shrunken_copy(tokenizer):
     builder = make_builder(tokenizer, mode="gundam")
-    short, middle, long = (builder(row("several words " * n)) for n in (20, 700, 2200))
+    short, middle, long = (builder(row("several words " * n)) for n in (20, 500, 800))
     assert short.grids == [(1, 1)] and short.tiles == [] and short.visual == 273
     assert middle.grids == [(2, 2)] and long.grids == [(2, 3)]
     assert long.visual == 273 + 30 * 21 and long.tiles[0].shape == (6, 1, 640, 640)
@@ -97,6 +97,13 @@ def test_gundam_draws_on_the_tile_grid_and_the_global_view_is_its_shrunken_copy(
     assert (view[:, 170:853] - small).abs().mean() < 8
     batch = collate([short, long], builder.special)
     assert batch.grids.tolist() == [[1, 1], [2, 3]] and batch.tiles.shape[0] == 6
+
+
+def test_a_page_limit_in_gundam_mode_counts_canvases(tokenizer):
+    builder = make_builder(tokenizer, mode="gundam", max_pages=1)
+    assert builder(row("several words " * 500)).grids == [(2, 2)]
+    with pytest.raises(UserError, match="file.jsonl:1"):
+        builder(row("several words " * 2200))
 
 
 def test_cut_tiles_go_row_by_row():

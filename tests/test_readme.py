@@ -1,0 +1,53 @@
+"""What the README says is so."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from deepsynth_min import settings as S
+from deepsynth_min.batch import visual_tokens
+from deepsynth_min.config import PRESETS
+from deepsynth_min.model import DeepseekOCR, parameter_summary
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_two_commands_are_on_the_first_screen():
+    first_screen = README.splitlines()[:25]
+    assert "pip install -c constraints.txt -e . && torchrun --standalone -m deepsynth_min.train" in (
+        first_screen
+    )
+    assert 'pip install -c constraints.txt -e ".[test]" && pytest -q' in first_screen
+
+
+def test_every_file_named_exists_and_every_module_is_named():
+    named = set(re.findall(r"`(\w+\.py)`", README))
+    modules = {path.name for path in (ROOT / "deepsynth_min").glob("*.py")} - {"__init__.py"}
+    assert modules <= named
+    for path in re.findall(r"`((?:tests|bench|csrc)/[\w./]*)`", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_option_named_exists():
+    launcher = {"--standalone", "--nproc-per-node", "--nnodes", "--help", "--config"}
+    others = {"--run", "--checkpoint", "--out"}
+    concerns = [type(concern) for concern in vars(S.Settings()).values()]
+    known = {"--" + name.replace("_", "-") for c in concerns for name in c.__dataclass_fields__}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README)) <= known | launcher | others
+
+
+def test_the_parameter_table_is_what_the_summary_gives():
+    with torch.device("meta"):
+        rows = parameter_summary(DeepseekOCR(PRESETS["deepseek-ocr"]))
+    for part, total, _, active in rows:
+        line = next(line for line in README.splitlines() if line.startswith(f"| {part}"))
+        numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]+", line)]
+        assert numbers == [total] + ([active] if active else [])
+
+
+def test_the_mode_table_is_what_the_batch_counts():
+    assert "| 512 / 640 / 1024 / 1280 | 73 / 111 / 273 / 421 |" in README
+    for mode, tokens in (("tiny", 73), ("small", 111), ("base", 273), ("large", 421)):
+        assert visual_tokens(S.MODES[mode], S.MODES[mode]) == tokens

@@ -1,0 +1,188 @@
+"""The main job, run as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deepsynth_min import evaluate, train
+from deepsynth_min.checkpoint import save as save_checkpoint  # noqa: F401 (the format under test)
+from deepsynth_min.config import PRESETS
+from deepsynth_min.model import DeepseekOCR
+
+QUICK = ["--batch-size", "2", "--val-samples", "4", "--log-every", "1"]
+
+
+def run(*arguments, out: Path) -> int:
+    return train.main([*QUICK, "--out", str(out), *map(str, arguments)])
+
+
+def metrics(out: Path, kind: str) -> list[dict]:
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    newest = (out / "last").read_text().strip()
+    return load_file(out / "checkpoints" / newest / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of 6 steps on the embedded corpus, shared by the tests that only look at it."""
+    out = tmp_path_factory.mktemp("run") / "r"
+    assert run("--max-steps", 6, "--save-every", 2, "--eval-every", 3, "--lr", 0.01, out=out) == 0
+    return out
+
+
+def test_the_run_directory_is_as_documented(finished):
+    names = sorted(path.name for path in finished.iterdir())
+    assert names == ["best", "checkpoints", "config.toml", "last", "metrics.jsonl", "pages",
+                     "report.html"]  # fmt: skip
+    assert (finished / "last").read_text() == "step-000006\n"
+    assert [p.name for p in sorted((finished / "checkpoints").iterdir())][-2:] == [
+        "step-000004", "step-000006"]  # fmt: skip
+    for page in (finished / "pages").iterdir():
+        assert page.read_bytes().startswith(b"\x89PNG")
+    settings = tomllib.loads((finished / "config.toml").read_text("utf-8"))
+    assert settings["optim"]["max_steps"] == 6 and settings["data"]["data"] == "embedded"
+    assert sum(len(table) for table in settings.values()) > 40
+
+
+def test_each_logging_step_has_a_line_with_the_documented_fields(finished):
+    lines = metrics(finished, "train")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    fields = {"step", "epoch", "samples", "loss", "lr", "grad_norm", "samples_per_s",
+              "tokens_per_s", "peak_memory_bytes", "data_wait_s"}  # fmt: skip
+    assert all(fields <= line.keys() for line in lines)
+    assert lines[-1]["samples"] == 12 and lines[-1]["epoch"] == pytest.approx(12 / 2400)
+    assert [line["step"] for line in metrics(finished, "eval")] == [0, 3, 6]
+
+
+def test_the_held_out_loss_falls(finished):
+    losses = [line["loss"] for line in metrics(finished, "eval")]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_checkpoint_gives_the_same_held_out_loss_in_a_new_process(finished):
+    command = [sys.executable, "-m", "deepsynth_min.evaluate", "--run", str(finished)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    logged = metrics(finished, "eval")[-1]
+    assert result["checkpoint"].endswith("step-000006")
+    assert abs(result["loss"] - logged["loss"]) < 1e-6 and result["tokens"] == logged["tokens"]
+
+
+def test_a_checkpoint_is_a_model_that_training_can_start_from(finished, tmp_path):
+    checkpoint = finished / "checkpoints" / "step-000006"
+    assert run("--model", checkpoint, "--max-steps", 1, out=tmp_path / "r") == 0
+    before, after = metrics(finished, "eval")[-1], metrics(tmp_path / "r", "eval")[0]
+    assert abs(before["loss"] - after["loss"]) < 1e-6
+
+
+def test_the_frozen_weights_in_the_checkpoint_are_those_of_the_start(finished):
+    torch.manual_seed(0)
+    start, end = DeepseekOCR(PRESETS["tiny"]).state_dict(), weights(finished)
+    for name in ("model.sam_model.net_2.weight", "model.projector.layers.weight"):
+        assert start[name].equal(end[name])
+    assert not start["lm_head.weight"].equal(end["lm_head.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("tune", ["projector+decoder", "all"])
+def test_every_policy_trains_in_every_precision(tmp_path, jsonl, tune, precision, capsys):
+    out = tmp_path / "r"
+    code = run("--data", jsonl, "--max-steps", 3, "--tune", tune, "--precision", precision,
+               "--balance", 0.01, "--val-samples", 1, out=out)  # fmt: skip
+    assert code == 0
+    assert "frozen parameters unchanged" in capsys.readouterr().out
+    start, end = metrics(out, "eval")[0]["loss"], metrics(out, "eval")[-1]["loss"]
+    assert end < start
+
+
+def test_resuming_gives_the_metrics_and_weights_of_an_undisturbed_run(tmp_path, jsonl):
+    common = ["--data", jsonl, "--max-steps", 6, "--eval-every", 0, "--save-every", 2,
+              "--val-samples", 1]  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(*common, out=whole) == 0
+    assert run(*common, "--keep", 3, out=parts) == 0
+    # As if it had been killed after writing the fourth step's metrics, before its checkpoint.
+    for name in ("step-000004", "step-000006"):
+        for file in (parts / "checkpoints" / name).iterdir():
+            file.unlink()
+        (parts / "checkpoints" / name).rmdir()
+    assert run(*common, "--resume", "auto", out=parts) == 0
+    names = ("step", "loss", "grad_norm", "lr")
+    runs = [[[line[n] for n in names] for line in metrics(o, "train")] for o in (whole, parts)]
+    assert runs[0] == runs[1]
+    ours, twin = weights(parts), weights(whole)
+    assert all(ours[name].equal(twin[name]) for name in twin)
+
+
+def test_resuming_as_another_run_is_an_error(finished, capsys):
+    before = (finished / "metrics.jsonl").read_bytes()
+    code = run("--max-steps", 8, "--seed", 1, "--resume", "auto", out=finished)
+    assert code == 2
+    assert "was made with seed 0, now 1" in capsys.readouterr().err
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_sigterm_saves_and_ends_with_exit_code_0_and_the_run_can_go_on(tmp_path):
+    out = tmp_path / "r"
+    command = [sys.executable, "-m", "deepsynth_min.train", *QUICK, "--max-steps", "500",
+               "--eval-every", "0", "--out", str(out)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "metrics.jsonl").exists() or len(metrics(out, "train")) < 2:
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped after step" in printed
+    step = int((out / "last").read_text().strip().removeprefix("step-"))
+    assert run("--max-steps", step + 1, "--eval-every", 0, "--resume", "auto", out=out) == 0
+    assert [line["step"] for line in metrics(out, "train")] == list(range(1, step + 2))
+
+
+def torchrun(processes: int, *arguments) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc-per-node", str(processes), "-m", "deepsynth_min.train"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, *map(str, arguments)], capture_output=True, text=True,
+                          env=environment)  # fmt: skip
+
+
+def test_two_processes_do_what_one_process_does(tmp_path, jsonl):
+    """Uneven answers, two micro-steps: same losses and weights as one process, up to rounding."""
+    common = ["--data", jsonl, "--max-steps", 2, "--log-every", 1, "--val-samples", 3]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train.main([*map(str, common), "--batch-size", "4", "--out", str(one)]) == 0
+    done = torchrun(2, *common, "--batch-size", 1, "--accumulate", 2, "--out", two)
+    assert done.returncode == 0, done.stderr
+    for kind in ("train", "eval"):
+        for a, b in zip(metrics(one, kind), metrics(two, kind), strict=True):
+            assert a["step"] == b["step"] and abs(a["loss"] - b["loss"]) < 2e-5
+    ours, twin = weights(two), weights(one)
+    worst = max((ours[n] - twin[n]).abs().max().item() for n in twin)
+    assert worst < 5e-4  # two AdamW steps of 1e-3, whose direction is that of rounding near zero
+
+
+def test_a_users_mistake_under_torchrun_is_one_line_per_process(tmp_path):
+    done = torchrun(2, "--data", tmp_path / "none.jsonl", "--out", tmp_path / "r")
+    assert done.returncode != 0 and not (tmp_path / "r").exists()
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert 1 <= len(errors) <= 2 and "none.jsonl: no such file" in errors[0]
+    assert "Traceback" not in done.stderr.split("ChildFailedError")[0].split("torch/distributed")[0]
+
+
+def test_evaluating_a_wrong_directory_or_checkpoint_is_exit_code_2(finished, tmp_path, capsys):
+    assert evaluate.main(["--run", str(tmp_path)]) == 2
+    assert evaluate.main(["--run", str(finished), "--checkpoint", "99"]) == 2
+    assert evaluate.main(["--run", str(finished), "--checkpoint", "worst"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert ["not a run" in lines[0], "step-000099" in lines[1], "'worst'" in lines[2]] == [True] * 3

@@ -1,0 +1,138 @@
+"""A user's mistake: exit code 2, one clear line, and nothing is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from deepsynth_min import train
+from deepsynth_min.tokenizer import EMBEDDED
+
+GOLDEN = Path(__file__).parent / "golden"
+ROW = '{"text": "A document.", "summary": "Its answer."}\n'
+
+
+def fails(capsys, tmp_path, *arguments) -> str:
+    """Runs the trainer, which must refuse; returns its one line."""
+    out = tmp_path / "new-run"
+    assert train.main(["--out", str(out), "--max-steps", "1", *map(str, arguments)]) == 2
+    assert not out.exists()
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "rows.jsonl: no such file"),
+        ("", "rows.jsonl: no rows"),
+        (ROW + "{oops\n", "rows.jsonl:2: not JSON"),
+        (ROW * 2 + '{"text": "a"}\n', "rows.jsonl:3: no field 'summary'"),
+        (ROW + '{"text": "", "summary": "a"}\n', "rows.jsonl:2: field 'text' is empty"),
+    ],
+)
+def test_wrong_data(capsys, tmp_path, content, message):
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_text(content)
+    assert message in fails(capsys, tmp_path, "--data", path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--no-such-setting", "1"], "unknown setting --no-such-setting"),
+        (["--mode", "100"], "--mode: '100' is neither"),
+        (["--model", "no-such-preset"], "no-such-preset: neither a directory nor a hub id"),
+        (["--device", "gpu7"], "--device gpu7"),
+        (["--font", "/no/such.ttf"], "/no/such.ttf"),
+        (["--margin", "200"], "margin"),
+        (["--resume", "/no/such/checkpoint"], "--resume /no/such/checkpoint"),
+        (["--config", "/no/such.toml"], "/no/such.toml"),
+    ],
+)
+def test_wrong_settings(capsys, tmp_path, arguments, message):
+    assert message in fails(capsys, tmp_path, *arguments)
+
+
+def test_a_directory_that_holds_another_run_is_left_as_it_is(capsys, tmp_path):
+    (tmp_path / "config.toml").write_text("mine")
+    assert train.main(["--out", str(tmp_path), "--max-steps", "1"]) == 2
+    assert "already holds files" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["config.toml"]
+    assert (tmp_path / "config.toml").read_text() == "mine"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A model directory: the golden weights, the embedded tokenizer."""
+    path = tmp_path / "model"
+    path.mkdir()
+    for file in (GOLDEN / "config.json", GOLDEN / "model.safetensors", *EMBEDDED.glob("*.json")):
+        shutil.copyfile(file, path / file.name)
+    return path
+
+
+def change_weights(checkpoint: Path, change) -> None:
+    tensors = load_file(checkpoint / "model.safetensors")
+    change(tensors)
+    save_file(tensors, checkpoint / "model.safetensors")
+
+
+def test_every_tensor_that_does_not_fit_is_named(capsys, tmp_path, checkpoint):
+    def change(tensors):
+        tensors["model.extra.weight"] = tensors.pop("model.layers.1.mlp.gate.weight")
+        wrong = "model.layers.2.mlp.experts.7.up_proj.weight"
+        tensors[wrong] = tensors[wrong][:, :-1].contiguous()
+
+    change_weights(checkpoint, change)
+    line = fails(capsys, tmp_path, "--model", checkpoint)
+    assert "1 missing: model.layers.1.mlp.gate.weight" in line
+    assert "1 unknown: model.extra.weight" in line
+    assert "model.layers.2.mlp.experts.7.up_proj.weight is [40, 63], not [40, 64]" in line
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("model.safetensors", b"\x00" * 100, "not a safetensors file"),
+        ("config.json", b"{", "config.json: not JSON"),
+        ("config.json", b"[]", "not a JSON object"),
+        ("config.json", b"{}", "no language_config"),
+        ("model.safetensors", None, "neither model.safetensors nor"),
+        ("config.json", None, "config.json: no such file"),
+        ("tokenizer.json", None, "no tokenizer.json"),
+        ("tokenizer.json", b"{}", "tokenizer.json"),
+    ],
+)
+def test_a_damaged_model_directory(capsys, tmp_path, checkpoint, file, content, message):
+    (checkpoint / file).unlink()
+    if content is not None:
+        (checkpoint / file).write_bytes(content)
+    assert message in fails(capsys, tmp_path, "--model", checkpoint)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("use_mla", True, "use_mla = True is not supported"),
+        ("topk_method", "group_limited_greedy", "is not supported"),
+        ("hidden_size", "64", "hidden_size = '64' is not a int"),
+        ("num_experts_per_tok", 99, "num_experts_per_tok must lie in"),
+    ],
+)
+def test_a_configuration_that_this_code_does_not_implement(
+    capsys, tmp_path, checkpoint, key, value, message
+):
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    config["language_config"][key] = value
+    path.write_text(json.dumps(config))
+    assert message in fails(capsys, tmp_path, "--model", checkpoint)
+
+
+def test_a_tokenizer_that_is_too_large_for_the_model(capsys, tmp_path, checkpoint):
+    assert "vocabulary 320" in fails(capsys, tmp_path, "--model", checkpoint)
