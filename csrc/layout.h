@@ -127,7 +127,8 @@ private:
         int64_t before = i - 1;
         while (before > start_ && (cells_[before].flags & (kJoin | kGlue)) == kJoin) --before;
         return !(cells_[before].flags & (kNoEnd | kGlue)) &&
-               !(cells_[i].flags & (kNoStart | kGlue | kJoin));
+               !(cells_[i].flags & (kNoStart | kGlue | kJoin)) &&
+               cells_[before].kind != kSoftHyphen;  // which breaks with a hyphen or not at all
     }
 
     // After a wide character a word may start the next line. What joins it has no width, so the

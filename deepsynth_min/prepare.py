@@ -18,6 +18,8 @@ from .shaping import Order, shape
 _LINE_ENDS = (0x0A, 0x0B, 0x0D, 0x85, 0x2028, 0x2029)
 _NO_BASE = _LINE_ENDS + (0x09, 0x0C)
 _ABOVE, _BELOW = 230, 220  # canonical combining classes
+_BLANK = 0xA0
+_MOST_MARKS = 30  # on one base, as in Unicode's stream-safe text
 
 
 def prepare(text: str, store: GlyphStore) -> tuple[np.ndarray, Order | None]:
@@ -62,23 +64,28 @@ def collapse_spaces(units: np.ndarray) -> None:
 
 def place_marks(units: np.ndarray, store: GlyphStore) -> None:
     """Combining marks join the unit before them: as a precomposed character where the fonts have
-    it, else drawn over it as one cluster. Marks that no font has stay what they are: boxes."""
+    it, else drawn over it as one cluster. Marks without a base, or beyond _MOST_MARKS, stand on a
+    blank of their own; marks that no font has stay what they are: boxes."""
     present = [int(u) for u in np.unique(units) if u < FIRST_COMPOSITE]
     marks = np.isin(units, [unit for unit in present if characters.is_mark(unit)])
-    for at in np.flatnonzero(marks & ~np.concatenate(([False], marks[:-1]))):
-        end = at
-        while end < len(units) and marks[end]:
-            end += 1
-        base = at - 1
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], marks.view(np.int8), [0]))))
+    known: dict[tuple, tuple[int, list[int]]] = {}
+    for start, end in edges.reshape(-1, 2).tolist():
+        base = start - 1
         while base >= 0 and characters.is_invisible(int(units[base])):
             base -= 1
-        alone = base < 0 or units[base] in _NO_BASE or units[base] >= FIRST_COMPOSITE
-        cluster = [int(unit) for unit in units[at:end]]
-        unit, left_over = _cluster(0xA0 if alone else int(units[base]), cluster, store)
-        drawn = at + np.flatnonzero(~np.isin(cluster, left_over))
-        if len(drawn):
-            units[drawn] = CONTINUE
-            units[drawn[0] if alone else base] = unit  # alone: the first mark, on a blank
+        for at in range(start, end, _MOST_MARKS):
+            cluster = units[at : min(end, at + _MOST_MARKS)].tolist()
+            if at > start or base < 0 or units[base] in _NO_BASE or units[base] >= FIRST_COMPOSITE:
+                base = -1
+            key = (int(units[base]) if base >= 0 else _BLANK, *cluster)
+            if key not in known:
+                known[key] = _cluster(key[0], cluster, store)
+            unit, left_over = known[key]
+            drawn = [at + k for k, mark in enumerate(cluster) if mark not in left_over]
+            if drawn:
+                units[drawn] = CONTINUE
+                units[base if base >= 0 else drawn[0]] = unit
 
 
 def _cluster(base: int, marks: list[int], store: GlyphStore) -> tuple[int, list[int]]:

@@ -113,7 +113,9 @@ def _shape_run(run: str, right_to_left: bool, font: int, units: np.ndarray,
     clusters: dict[int, list] = {}
     for info, place in zip(buffer.glyph_infos, buffer.glyph_positions):
         clusters.setdefault(info.cluster, []).append((info.codepoint, place))
-    units[: len(run)] = CONTINUE
+    for at, char in enumerate(run):
+        if not characters.is_invisible(ord(char)):  # those stay, to be reported
+            units[at] = CONTINUE
     for at, glyphs in clusters.items():
         units[at] = _composite(ord(run[at]), font, glyphs, store)
 
