@@ -154,9 +154,9 @@ class Experts(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(E, 2 * inner, D))
         self.down = nn.Parameter(torch.empty(E, D, inner))
 
-    def project_in(self, rows: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """rows [M, D], sorted by expert, expert e's ending at ends[e] -> gate, up [M, I] each."""
-        return grouped_product(rows, self.gate_up, ends).chunk(2, dim=-1)
+    def project_in(self, rows: Tensor, ends: Tensor) -> Tensor:
+        """rows [M, D], sorted by expert, expert e's ending at ends[e] -> gate and up [M, 2I]."""
+        return grouped_product(rows, self.gate_up, ends)
 
     def project_out(self, inner: Tensor, ends: Tensor) -> Tensor:
         return grouped_product(inner, self.down, ends)  # [M, D]
@@ -181,7 +181,7 @@ def mix_experts(experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
     numbers = torch.arange(experts.count, device=x.device)
     ends = torch.searchsorted(sorted_by_expert, numbers, right=True).int()  # [E] row ends
     rows = x.to(compute_dtype(x))[order // K]  # [M*K, D]
-    gate, up = experts.project_in(rows, ends)
+    gate, up = experts.project_in(rows, ends).chunk(2, dim=-1)
     out = experts.project_out(F.silu(gate) * up, ends)  # [M*K, D]
     back = torch.empty_like(order).scatter_(0, order, torch.arange(M * K, device=x.device))
     return (out[back].view(M, K, D) * weight[..., None]).sum(1).to(x.dtype)

@@ -19,6 +19,8 @@ TUNED_PARTS = {
     "decoder": _DECODER,
     "projector+decoder": _DECODER | {"projector"},
     "all": _DECODER | {"projector", "SAM", "CLIP"},
+    "lora": {"adapter"},
+    "projector+lora": {"adapter", "projector"},
 }
 # In the official checkpoint, but no part of the computation: nothing could train it.
 UNUSED = {"model.vision_model.embeddings.patch_embedding.weight"}

@@ -21,7 +21,7 @@ from .config import ModelConfig
 from .decoder import DecoderLayer, Experts, RMSNorm, Router, decode
 from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
 from .loss import summed_cross_entropy
-from .weights import find_checkpoint, load_weights
+from .weights import find_checkpoint, is_adapter, load_weights
 
 
 class Trunk(nn.Module):
@@ -46,6 +46,7 @@ class DeepseekOCR(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.adapter = None  # a LoraConfig, once lora.attach has been here
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
         if self.lm_head.weight.device.type != "meta":
@@ -201,6 +202,8 @@ PARTS = (  # (part, prefix of the parameter names); the first prefix that fits d
 
 def part_of(name: str) -> str:
     """The part of the model that a parameter belongs to."""
+    if is_adapter(name):
+        return "adapter"
     part = next(part for part, prefix in PARTS if name.startswith(prefix))
     return "routed experts" if ".mlp.experts." in name else part
 
@@ -212,15 +215,13 @@ def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
     one row of the embedding, which counts as nothing.
     """
     config = model.config.decoder
-    share = {
-        "routed experts": (config.num_experts_per_tok, config.n_routed_experts),
-        "decoder": (1, 1),
-        "head": (1, 1),
-    }
+    routed = (config.num_experts_per_tok, config.n_routed_experts)
+    share = {"routed experts": routed, "decoder": (1, 1), "head": (1, 1), "adapter": (1, 1)}
     rows: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         row = rows.setdefault(part_of(name), [0, 0, 0])
         size, (k, of) = parameter.numel(), share.get(part_of(name), (0, 1))
+        k, of = routed if ".mlp.experts." in name else (k, of)  # an expert's adapter
         row[0] += size
         row[1] += size if parameter.requires_grad else 0
         row[2] += size * k // of

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .model import DeepseekOCR
+from .weights import is_adapter
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_ratio: float) -> float:
@@ -31,22 +32,34 @@ def cosine_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_rat
     return peak * (min_ratio + (1 - min_ratio) * cosine)
 
 
-def make_adamw(model: DeepseekOCR, betas, weight_decay: float) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters; decay on matrices only.
+def parameter_groups(model: DeepseekOCR, weight_decay: float, lora_plus_ratio: float) -> list[dict]:
+    """The trainable parameters by decay and by rate.
 
-    Norms and biases are vectors; tables (embeddings, positions, class token) are looked up rather
-    than multiplied with, so shrinking them shrinks tokens that are seldom seen.
+    Decay on matrices only: norms and biases are vectors; tables (embeddings, positions, class
+    token) are looked up rather than multiplied with, so shrinking them shrinks tokens that are
+    seldom seen. With LoRA+ an adapter's B, which starts at zero, moves `lora_plus_ratio` times as
+    fast as its A.
     """
     tables = ("embed_tokens.weight", "pos_embed", "position_embedding.weight", "rel_pos_h",
               "rel_pos_w")  # fmt: skip
-    decayed, kept = [], []
+    groups: dict[tuple, list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and not name.endswith(tables)
-            (decayed if matrix else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}]
-    groups += [{"params": kept, "weight_decay": 0.0}] if kept else []
-    # The rate is set before each step.
+            is_b = is_adapter(name) and name.endswith(".B")
+            key = (weight_decay if matrix else 0.0, lora_plus_ratio if is_b else 1.0)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": held, "weight_decay": decay, "rate_factor": factor}
+        for (decay, factor), held in groups.items()
+    ]
+
+
+def make_adamw(
+    model: DeepseekOCR, betas, weight_decay: float, lora_plus_ratio: float = 1.0
+) -> torch.optim.AdamW:
+    """Fused AdamW over the trainable parameters; the rate is set before each step."""
+    groups = parameter_groups(model, weight_decay, lora_plus_ratio)
     return torch.optim.AdamW(groups, lr=0.0, betas=tuple(betas), eps=1e-8, fused=True)
 
 
@@ -98,7 +111,7 @@ def clip_and_step(
     factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else torch.ones_like(norm)
     torch._foreach_mul_(gradients, factor / scaler.scale)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
     optimizer.found_inf = overflow  # read by the fused kernel: skip the step where it is 1
     optimizer.step()
     scaler.update(overflow)

@@ -43,11 +43,20 @@ def _pieces(name: str, parameter: Tensor) -> dict[str, Tensor]:
     return {name: parameter}
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of ours belongs to an adapter (lora.py) and not to the model proper."""
+    return ".lora" in name
+
+
 def official_views(module: nn.Module) -> dict[str, Tensor]:
-    """Official tensor name -> the parameter, or the slice of a stacked one, that holds it."""
+    """Official tensor name -> the parameter, or the slice of a stacked one, that holds it.
+
+    Adapters are left out; what they stand on has its official name.
+    """
     views = {}
     for name, parameter in module.named_parameters():
-        views |= _pieces(name, parameter.detach())
+        if not is_adapter(name):
+            views |= _pieces(name.replace(".base.", "."), parameter.detach())
     return views
 
 
@@ -124,6 +133,18 @@ def check_names(found: dict[str, tuple], expected: dict[str, tuple], where: str)
         raise UserError(f"{where}: tensors do not fit the model; " + "; ".join(problems))
 
 
+def open_tensors(directory: Path, stack: ExitStack) -> dict[str, safe_open]:
+    """Tensor name -> the opened file that holds it; nothing is read yet. Raises UserError."""
+    source = {}
+    for path in _tensor_files(directory):
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a safetensors file ({error})") from None
+        source |= {name: file for name in file.keys()}
+    return source
+
+
 @torch.no_grad()
 def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -> None:
     """Fills a module that was built on the meta device, one tensor at a time.
@@ -131,13 +152,7 @@ def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -
     dtype None keeps what the file holds. Raises UserError on anything that does not fit.
     """
     with ExitStack() as stack:
-        source = {}
-        for path in _tensor_files(directory):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: not a safetensors file ({error})") from None
-            source |= {name: file for name in file.keys()}
+        source = open_tensors(directory, stack)
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in source.items()}
         expected = {name: tuple(view.shape) for name, view in official_views(module).items()}
         check_names(shapes, expected, str(directory))

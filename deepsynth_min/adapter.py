@@ -1,0 +1,179 @@
+"""Adapter files, as PEFT writes and reads them: adapter_config.json and adapter_model.safetensors.
+
+In: a model with an adapter (lora.py); out: a directory that PEFT and servers load. And back: such a
+directory, ours or PEFT's, becomes an adapter on a model.
+
+The one idea: the file decides which linears are adapted. Its tensor names give the modules, its
+configuration the rank and scale; the two must agree with each other and with the model, or nothing
+is loaded. What would change the computation in a way that lora.py does not know (DoRA, biases, other
+ranks for some modules) is refused by name.
+
+Our files also carry, as metadata of the safetensors file that other readers pass over, a digest of
+the base checkpoint: an adapter is a difference, and means nothing over another base.
+"""
+
+import hashlib
+import json
+import re
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .config import UserError
+from .lora import (
+    LoraConfig, adaptable, adapter_views, attach, check_whole_layers, official_paths,
+)  # fmt: skip
+from .weights import check_names, open_tensors
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# Fields that must have one of these values: any other would be another computation.
+_ONLY = {
+    "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "lora_bias": (False,),
+    "modules_to_save": (None, []), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
+    "fan_in_fan_out": (False,), "layer_replication": (None,), "target_parameters": (None, []),
+    "trainable_token_indices": (None,), "use_qalora": (False,),
+    "init_lora_weights": (True, False, "gaussian"),  # others (pissa, olora, ...) change the base
+}  # fmt: skip
+
+
+def base_digest(directory: Path) -> str:
+    """Identifies a checkpoint by its names, shapes and first values, whatever type they are in."""
+    digest = hashlib.sha256()
+    with ExitStack() as stack:
+        source = open_tensors(directory, stack)
+        for name in sorted(source):
+            part = source[name].get_slice(name)
+            shape = part.get_shape()
+            row = part[:1] if len(shape) > 1 else part[:]
+            values = row.flatten()[:64].to(torch.bfloat16).view(torch.int16)
+            digest.update(f"{name} {shape} {values.tolist()}\n".encode())
+    return digest.hexdigest()
+
+
+def peft_config(config: LoraConfig, base: str, revision: str | None) -> dict:
+    """adapter_config.json. base: the hub id or directory that the adapter was trained over."""
+    alpha, targets = config.alpha, config.target_modules
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "r": config.rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": config.rslora,
+        "use_dora": False,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "inference_mode": True,
+    }
+
+
+def save_adapter(model, directory: Path, base: str, revision: str | None, digest: str) -> None:
+    """Writes the two files into `directory`; the caller gives it its final name."""
+    text = json.dumps(peft_config(model.adapter, base, revision), indent=2)
+    (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
+    # A copy each: slices of a stacked tensor share memory, which the format refuses.
+    tensors = {name: view.cpu().clone() for name, view in adapter_views(model).items()}
+    save_file(tensors, directory / TENSORS, metadata={"format": "pt", "base_digest": digest})
+
+
+def read_config(directory: Path) -> LoraConfig:
+    """What adapter_config.json says. Raises UserError naming the field that cannot be honoured."""
+    path = directory / CONFIG
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{directory}: no {CONFIG} in it; not an adapter") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: not a JSON object")
+    for name, allowed in _ONLY.items():
+        if fields.get(name, allowed[0]) not in allowed:
+            raise UserError(f"{path}: {name} = {fields[name]!r} is not supported")
+    kinds = {"r": int, "lora_alpha": (int, float), "target_modules": (str, list),
+             "lora_dropout": (int, float), "use_rslora": bool}  # fmt: skip
+    defaults = {"lora_dropout": 0.0, "use_rslora": False}
+    values = {name: fields.get(name, defaults.get(name)) for name in kinds}
+    for name, value in values.items():
+        sensible = isinstance(value, kinds[name]) and (kinds[name] is bool or value is not True)
+        if not sensible or (name in ("r", "lora_alpha") and value <= 0):
+            raise UserError(f"{path}: {name} = {value!r} makes no sense")
+    targets = values["target_modules"]
+    return LoraConfig(
+        rank=values["r"], alpha=float(values["lora_alpha"]), dropout=float(values["lora_dropout"]),
+        rslora=values["use_rslora"], target_modules=targets if isinstance(targets, str) else tuple(targets),
+    )  # fmt: skip
+
+
+def selected(paths: set[str], targets: str | tuple[str, ...], where: str) -> set[str]:
+    """The paths that PEFT's target_modules means: a pattern, or endings of paths."""
+    if isinstance(targets, tuple):
+        ends = tuple(f".{target}" for target in targets)
+        return {path for path in paths if path in targets or path.endswith(ends)}
+    try:
+        pattern = re.compile(targets)
+    except re.error as error:
+        raise UserError(f"{where}: target_modules is no regular expression ({error})") from None
+    return {path for path in paths if pattern.fullmatch(path)}
+
+
+def expected_shapes(model: nn.Module, rank: int, chosen: set[str]) -> dict[str, tuple]:
+    """PEFT's tensor name -> shape, for an adapter on the linears `chosen` of a base model."""
+    shapes, holders = {}, adaptable(model)
+    for path in chosen:
+        module = model.get_submodule(holders[path])
+        if hasattr(module, "project_in"):
+            inner, outer = module.width, module.inner
+            if path.endswith("down_proj"):
+                inner, outer = outer, inner
+        else:
+            inner, outer = module.in_features, module.out_features
+        shapes[f"{_PREFIX}{path}.lora_A.weight"] = (rank, inner)
+        shapes[f"{_PREFIX}{path}.lora_B.weight"] = (outer, rank)
+    return shapes
+
+
+@torch.no_grad()
+def load_adapter(model: nn.Module, directory: Path, digest: str, dropout: float = 0.0) -> None:
+    """Attaches the adapter in `directory` to a base model.
+
+    digest: of the checkpoint the model was made from. Raises UserError, and leaves the model
+    untouched, if file, configuration, model and base do not fit together.
+    """
+    config, path = read_config(directory), directory / TENSORS
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_over = (file.metadata() or {}).get("base_digest", digest)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    if made_over != digest:
+        raise UserError(f"{path}: this adapter was trained over another base model than the one given")
+    chosen = {re.sub(r"\.lora_[AB]\.weight$", "", n.removeprefix(_PREFIX)) for n in tensors}
+    holders = adaptable(model)
+    if strange := sorted(chosen - holders.keys()):
+        raise UserError(f"{path}: {strange[0]} is not a linear of this model's decoder"
+                        + (f", nor are {len(strange) - 1} more" if len(strange) > 1 else ""))  # fmt: skip
+    check_whole_layers(holders, chosen, str(path))
+    meant = selected(official_paths(model), config.target_modules, str(directory / CONFIG))
+    if meant != chosen:
+        raise UserError(f"{directory}: target_modules does not select the linears in {TENSORS}, e.g. "
+                        f"{sorted(meant ^ chosen)[0]}")  # fmt: skip
+    check_names({name: tuple(t.shape) for name, t in tensors.items()},
+                expected_shapes(model, config.rank, chosen), str(path))  # fmt: skip
+    attach(model, replace(config, dropout=dropout), chosen)
+    for name, view in adapter_views(model).items():
+        view.copy_(tensors[name])

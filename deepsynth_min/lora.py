@@ -1,0 +1,236 @@
+"""LoRA: a frozen weight W acts as W + scale * B A, and only A [R, in] and B [out, R] train.
+
+In: a model and which of its linears to adapt. Out: the same model, each of those linears held as the
+`base` of a `LoraLinear` and each layer's stacked experts as the base of a `LoraExperts`.
+
+The one idea: an adapter is a second, narrow road beside a linear, whatever that linear is made of.
+It never looks at the base's weight, so the base may be float32, bf16 or quantised (quant.py), and
+one class serves them all. The experts of a layer have one A and B each, stacked like the experts
+themselves ([E, R, in], [E, out, R]) and multiplied by the same grouped product. B starts at zero, so
+an adapted model begins as exactly the base model.
+
+A and B are float32. scale = alpha / R, or alpha / sqrt(R) with rsLoRA. Sources: Hu et al. 2021
+(LoRA), Kalajdzievski 2023 (rsLoRA), Hayou et al. 2024 (LoRA+, see optim.py).
+"""
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import UserError
+from .decoder import grouped_product, mix_experts
+from .weights import official_views
+
+# Sets of linears by name. A pattern fits an official module path, or the end of one from a dot on;
+# only linears of the decoder's layers are ever looked at (no encoder, no head, no router).
+TARGETS = {
+    "attention": ("self_attn.[qkvo]_proj",),
+    "attention+mlp": ("self_attn.[qkvo]_proj", "layers.*.mlp.gate_proj", "layers.*.mlp.up_proj",
+                      "layers.*.mlp.down_proj", "shared_experts.*_proj"),
+    "all": ("self_attn.[qkvo]_proj", "layers.*.*_proj"),
+}  # fmt: skip
+_ROUTED = ".mlp.experts."
+PROJECTIONS = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What one adapter's pairs have in common."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0  # on what enters A, in training
+    rslora: bool = False
+    target_modules: str | tuple[str, ...] = ()  # as in adapter_config.json; filled in by `attach`
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+class LoraPair(nn.Module):
+    """x [..., in] -> scale * B A dropout(x) [..., out]; with `experts`, E pairs in one."""
+
+    def __init__(self, inner: int, outer: int, config: LoraConfig, device, experts: tuple = ()):
+        super().__init__()
+        self.scale, self.dropout = config.scale, config.dropout
+        size = {"device": device, "dtype": torch.float32}
+        self.A = nn.Parameter(torch.empty(*experts, config.rank, inner, **size))
+        self.B = nn.Parameter(torch.zeros(*experts, outer, config.rank, **size))
+        nn.init.uniform_(self.A, -(inner**-0.5), inner**-0.5)  # as torch initialises a Linear
+
+    def forward(self, x: Tensor, ends: Tensor | None = None) -> Tensor:
+        """ends: row ends of the experts, if x [M, in] holds their rows one after the other."""
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.A.dtype)
+        x = F.dropout(x, self.dropout, self.training)
+        if ends is None:
+            return F.linear(F.linear(x, self.A), self.B) * self.scale
+        # grouped_mm wants rows of whole 16 bytes: a narrow rank is filled up with zeros.
+        missing = -self.A.shape[1] % 8
+        A, B = F.pad(self.A, (0, 0, 0, missing)), F.pad(self.B, (0, missing))
+        return grouped_product(grouped_product(x, A, ends), B, ends) * self.scale
+
+    def delta(self) -> Tensor:
+        """What the pair adds to the base's weight: [..., out, in], float32."""
+        return (self.B.detach() @ self.A.detach()) * self.scale
+
+
+class LoraLinear(nn.Module):
+    """A linear and its adapter."""
+
+    def __init__(self, base: nn.Module, config: LoraConfig):
+        super().__init__()
+        self.base = base
+        self.lora = LoraPair(base.in_features, base.out_features, config, device_of(base))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.base(x)
+        return out + self.lora(x).to(out.dtype)
+
+
+class LoraExperts(nn.Module):
+    """The stacked experts of a layer and their adapters, one pair per expert and projection."""
+
+    def __init__(self, base: nn.Module, config: LoraConfig):
+        super().__init__()
+        self.base, self.count = base, base.count
+        D, inner, rest = base.width, base.inner, (config, device_of(base), (base.count,))
+        self.lora_gate = LoraPair(D, inner, *rest)
+        self.lora_up = LoraPair(D, inner, *rest)
+        self.lora_down = LoraPair(inner, D, *rest)
+
+    def project_in(self, rows: Tensor, ends: Tensor) -> Tensor:
+        out = self.base.project_in(rows, ends)  # [M, 2I]
+        added = torch.cat([self.lora_gate(rows, ends), self.lora_up(rows, ends)], dim=-1)
+        return out + added.to(out.dtype)
+
+    def project_out(self, inner: Tensor, ends: Tensor) -> Tensor:
+        out = self.base.project_out(inner, ends)
+        return out + self.lora_down(inner, ends).to(out.dtype)
+
+    def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+        return mix_experts(self, x, chosen, weight)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next(iter([*module.parameters(), *module.buffers()])).device
+
+
+# -- which linears --------------------------------------------------------------------------------
+
+
+def adaptable(model: nn.Module) -> dict[str, str]:
+    """Official path of every linear that may be adapted -> path of the module that computes it."""
+    holders = {}
+    for path, module in model.named_modules():
+        if not path.startswith("model.layers."):
+            continue
+        if hasattr(module, "project_in"):
+            for e in range(module.count):
+                holders |= {f"{path}.{e}.{kind}_proj": path for kind in PROJECTIONS}
+        elif hasattr(module, "in_features"):
+            holders[path] = path
+    return holders
+
+
+def _fits(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(path, "*." + pattern)
+
+
+def choose(model: nn.Module, targets: tuple[str, ...], where: str = "--lora-targets") -> set[str]:
+    """Official paths of the linears that the names of sets, or patterns, select.
+
+    Raises UserError for a pattern that selects nothing, and for a part of a layer's experts.
+    """
+    holders, chosen = adaptable(model), set()
+    for target in targets:
+        for pattern in TARGETS.get(target, (target,)):
+            found = {path for path in holders if _fits(path, pattern)}
+            if not found and target not in TARGETS:
+                raise UserError(f"{where}: {target!r} fits no linear of the decoder; "
+                                f"sets: {', '.join(TARGETS)}")  # fmt: skip
+            chosen |= found
+    if not chosen:
+        raise UserError(f"{where}: {' '.join(targets) or 'nothing'} fits no linear of the decoder")
+    check_whole_layers(holders, chosen, where)
+    return chosen
+
+
+def check_whole_layers(holders: dict[str, str], chosen: set[str], where: str) -> None:
+    """Servers take a layer's routed experts all or not at all. Raises UserError naming the layer."""
+    for holder in {holders[path] for path in chosen if _ROUTED in path}:
+        own = [path for path, held_by in holders.items() if held_by == holder]
+        missing = [path for path in own if path not in chosen]
+        if missing:
+            raise UserError(f"{where}: {len(own) - len(missing)} of the {len(own)} linears of {holder} "
+                            f"are adapted; it must be all or none (not {missing[0]})")  # fmt: skip
+
+
+def target_modules(paths: set[str], chosen: set[str]) -> tuple[str, ...]:
+    """The shortest endings that select `chosen` and nothing else of `paths`, the model's linears.
+
+    This is what adapter_config.json calls target_modules: a linear is meant if its path ends in one.
+    """
+    suffixes: dict[str, set[str]] = {}
+    for path in paths:
+        parts = path.split(".")
+        for start in range(len(parts)):
+            suffixes.setdefault(".".join(parts[start:]), set()).add(path)
+    found = set()
+    for path in chosen:
+        parts = path.split(".")
+        endings = (".".join(parts[start:]) for start in reversed(range(len(parts))))
+        found.add(next(ending for ending in endings if suffixes[ending] <= chosen))
+    return tuple(sorted(found))
+
+
+def official_paths(model: nn.Module) -> set[str]:
+    """Official paths of everything that has a weight, quantised linears included."""
+    named = {n.removesuffix(".weight") for n in official_views(model) if n.endswith(".weight")}
+    return named | adaptable(model).keys()
+
+
+def attach(model: nn.Module, config: LoraConfig, chosen: set[str]) -> None:
+    """Puts a fresh pair beside each chosen linear. Random numbers: the default generator."""
+    assert model.adapter is None, "the model has an adapter already"
+    targets = config.target_modules or target_modules(official_paths(model), chosen)
+    holders = adaptable(model)
+    for holder in dict.fromkeys(holders[path] for path in holders if path in chosen):
+        owner, _, last = holder.rpartition(".")
+        base = model.get_submodule(holder)
+        kind = LoraExperts if hasattr(base, "project_in") else LoraLinear
+        setattr(model.get_submodule(owner), last, kind(base, config).train(base.training))
+    model.adapter = replace(config, target_modules=targets)
+
+
+def pairs(model: nn.Module) -> dict[str, LoraPair]:
+    """Path of the adapted module, and for experts the projection -> its pair, in model order.
+
+    >>> # model.layers.0.self_attn.q_proj, ..., model.layers.1.mlp.experts/gate, ...
+    """
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            found[path] = module.lora
+        elif isinstance(module, LoraExperts):
+            for kind in PROJECTIONS:
+                found[f"{path}/{kind}"] = getattr(module, f"lora_{kind}")
+    return found
+
+
+def adapter_views(model: nn.Module) -> dict[str, Tensor]:
+    """PEFT's tensor name -> the A or B, or the expert's slice of a stacked one, that holds it."""
+    views = {}
+    for path, pair in pairs(model).items():
+        path, _, kind = path.partition("/")
+        for letter, parameter in (("A", pair.A.detach()), ("B", pair.B.detach())):
+            if kind:
+                for e, own in enumerate(parameter):
+                    views[f"base_model.model.{path}.{e}.{kind}_proj.lora_{letter}.weight"] = own
+            else:
+                views[f"base_model.model.{path}.lora_{letter}.weight"] = parameter
+    return views

@@ -1,0 +1,256 @@
+"""Adapter files: the round trip, PEFT on both sides, and every wrong adapter."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from deepsynth_min.adapter import (
+    CONFIG, TENSORS, base_digest, load_adapter, read_config, save_adapter, selected,
+)  # fmt: skip
+from deepsynth_min.config import UserError
+from deepsynth_min.lora import LoraConfig, attach, choose, official_paths, pairs, target_modules
+from deepsynth_min.model import DeepseekOCR
+from test_golden import GOLDEN, golden_batch
+
+
+@pytest.fixture(scope="module")
+def digest() -> str:
+    return base_digest(GOLDEN)
+
+
+def adapted(targets="all", **options) -> DeepseekOCR:
+    """The golden model with random pairs."""
+    torch.manual_seed(0)
+    model = DeepseekOCR.from_pretrained(GOLDEN)
+    attach(model, LoraConfig(**{"rank": 4, "alpha": 8.0} | options), choose(model, (targets,)))
+    for pair in pairs(model).values():
+        pair.B.data.normal_(0, 0.1)
+    return model
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(golden_batch("base"))
+
+
+def test_an_adapter_written_by_peft_is_the_same_when_saved_again(tmp_path, digest):
+    model = DeepseekOCR.from_pretrained(GOLDEN)
+    load_adapter(model, GOLDEN / "adapter", digest)
+    save_adapter(model, tmp_path, "", None, digest)
+    theirs, ours = load_file(GOLDEN / "adapter" / TENSORS), load_file(tmp_path / TENSORS)
+    assert theirs.keys() == ours.keys() and len(ours) == 138
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    config = json.loads((GOLDEN / "adapter" / CONFIG).read_text())
+    written = json.loads((tmp_path / CONFIG).read_text())
+    assert written.pop("task_type") == "CAUSAL_LM"  # PEFT's was made without one
+    assert written == {name: config[name] for name in written}
+
+
+@pytest.mark.parametrize(
+    "targets, rslora", [("attention+mlp", True), ("all", False), ("layers.1.self_attn.*", False)]
+)
+def test_a_saved_adapter_gives_the_same_logits_in_another_model(tmp_path, digest, targets, rslora):
+    model = adapted(targets, rslora=rslora)
+    save_adapter(model, tmp_path, "base", None, digest)
+    other = DeepseekOCR.from_pretrained(GOLDEN)
+    load_adapter(other, tmp_path, digest)
+    assert torch.equal(logits(other), logits(model))
+    assert other.adapter == model.adapter
+
+
+def test_target_modules_select_the_adapted_linears_and_no_other(small_config):
+    model = DeepseekOCR(small_config)
+    paths = official_paths(model)
+    for pattern in ("attention", "attention+mlp", "all", "layers.0.*", "shared_experts.up_proj"):
+        chosen = choose(model, (pattern,))
+        targets = target_modules(paths, chosen)
+        assert selected(paths, targets, "") == chosen
+        vision = ("qkv", "proj", "lin1", "lin2", "qkv_proj", "out_proj", "fc1", "fc2")
+        assert not set(vision) & set(targets)
+    chosen = choose(model, ("all",))
+    assert target_modules(paths, chosen) == (
+        "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")  # fmt: skip
+
+
+# -- PEFT itself ----------------------------------------------------------------------------------
+
+
+class Leaf(nn.Linear):
+    """A linear of the official tree, without bias."""
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__(weight.shape[1], weight.shape[0], bias=False)
+        self.weight.data = weight.clone()
+
+
+class Root(nn.Module):
+    """PEFT asks a causal language model for this."""
+
+    def prepare_inputs_for_generation(self):
+        raise NotImplementedError
+
+
+def official_tree(tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """Plain modules under the official names: a linear for every matrix of the decoder."""
+    root = Root()
+    for name, tensor in tensors.items():
+        if not name.startswith("model.layers.") or not name.endswith("_proj.weight"):
+            continue
+        *parts, last = name.removesuffix(".weight").split(".")
+        node = root
+        for part in parts:
+            if part not in node._modules:
+                node.add_module(part, nn.Module())
+            node = node._modules[part]
+        node.add_module(last, Leaf(tensor))
+    return root
+
+
+def use_weights_of(tree: nn.Module, model: DeepseekOCR) -> None:
+    """Puts the tree's (adapted or merged) linears in place of a model's."""
+    from deepsynth_min.weights import official_views
+
+    for name, view in official_views(model).items():
+        if name.startswith("model.layers.") and name.endswith("_proj.weight"):
+            view.copy_(tree.get_submodule(name.removesuffix(".weight")).weight)
+
+
+@pytest.mark.parametrize("targets", ["attention+mlp", "all"])
+@torch.no_grad()
+def test_peft_loads_our_adapter_and_its_merge_gives_our_logits(tmp_path, digest, targets):
+    peft = pytest.importorskip("peft")
+    model = adapted(targets)
+    save_adapter(model, tmp_path, "base", None, digest)
+    tree = official_tree(load_file(GOLDEN / "model.safetensors"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT warns of keys that it misses or does not expect
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        loaded = peft.PeftModel.from_pretrained(tree, tmp_path)
+    assert sum(hasattr(m, "lora_A") for m in loaded.modules()) == len(choose(
+        DeepseekOCR.from_pretrained(GOLDEN), (targets,)))  # fmt: skip
+    merged = loaded.merge_and_unload()
+    other = DeepseekOCR.from_pretrained(GOLDEN)
+    use_weights_of(merged, other)
+    assert (logits(other) - logits(model)).abs().max() < 1e-4
+
+
+def test_peft_computes_the_same_product_as_our_linear(tmp_path, digest):
+    peft = pytest.importorskip("peft")
+    model = adapted("attention+mlp", rslora=True)
+    save_adapter(model, tmp_path, "base", None, digest)
+    loaded = peft.PeftModel.from_pretrained(
+        official_tree(load_file(GOLDEN / "model.safetensors")), tmp_path
+    )
+    x = torch.randn(3, 64)
+    for path in ("model.layers.0.mlp.gate_proj", "model.layers.2.self_attn.o_proj"):
+        theirs = loaded.base_model.model.get_submodule(path)
+        assert torch.allclose(theirs(x), model.get_submodule(path)(x), atol=1e-5)
+
+
+# -- wrong adapters -------------------------------------------------------------------------------
+
+
+def edited(tmp_path, **fields):
+    shutil.copytree(GOLDEN / "adapter", tmp_path / "edited")
+    path = tmp_path / "edited" / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return tmp_path / "edited"
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"r": 8}, r"wrongly shaped.*is \[4, 64\], not \[8, 64\]"),
+        ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"bias": "all"}, "bias = 'all' is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"r": 0}, "r = 0 makes no sense"),
+        ({"lora_alpha": "8"}, "lora_alpha = '8' makes no sense"),
+        ({"target_modules": ["q_proj"]}, "target_modules does not select"),
+        ({"target_modules": "("}, "no regular expression"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused_by_name(tmp_path, digest, fields, message):
+    model = DeepseekOCR.from_pretrained(GOLDEN)
+    with pytest.raises(UserError, match=message):
+        load_adapter(model, edited(tmp_path, **fields), digest)
+    assert model.adapter is None and not pairs(model)
+
+
+def damaged(tmp_path, change):
+    directory = edited(tmp_path)
+    tensors = load_file(directory / TENSORS)
+    change(tensors)
+    save_file(tensors, directory / TENSORS)
+    return directory
+
+
+def _wide(tensors):
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    tensors[name] = torch.zeros(4, 128)
+
+
+def _foreign(tensors):
+    tensors["base_model.model.model.sam_model.blocks.0.attn.qkv.lora_A.weight"] = torch.zeros(4, 8)
+
+
+def _no_expert(tensors):
+    for name in [name for name in tensors if ".1.mlp.experts.5.up_proj" in name]:
+        del tensors[name]
+
+
+def _no_b(tensors):
+    del tensors["base_model.model.model.layers.2.self_attn.v_proj.lora_B.weight"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (_wide, r"wrongly shaped: .*q_proj.lora_A.weight is \[4, 128\]"),
+        (_foreign, "sam_model.blocks.0.attn.qkv is not a linear of this model's decoder"),
+        (_no_expert, "23 of the 24 linears of model.layers.1.mlp.experts"),
+        (_no_b, "1 missing: .*v_proj.lora_B.weight"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, digest, change, message):
+    with pytest.raises(UserError, match=message):
+        load_adapter(DeepseekOCR.from_pretrained(GOLDEN), damaged(tmp_path, change), digest)
+
+
+def test_an_adapter_over_another_base_is_refused(tmp_path, digest):
+    save_adapter(adapted(), tmp_path, "base", None, digest)
+    base = tmp_path / "other"
+    base.mkdir()
+    shutil.copyfile(GOLDEN / "config.json", base / "config.json")
+    tensors = load_file(GOLDEN / "model.safetensors")
+    tensors["model.layers.2.self_attn.q_proj.weight"][0] += 1
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(UserError, match="trained over another base model"):
+        load_adapter(DeepseekOCR.from_pretrained(base), tmp_path, base_digest(base))
+
+
+def test_the_digest_of_a_base_is_the_same_in_bf16(tmp_path, digest):
+    tensors = load_file(GOLDEN / "model.safetensors")
+    save_file({n: t.bfloat16() for n, t in tensors.items()}, tmp_path / "model.safetensors")
+    assert base_digest(tmp_path) == digest
+
+
+@pytest.mark.parametrize("size", [0, 4, 3000, -1])
+def test_a_truncated_adapter_file_is_a_clear_error(tmp_path, digest, size):
+    directory = edited(tmp_path)
+    data = (directory / TENSORS).read_bytes()
+    (directory / TENSORS).write_bytes(data[:size])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_adapter(DeepseekOCR.from_pretrained(GOLDEN), directory, digest)
+
+
+def test_a_directory_without_an_adapter_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="no adapter_config.json in it"):
+        read_config(tmp_path)

@@ -1,0 +1,184 @@
+"""LoRA on linears and stacked experts: against PEFT's numbers, plain formulas and the base model."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+
+from deepsynth_min import freeze
+from deepsynth_min.adapter import base_digest, load_adapter
+from deepsynth_min.config import PRESETS, UserError
+from deepsynth_min.decoder import experts_by_loop
+from deepsynth_min.generate import greedy
+from deepsynth_min.lora import (
+    LoraConfig, LoraExperts, LoraLinear, adapter_views, attach, choose, pairs,
+)  # fmt: skip
+from deepsynth_min.model import DeepseekOCR, parameter_summary
+from deepsynth_min.optim import make_adamw
+from test_golden import GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, golden_batch
+
+
+def expected() -> dict[str, torch.Tensor]:
+    with safe_open(GOLDEN / "expected_lora.safetensors", framework="pt") as file:
+        return {name.removeprefix("lora.base."): file.get_tensor(name) for name in file.keys()}
+
+
+@pytest.fixture
+def golden() -> DeepseekOCR:
+    """The golden model with PEFT's adapter, which alone trains."""
+    model = DeepseekOCR.from_pretrained(GOLDEN)
+    load_adapter(model, GOLDEN / "adapter", base_digest(GOLDEN))
+    freeze.freeze(model, "lora")
+    return model
+
+
+@pytest.fixture
+def model(small_config) -> DeepseekOCR:
+    torch.manual_seed(0)
+    return DeepseekOCR(small_config)
+
+
+def adapted(model, targets=("all",), **options) -> DeepseekOCR:
+    attach(model, LoraConfig(**{"rank": 3, "alpha": 6.0} | options), choose(model, targets))
+    return model
+
+
+def randomise(model) -> None:
+    for pair in pairs(model).values():
+        pair.B.data.normal_(0, 0.3)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    """PEFT's tensor name -> gradient, by reading the gradients as if they were the weights."""
+    for pair in pairs(model).values():
+        pair.A.data, pair.B.data = pair.A.grad, pair.B.grad
+    return adapter_views(model)
+
+
+def test_logits_loss_and_greedy_tokens_with_an_adapter_equal_the_official_ones(golden):
+    e, batch = expected(), golden_batch("base")
+    with torch.no_grad():
+        assert difference(golden(batch)[:1], e["logits"]) < TOLERANCE
+        total, count = golden.loss(batch)
+    assert abs(total.item() / count - e["loss"].item()) < 1e-5
+    prompt = 1 + int(batch.image_mask[0].sum()) + 5
+    ours = greedy(golden, golden_batch("base", slice(0, 1), slice(0, prompt)), 12, stop_at_eos=False)
+    assert ours == [e["greedy"].tolist()]
+
+
+def test_gradients_of_the_adapter_equal_the_official_ones_and_the_base_has_none(golden):
+    total, count = golden.loss(golden_batch("base"))
+    (total / count).backward()
+    assert all(p.grad is None for name, p in golden.named_parameters() if ".lora" not in name)
+    ours, compared = gradients(golden), 0
+    for name, theirs in expected().items():
+        if name.startswith("train.grad."):
+            name = name.removeprefix("train.grad.").replace(".default", "")
+            error = (ours["base_model.model." + name] - theirs).norm() / theirs.norm()
+            assert error < GRADIENT_TOLERANCE, f"{name}: relative error {error:.2e}"
+            compared += 1
+    assert compared == 32
+
+
+@pytest.mark.parametrize("rslora, scale", [(False, 6.0 / 3), (True, 6.0 / 3**0.5)])
+def test_a_linear_computes_w_plus_scaled_b_a(model, rslora, scale):
+    randomise(adapted(model, rslora=rslora))
+    linear = model.model.layers[0].self_attn.q_proj
+    x = torch.randn(5, 32)
+    weight = linear.base.weight + scale * linear.lora.B @ linear.lora.A
+    assert torch.allclose(linear(x), F.linear(x, weight), atol=1e-5)
+    assert torch.allclose(linear.base.weight + linear.lora.delta(), weight)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_stacked_experts_equal_a_loop_over_experts_with_merged_weights(model, rank):
+    randomise(adapted(model, rank=rank))
+    experts = model.model.layers[1].mlp.experts
+    assert isinstance(experts, LoraExperts)
+    x = torch.randn(20, 32, requires_grad=True)
+    chosen = torch.randint(0, 3, (20, 2))  # expert 3 gets no token
+    weight = torch.rand(20, 2)
+    ours = experts(x, chosen, weight)
+    probe = torch.randn_like(ours)
+    wanted = [x, *(p for name, p in experts.named_parameters() if "lora" in name)]
+    ours_grad = torch.autograd.grad(ours, wanted, probe)
+    base, merged = experts.base, type("Merged", (), {})()
+    gate, up, down = (
+        getattr(experts, f"lora_{kind}").B @ getattr(experts, f"lora_{kind}").A * (6.0 / rank)
+        for kind in ("gate", "up", "down")
+    )
+    merged.gate_up, merged.down = base.gate_up + torch.cat([gate, up], 1), base.down + down
+    twin = experts_by_loop(merged, x, chosen, weight)
+    assert torch.allclose(ours, twin, atol=1e-4)
+    for mine, theirs in zip(ours_grad, torch.autograd.grad(twin, wanted, probe)):
+        assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["attention", "attention+mlp", "all"])
+def test_a_fresh_adapter_leaves_the_logits_bit_for_bit_what_they_were(targets):
+    model = DeepseekOCR.from_pretrained(GOLDEN)
+    with torch.no_grad():
+        before = model(golden_batch("base"))
+        adapted(model, (targets,))
+        assert torch.equal(model(golden_batch("base")), before)
+
+
+def test_dropout_acts_in_training_only_and_keeps_the_mean(model):
+    randomise(adapted(model, dropout=0.5))
+    pair = model.model.layers[0].self_attn.q_proj.lora
+    x = torch.randn(4, 32)
+    assert not torch.equal(pair(x), pair(x))
+    mean = torch.stack([pair(x) for _ in range(4000)]).mean(0)
+    model.eval()
+    assert torch.equal(pair(x), pair(x))
+    assert (mean - pair(x)).norm() / pair(x).norm() < 0.1
+
+
+@pytest.mark.parametrize(
+    "targets, size", [("attention", 1_966_080), ("attention+mlp", 3_978_240), ("all", 77_509_632)]
+)
+def test_adapter_sizes_at_rank_16_on_the_official_model(targets, size):
+    with torch.device("meta"):
+        model = adapted(DeepseekOCR(PRESETS["deepseek-ocr"]), (targets,), rank=16, alpha=32)
+    assert sum(view.numel() for view in adapter_views(model).values()) == size
+    freeze.freeze(model, "lora")
+    rows = {row[0]: row[1:] for row in parameter_summary(model)}
+    assert rows["adapter"][:2] == (size, size) and rows["total"][1] == size
+
+
+def test_a_pattern_selects_by_path_and_never_leaves_the_decoder(model):
+    assert choose(model, ("layers.1.self_attn.[qv]_proj",)) == {
+        "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"}  # fmt: skip
+    assert all(path.startswith("model.layers.") for path in choose(model, ("*",)))
+    for pattern in ("qkv_proj", "model.sam_model.*", "lm_head", "mlp.gate", "nothing"):
+        with pytest.raises(UserError, match="fits no linear"):
+            choose(model, (pattern,))
+
+
+def test_routed_experts_are_adapted_all_or_none(model):
+    with pytest.raises(UserError, match=r"4 of the 12 linears of model.layers.1.mlp.experts"):
+        choose(model, ("experts.*.gate_proj",))
+
+
+@pytest.mark.parametrize("tune, projector", [("lora", False), ("projector+lora", True)])
+def test_only_the_adapter_and_what_tune_names_is_in_the_optimizer(model, tune, projector):
+    adapted(model)
+    policy = freeze.freeze(model, tune)
+    optimizer = make_adamw(model, (0.9, 0.95), 0.0)
+    freeze.check_start(model, optimizer, policy)
+    assert ("model.projector.layers.weight" in policy) == projector
+    rest = {name for name in policy if ".lora" not in name}
+    assert all("projector" in n or "newline" in n or "seperator" in n for n in rest)
+    assert bool(rest) == projector
+    assert isinstance(model.model.layers[0].self_attn.q_proj, LoraLinear)
+
+
+def test_lora_plus_trains_b_at_its_own_rate(model):
+    adapted(model)
+    freeze.freeze(model, "lora")
+    optimizer = make_adamw(model, (0.9, 0.95), 0.0, lora_plus_ratio=8.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in optimizer.param_groups:
+        factor = 8.0 if names[id(group["params"][0])].endswith(".B") else 1.0
+        assert group["rate_factor"] == factor
+        assert {names[id(p)].endswith(".B") for p in group["params"]} == {factor == 8.0}
