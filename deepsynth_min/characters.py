@@ -62,6 +62,11 @@ def script_to_shape(point: int) -> str:
     return next((name for low, high, name in _SHAPED if low <= point <= high), "")
 
 
+def is_isolate(point: int) -> bool:
+    """A directional isolate or its end."""
+    return 0x2066 <= point <= 0x2069
+
+
 def is_mark(point: int) -> bool:
     """Combining: belongs over, under or into what comes before (conjoining Hangul included)."""
     if point < 0x0300:

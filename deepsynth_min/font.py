@@ -128,9 +128,14 @@ class FontChain:
         face = self.face(number)
         if not face.has_kerning:
             return []
-        pairs = _kern_pairs(font_bytes(self.sources[number]))
-        scaled = ((left, right, face.get_kerning(left, right).x) for left, right in pairs)
-        return [pair for pair in scaled if pair[2]]
+        scaled, vector = [], freetype.FT_Vector(0, 0)
+        for left, right in _kern_pairs(font_bytes(self.sources[number])):
+            # Face.get_kerning would take these glyph numbers for characters.
+            freetype.FT_Get_Kerning(face._FT_Face, left, right, freetype.FT_KERNING_DEFAULT,
+                                    ctypes.byref(vector))  # fmt: skip
+            if vector.x:
+                scaled.append((left, right, vector.x))
+        return scaled
 
     def box(self, point: int) -> Glyph:
         """The visible box of a character that no font has: an outline on the baseline."""

@@ -63,6 +63,8 @@ class GlyphStore:
             flags |= FLAGS["prepare"]
         if characters.script_to_shape(point):
             flags |= FLAGS["prepare"] if self.shapes else FLAGS["unshaped"]
+        if characters.is_isolate(point):  # shaping.py cannot honour it
+            flags |= FLAGS["unshaped"]
         if kind == KINDS["plain"] and flags & _REPORTED:
             kind = KINDS["noted"]
         return kind, flags

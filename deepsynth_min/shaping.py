@@ -9,6 +9,7 @@ reordering after, and neither concerns csrc/.
 
 import re
 from dataclasses import dataclass
+from unicodedata import bidirectional
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from ._raster import FLAGS, KINDS
 from .font import font_bytes
 from .glyphs import CONTINUE, GlyphStore
 
+# What python-bidi resolves; its rules stop before the isolates of Unicode 6.3.
+_BIDI_TYPES = frozenset("L R AL EN ES ET AN CS NSM BN S WS ON LRE RLE LRO RLO PDF".split())
 _PARAGRAPH = re.compile("[^\n\v\f\r\x85\u2028\u2029]+")
 _WORD_KINDS = (KINDS["plain"], KINDS["noted"], KINDS["wide"])
 
@@ -51,6 +54,8 @@ def bidi_levels(paragraph: str) -> tuple[int, np.ndarray]:
     """(level of the paragraph, level of each character), UAX #9 rules P2 to I2."""
     from bidi import algorithm
 
+    # Isolates and unassigned characters count as neutral.
+    paragraph = "".join(c if bidirectional(c) in _BIDI_TYPES else "\ufffc" for c in paragraph)
     storage = algorithm.get_empty_storage()
     storage["base_level"] = base = algorithm.get_base_level(paragraph)
     storage["base_dir"] = "LR"[base]

@@ -46,7 +46,7 @@ class Twin:
         self.tab = max(64, style.tab * self.glyph(" ")[3])
 
     def glyph(self, char):
-        """(coverage, left, top, advance in 26.6, face, glyph index)"""
+        """(coverage, left, top, advance in 26.6, face)"""
         if char not in self.cache:
             self.cache[char] = self.make(char)
         return self.cache[char]
@@ -54,7 +54,7 @@ class Twin:
     def make(self, char):
         blank = np.zeros((0, 0), np.uint8)
         if char in LINE_ENDS + "\t\u00ad\u200b\ufeff":
-            return blank, 0, 0, 0, None, 0
+            return blank, 0, 0, 0, None
         size = self.style.font_size
         for face in self.faces if char != "\x00" else ():
             index = face.get_char_index(char)
@@ -67,18 +67,18 @@ class Twin:
             if not self.style.fractional:
                 advance = math.floor(advance / 64 + 0.5) * 64
             place = face.glyph.bitmap_left, face.glyph.bitmap_top
-            return rows[:, : bitmap.width], *place, advance, face, index
+            return rows[:, : bitmap.width], *place, advance, face
         width = max(1, size if char in WIDE else round(0.6 * size))
         side, stroke = max(1, width - 2), max(1, size // 16)
         box = np.full((max(1, round(0.7 * size)), side), 255, np.uint8)
         box[stroke:-stroke, stroke:-stroke] = 0
-        return box, (width - side) // 2, len(box), width * 64, None, 0
+        return box, (width - side) // 2, len(box), width * 64, None
 
     def kern(self, left, right):
         a, b = self.glyph(left), self.glyph(right)
         if not self.style.kerning or a[4] is None or a[4] is not b[4] or not a[4].has_kerning:
             return 0
-        return a[4].get_kerning(a[5], b[5]).x
+        return a[4].get_kerning(left, right).x
 
     def pens(self, text):
         """Pen before each character, and after the last, from the start of a line."""
@@ -97,6 +97,8 @@ class Twin:
         return self.pens(text)[-1] + (self.glyph("-")[3] if hyphen else 0), text
 
     def fits(self, text, hyphen, limit):
+        if not hyphen:
+            text = text.rstrip(" \t\u200b\u00ad\ufeff")  # what has no ink never overflows
         width, text = self.visible_width(text, hyphen)
         if width <= limit:
             return True

@@ -1,12 +1,15 @@
 """Pages are exact: equal, in every pixel, to a slow twin and to Pillow."""
 
 import io
+import struct
+from dataclasses import replace
 
+import freetype
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from render_twin import ALPHABET, Twin
+from render_twin import ALPHABET, Twin, embedded
 
 from deepsynth_min.render import PageStyle, Renderer, render_pages
 
@@ -72,10 +75,8 @@ def test_prose_equals_the_twin(size, columns):
 
 
 def fonts_for_pillow(ImageFont):
-    """The embedded font, and DejaVu Sans (which has a kern table) where the machine has it."""
-    import pymupdf_fonts
-
-    found = {"": pymupdf_fonts.myfont("notos")}
+    """The embedded font, and DejaVu Sans where the machine has it."""
+    found = {"": embedded("notos")}
     try:
         path = ImageFont.truetype("DejaVuSans.ttf").path
     except OSError:
@@ -86,13 +87,12 @@ def fonts_for_pillow(ImageFont):
 
 @pytest.mark.parametrize("size", [12, 16])
 def test_prose_equals_pillows_basic_layout(size):
-    """At matching settings: Pillow hints, and kerns where the font has a kern table."""
+    """At matching settings: Pillow hints, and what it takes from a kern table is 1/64 of a pixel."""
     pytest.importorskip("PIL")
     from PIL import Image, ImageDraw, ImageFont
 
     for name, data in fonts_for_pillow(ImageFont).items():
-        style = PageStyle(width=520, height=400, font_size=size, hinting="normal", kerning=True,
-                          main_font=name)  # fmt: skip
+        style = PageStyle(width=520, height=400, font_size=size, hinting="normal", main_font=name)
         font = ImageFont.truetype(io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC)
         text = PROSE.replace("\t", "").replace("…", "...")
         twin, expected, drawn = Twin(style), [], 0
@@ -109,6 +109,36 @@ def test_prose_equals_pillows_basic_layout(size):
         got = render_pages(text, style)
         assert drawn > 5
         assert np.array_equal(got.pages, np.stack(expected)), name
+
+
+@pytest.mark.parametrize("size", [25, 40])
+def test_kerned_prose_equals_the_twin(tmp_path, size):
+    """With the kern table of a font made here, as FreeType itself scales it."""
+    pairs = {"AV": -80, "VA": -80, "To": -120, "Ty": -90, "A ": -40, "fj": 250, "WA": -60}
+    path = tmp_path / "kerned.ttf"
+    path.write_bytes(with_kern_table(embedded("notos"), pairs))
+    for align in ("left", "justify"):
+        style = PageStyle(width=500, height=300, font_size=size, kerning=True, align=align,
+                          main_font=str(path))  # fmt: skip
+        assert Twin(style).kern("A", "V") < 0 < Twin(style).kern("f", "j")
+        assert_same(PROSE, style)
+    unkerned = render_pages(PROSE, replace(style, kerning=False)).pages
+    assert not np.array_equal(render_pages(PROSE, style).pages, unkerned)
+
+
+def with_kern_table(data, pairs):
+    """The font with a `kern` table appended and listed in its directory."""
+    face = freetype.Face(io.BytesIO(data))
+    found = sorted((*map(face.get_char_index, pair), value) for pair, value in pairs.items())
+    kern = struct.pack(">9H", 0, 1, 0, 14 + 6 * len(found), 1, len(found), 0, 0, 0)
+    kern += b"".join(struct.pack(">HHh", *pair) for pair in found)
+    (count,) = struct.unpack(">H", data[4:6])
+    entries = [struct.unpack_from(">4sIII", data, 12 + 16 * i) for i in range(count)]
+    entries = [(tag, checksum, offset + 16, length) for tag, checksum, offset, length in entries]
+    entries.append((b"kern", 0, len(data) + 16, len(kern)))
+    directory = b"".join(struct.pack(">4sIII", *entry) for entry in sorted(entries))
+    head = data[:4] + struct.pack(">H", count + 1) + data[6:12]
+    return head + directory + data[12 + 16 * count :] + kern
 
 
 def test_one_renderer_for_many_texts_draws_each_as_a_new_one_would():
