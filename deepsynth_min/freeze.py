@@ -20,7 +20,9 @@ TUNED_PARTS = {
     "projector+decoder": _DECODER | {"projector"},
     "all": _DECODER | {"projector", "SAM", "CLIP"},
     "lora": {"adapter"},
+    "qlora": {"adapter"},
     "projector+lora": {"adapter", "projector"},
+    "projector+qlora": {"adapter", "projector"},
 }
 # In the official checkpoint, but no part of the computation: nothing could train it.
 UNUSED = {"model.vision_model.embeddings.patch_embedding.weight"}
@@ -82,12 +84,10 @@ def check_gradients(model: nn.Module, policy: set[str]) -> None:
 
 
 def fingerprint(model: nn.Module) -> dict[str, str]:
-    """Name -> SHA-256 of the bytes of each frozen parameter."""
-    return {
-        name: tensor_digest(parameter).hex()
-        for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
-    }
+    """Name -> SHA-256 of the bytes of each frozen parameter and of each packed weight's buffers."""
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    frozen |= dict(model.named_buffers())
+    return {name: tensor_digest(tensor).hex() for name, tensor in frozen.items()}
 
 
 def check_end(model: nn.Module, before: dict[str, str]) -> None:

@@ -217,13 +217,16 @@ def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
     config = model.config.decoder
     routed = (config.num_experts_per_tok, config.n_routed_experts)
     share = {"routed experts": routed, "decoder": (1, 1), "head": (1, 1), "adapter": (1, 1)}
+    sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
+    for path, module in model.named_modules():
+        if hasattr(module, "unpack"):  # a quantised weight: counted as what it stands for
+            sizes[path] = (module.shape.numel(), False)
     rows: dict[str, list[int]] = {}
-    for name, parameter in model.named_parameters():
-        row = rows.setdefault(part_of(name), [0, 0, 0])
-        size, (k, of) = parameter.numel(), share.get(part_of(name), (0, 1))
+    for name, (size, trains) in sizes.items():
+        row, (k, of) = rows.setdefault(part_of(name), [0, 0, 0]), share.get(part_of(name), (0, 1))
         k, of = routed if ".mlp.experts." in name else (k, of)  # an expert's adapter
         row[0] += size
-        row[1] += size if parameter.requires_grad else 0
+        row[1] += size if trains else 0
         row[2] += size * k // of
     table = [(part, *row) for part, row in rows.items()]
     return [*table, ("total", *(sum(column) for column in list(zip(*table))[1:]))]

@@ -164,8 +164,11 @@ def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -
             for piece, view in _pieces(name, filled).items():
                 view.copy_(source[piece].get_tensor(piece))
             owner, _, last = name.rpartition(".")
-            filled = nn.Parameter(filled, requires_grad=parameter.requires_grad)
-            setattr(module.get_submodule(owner), last, filled)
+            owner = module.get_submodule(owner)
+            if hasattr(owner, "receive"):  # a quantised module packs what it is given
+                owner.receive(last, filled)
+            else:
+                setattr(owner, last, nn.Parameter(filled, requires_grad=parameter.requires_grad))
 
 
 def save_weights(module: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
