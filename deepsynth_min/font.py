@@ -70,7 +70,8 @@ def freetype_version() -> str:
 
 
 class FontChain:
-    """Fonts in order of preference at one size; a font is opened when those before lack a glyph.
+    """Fonts in order of preference at one size; an embedded one is opened when those before lack a
+    glyph. Raises ValueError naming a file that is no scalable font.
 
     Not safe for threads: the renderer serialises its use.
     """
@@ -79,6 +80,9 @@ class FontChain:
         self.sources, self.size = sources, size
         self._flags = _HINTING[hinting] | freetype.FT_LOAD_NO_BITMAP
         self._faces: dict[int, freetype.Face] = {}
+        for number, source in enumerate(sources):
+            if source not in EMBEDDED:  # a user's file: say now if it cannot be used
+                self.face(number)
 
     def face(self, number: int) -> freetype.Face:
         """Font `number` of the chain, opened and sized on first use."""

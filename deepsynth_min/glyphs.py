@@ -16,6 +16,7 @@ from .font import FontChain, Glyph
 from .style import PageStyle
 
 CONTINUE = FIRST_COMPOSITE  # the unit of a character that the unit before it already draws
+CONTINUE_UNSHAPED = CONTINUE + 1  # the same, to be reported as unshaped
 MOST_COMPOSITES = 1 << 16  # then the renderer starts a new store: memory stays bounded
 _REPORTED = FLAGS["missing"] | FLAGS["invisible"] | FLAGS["unshaped"] | FLAGS["prepare"]
 _NO_INK = np.zeros((0, 0), np.uint8)
@@ -40,7 +41,9 @@ class GlyphStore:
         self._composites: dict[tuple, int] = {}
         self._glyphs: dict[int, Glyph] = {}
         self._kerned: set[int] = set()
-        self._put(CONTINUE, KINDS["plain"], FLAGS["join"], Glyph(_NO_INK, 0, 0, 0))
+        nothing, join = Glyph(_NO_INK, 0, 0, 0), FLAGS["join"]
+        self._put(CONTINUE, KINDS["plain"], join, nothing)
+        self._put(CONTINUE_UNSHAPED, KINDS["noted"], join | FLAGS["unshaped"], nothing)
         self.resolve([0x20, 0x2D])
         self.frame = self._make_frame()
 
@@ -94,7 +97,7 @@ class GlyphStore:
         with self.lock:
             unit = self._composites.get(key)
             if unit is None:
-                unit = FIRST_COMPOSITE + 1 + len(self._composites)
+                unit = CONTINUE_UNSHAPED + 1 + len(self._composites)
                 if unit >= UNITS:
                     raise ValueError("text: too many different combinations of characters")
                 if kind == KINDS["plain"] and flags & _REPORTED:

@@ -12,7 +12,7 @@ import numpy as np
 from . import characters
 from ._raster import FIRST_COMPOSITE, FLAGS, KINDS
 from .font import Glyph
-from .glyphs import CONTINUE, GlyphStore
+from .glyphs import CONTINUE, CONTINUE_UNSHAPED, GlyphStore
 from .shaping import Order, shape
 
 _LINE_ENDS = (0x0A, 0x0B, 0x0D, 0x85, 0x2028, 0x2029)
@@ -84,8 +84,12 @@ def place_marks(units: np.ndarray, store: GlyphStore) -> None:
             unit, left_over = known[key]
             drawn = [at + k for k, mark in enumerate(cluster) if mark not in left_over]
             if drawn:
-                units[drawn] = CONTINUE
+                units[drawn] = [_continued(cluster[k - at], store) for k in drawn]
                 units[base if base >= 0 else drawn[0]] = unit
+
+
+def _continued(mark: int, store: GlyphStore) -> int:
+    return CONTINUE_UNSHAPED if store.describe(mark)[1] & FLAGS["unshaped"] else CONTINUE
 
 
 def _cluster(base: int, marks: list[int], store: GlyphStore) -> tuple[int, list[int]]:

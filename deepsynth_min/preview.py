@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("file", help="UTF-8 text file, or - for standard input")
     out.add_argument("--out", required=True, help="directory for page-0001.png, ...")
     out.add_argument("--force", action="store_true", help="overwrite files that exist")
-    out.add_argument("--fit", type=int, metavar="PAGES", default=0,
+    out.add_argument("--fit", type=int, metavar="PAGES",
                      help="use the largest font size (min-font-size to 64) that fits PAGES")  # fmt: skip
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(PageStyle), re.M))
     for field in fields(PageStyle):
@@ -96,7 +96,7 @@ def render_file(args: argparse.Namespace) -> None:
     given = {field.name: getattr(args, field.name) for field in fields(PageStyle)}
     style = PageStyle(**{name: value for name, value in given.items() if value is not None})
     text, folder = read_text(args.file), Path(args.out)
-    if args.fit:
+    if args.fit is not None:
         size = fit(text, style, args.fit, style.min_font_size)
         if size is None:
             raise ValueError(f"--fit: no font size from {style.min_font_size} on fits {args.fit} pages")

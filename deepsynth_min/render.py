@@ -217,7 +217,11 @@ def fit(text: str, style: PageStyle, pages: int, smallest: int = 6,
         largest: int = 64) -> int | None:  # fmt: skip
     """The largest font size in smallest..largest at which the text needs at most `pages` pages, or
     None. Layout only: no glyph is drawn. Every size from the top is tried, because whole-pixel
-    advances make the number of lines not quite monotonic; a size that is too large stops early."""
+    advances make the number of lines not quite monotonic; a size that is too large stops early.
+    Raises ValueError for pages or sizes below 1."""
+    for name, value in (("pages", pages), ("smallest", smallest)):
+        if value < 1:
+            raise ValueError(f"{name}: {value} must be at least 1")
     for size in range(largest, smallest - 1, -1):
         layout = _Layout(GlyphStore(style.at_size(size), ink=False), [text], 1, limit=pages)
         if layout.plan.result(0)[4]:
