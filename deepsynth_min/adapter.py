@@ -5,8 +5,8 @@ directory, ours or PEFT's, becomes an adapter on a model.
 
 The one idea: the file decides which linears are adapted. Its tensor names give the modules, its
 configuration the rank and scale; the two must agree with each other and with the model, or nothing
-is loaded. What would change the computation in a way that lora.py does not know (DoRA, biases, other
-ranks for some modules) is refused by name.
+is loaded. What would change the computation in a way that lora.py does not know (DoRA, biases,
+other ranks for some modules) is refused by name.
 
 Our files also carry, as metadata of the safetensors file that other readers pass over, a digest of
 the base checkpoint: an adapter is a difference, and means nothing over another base.
@@ -26,11 +26,12 @@ from torch import nn
 
 from .config import UserError
 from .lora import (
-    LoraConfig, adaptable, adapter_views, attach, check_whole_layers, official_paths,
+    Base, LoraConfig, adaptable, adapter_views, attach, check_whole_layers, official_paths,
 )  # fmt: skip
-from .weights import check_names, open_tensors
+from .weights import check_names, is_adapter, open_tensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+OTHERS = "trained.safetensors"  # ours alone: what trained beside the adapter, e.g. the projector
 _PREFIX = "base_model.model."
 # Fields that must have one of these values: any other would be another computation.
 _ONLY = {
@@ -56,14 +57,14 @@ def base_digest(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def peft_config(config: LoraConfig, base: str, revision: str | None) -> dict:
-    """adapter_config.json. base: the hub id or directory that the adapter was trained over."""
+def peft_config(config: LoraConfig) -> dict:
+    """adapter_config.json: all fields that servers and PEFT look at, and no other."""
     alpha, targets = config.alpha, config.target_modules
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "revision": revision,
+        "base_model_name_or_path": config.base.name,
+        "revision": config.base.revision,
         "r": config.rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": config.dropout,
@@ -80,13 +81,19 @@ def peft_config(config: LoraConfig, base: str, revision: str | None) -> dict:
     }
 
 
-def save_adapter(model, directory: Path, base: str, revision: str | None, digest: str) -> None:
-    """Writes the two files into `directory`; the caller gives it its final name."""
-    text = json.dumps(peft_config(model.adapter, base, revision), indent=2)
+def save_adapter(model: nn.Module, directory: Path) -> None:
+    """Writes the files into `directory`; the caller gives it its final name."""
+    config = model.adapter
+    text = json.dumps(peft_config(config), indent=2)
     (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
     # A copy each: slices of a stacked tensor share memory, which the format refuses.
     tensors = {name: view.cpu().clone() for name, view in adapter_views(model).items()}
-    save_file(tensors, directory / TENSORS, metadata={"format": "pt", "base_digest": digest})
+    metadata = {"format": "pt", "base_digest": config.base.digest}
+    save_file(tensors, directory / TENSORS, metadata=metadata)
+    others = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()
+              if p.requires_grad and not is_adapter(name)}  # fmt: skip
+    if others:
+        save_file(others, directory / OTHERS, metadata={"format": "pt"})
 
 
 def read_config(directory: Path) -> LoraConfig:
@@ -114,7 +121,8 @@ def read_config(directory: Path) -> LoraConfig:
     targets = values["target_modules"]
     return LoraConfig(
         rank=values["r"], alpha=float(values["lora_alpha"]), dropout=float(values["lora_dropout"]),
-        rslora=values["use_rslora"], target_modules=targets if isinstance(targets, str) else tuple(targets),
+        rslora=values["use_rslora"],
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
     )  # fmt: skip
 
 
@@ -146,34 +154,79 @@ def expected_shapes(model: nn.Module, rank: int, chosen: set[str]) -> dict[str, 
     return shapes
 
 
-@torch.no_grad()
-def load_adapter(model: nn.Module, directory: Path, digest: str, dropout: float = 0.0) -> None:
-    """Attaches the adapter in `directory` to a base model.
-
-    digest: of the checkpoint the model was made from. Raises UserError, and leaves the model
-    untouched, if file, configuration, model and base do not fit together.
-    """
-    config, path = read_config(directory), directory / TENSORS
+def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file. Raises UserError."""
     try:
         with safe_open(path, framework="pt") as file:
-            made_over = (file.metadata() or {}).get("base_digest", digest)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
-    if made_over != digest:
-        raise UserError(f"{path}: this adapter was trained over another base model than the one given")
-    chosen = {re.sub(r"\.lora_[AB]\.weight$", "", n.removeprefix(_PREFIX)) for n in tensors}
-    holders = adaptable(model)
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _adapted_paths(model: nn.Module, config: LoraConfig, names, directory: Path) -> set[str]:
+    """The linears that the tensor names speak of, if they are what the configuration selects."""
+    chosen = {re.sub(r"\.lora_[AB]\.weight$", "", name.removeprefix(_PREFIX)) for name in names}
+    path, holders = directory / TENSORS, adaptable(model)
     if strange := sorted(chosen - holders.keys()):
-        raise UserError(f"{path}: {strange[0]} is not a linear of this model's decoder"
-                        + (f", nor are {len(strange) - 1} more" if len(strange) > 1 else ""))  # fmt: skip
+        more = f", nor are {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise UserError(f"{path}: {strange[0]} is not a linear of this model's decoder{more}")
     check_whole_layers(holders, chosen, str(path))
     meant = selected(official_paths(model), config.target_modules, str(directory / CONFIG))
     if meant != chosen:
-        raise UserError(f"{directory}: target_modules does not select the linears in {TENSORS}, e.g. "
-                        f"{sorted(meant ^ chosen)[0]}")  # fmt: skip
-    check_names({name: tuple(t.shape) for name, t in tensors.items()},
-                expected_shapes(model, config.rank, chosen), str(path))  # fmt: skip
-    attach(model, replace(config, dropout=dropout), chosen)
+        example = sorted(meant ^ chosen)[0]
+        raise UserError(f"{directory}: target_modules does not select the linears in {TENSORS}, "
+                        f"e.g. {example}")  # fmt: skip
+    return chosen
+
+
+@torch.no_grad()
+def load_adapter(model: nn.Module, directory: Path, base: Base, dropout: float = 0.0) -> None:
+    """Attaches the adapter in `directory` to a base model, made from `base`.
+
+    Raises UserError, and leaves the model untouched, if file, configuration, model and base do not
+    fit together.
+    """
+    config, (tensors, metadata) = read_config(directory), _read_tensors(directory / TENSORS)
+    if metadata.get("base_digest", base.digest) != base.digest:
+        raise UserError(f"{directory / TENSORS}: this adapter was trained over another base model "
+                        f"than {base.name}")  # fmt: skip
+    chosen = _adapted_paths(model, config, tensors, directory)
+    expected = expected_shapes(model, config.rank, chosen)
+    check_names(_shapes(tensors), expected, str(directory / TENSORS))
+    others = _read_others(model, directory)
+    attach(model, replace(config, dropout=dropout, base=base), chosen)
+    _fill(model, tensors, others)
+
+
+@torch.no_grad()
+def restore_adapter(model: nn.Module, directory: Path) -> None:
+    """Fills the adapter that the model has from one that was saved of the same kind."""
+    config, (tensors, _) = read_config(directory), _read_tensors(directory / TENSORS)
+    for field in ("rank", "alpha", "rslora"):
+        stored, now = getattr(config, field), getattr(model.adapter, field)
+        if stored != now:
+            raise UserError(f"{directory}: was made with LoRA {field} {stored}, now {now}")
+    check_names(_shapes(tensors), _shapes(adapter_views(model)), str(directory / TENSORS))
+    _fill(model, tensors, _read_others(model, directory))
+
+
+def _read_others(model: nn.Module, directory: Path) -> dict[str, torch.Tensor]:
+    """Parameters that were trained beside the adapter, if there are any."""
+    path = directory / OTHERS
+    if not path.exists():
+        return {}
+    tensors, _ = _read_tensors(path)
+    own = {name: p for name, p in model.named_parameters() if name in tensors}
+    check_names(_shapes(tensors), _shapes(own), str(path))
+    return tensors
+
+
+def _fill(model: nn.Module, adapter: dict[str, torch.Tensor], others) -> None:
     for name, view in adapter_views(model).items():
-        view.copy_(tensors[name])
+        view.copy_(adapter[name])
+    for name, tensor in others.items():
+        model.get_parameter(name).requires_grad_().copy_(tensor)

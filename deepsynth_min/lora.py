@@ -1,13 +1,13 @@
 """LoRA: a frozen weight W acts as W + scale * B A, and only A [R, in] and B [out, R] train.
 
-In: a model and which of its linears to adapt. Out: the same model, each of those linears held as the
-`base` of a `LoraLinear` and each layer's stacked experts as the base of a `LoraExperts`.
+In: a model and which of its linears to adapt. Out: the same model, frozen, each of those linears
+held as the `base` of a `LoraLinear` and each layer's stacked experts as that of a `LoraExperts`.
 
 The one idea: an adapter is a second, narrow road beside a linear, whatever that linear is made of.
 It never looks at the base's weight, so the base may be float32, bf16 or quantised (quant.py), and
 one class serves them all. The experts of a layer have one A and B each, stacked like the experts
-themselves ([E, R, in], [E, out, R]) and multiplied by the same grouped product. B starts at zero, so
-an adapted model begins as exactly the base model.
+themselves ([E, R, in], [E, out, R]) and multiplied by the same grouped product. B starts at zero,
+so an adapted model begins as exactly the base model.
 
 A and B are float32. scale = alpha / R, or alpha / sqrt(R) with rsLoRA. Sources: Hu et al. 2021
 (LoRA), Kalajdzievski 2023 (rsLoRA), Hayou et al. 2024 (LoRA+, see optim.py).
@@ -37,14 +37,24 @@ PROJECTIONS = ("gate", "up", "down")
 
 
 @dataclass(frozen=True)
+class Base:
+    """The checkpoint that an adapter stands on."""
+
+    name: str  # hub id or directory
+    revision: str | None
+    digest: str  # adapter.base_digest
+
+
+@dataclass(frozen=True)
 class LoraConfig:
-    """What one adapter's pairs have in common."""
+    """What one adapter's pairs have in common, and what they stand on."""
 
     rank: int
     alpha: float
     dropout: float = 0.0  # on what enters A, in training
     rslora: bool = False
     target_modules: str | tuple[str, ...] = ()  # as in adapter_config.json; filled in by `attach`
+    base: Base | None = None  # must be known when the adapter is saved
 
     @property
     def scale(self) -> float:
@@ -161,19 +171,19 @@ def choose(model: nn.Module, targets: tuple[str, ...], where: str = "--lora-targ
 
 
 def check_whole_layers(holders: dict[str, str], chosen: set[str], where: str) -> None:
-    """Servers take a layer's routed experts all or not at all. Raises UserError naming the layer."""
+    """Servers take a layer's routed experts all or not at all. Raises UserError with the layer."""
     for holder in {holders[path] for path in chosen if _ROUTED in path}:
         own = [path for path, held_by in holders.items() if held_by == holder]
         missing = [path for path in own if path not in chosen]
         if missing:
-            raise UserError(f"{where}: {len(own) - len(missing)} of the {len(own)} linears of {holder} "
-                            f"are adapted; it must be all or none (not {missing[0]})")  # fmt: skip
+            some = f"{len(own) - len(missing)} of the {len(own)} linears of {holder}"
+            raise UserError(f"{where}: {some} are adapted; it must be all or none (not {missing[0]})")
 
 
 def target_modules(paths: set[str], chosen: set[str]) -> tuple[str, ...]:
     """The shortest endings that select `chosen` and nothing else of `paths`, the model's linears.
 
-    This is what adapter_config.json calls target_modules: a linear is meant if its path ends in one.
+    This is what adapter_config.json calls target_modules: a linear whose path ends in one is meant.
     """
     suffixes: dict[str, set[str]] = {}
     for path in paths:
@@ -195,10 +205,14 @@ def official_paths(model: nn.Module) -> set[str]:
 
 
 def attach(model: nn.Module, config: LoraConfig, chosen: set[str]) -> None:
-    """Puts a fresh pair beside each chosen linear. Random numbers: the default generator."""
+    """Freezes the model and puts a fresh pair beside each chosen linear, which alone trains.
+
+    Random numbers: the default generator's.
+    """
     assert model.adapter is None, "the model has an adapter already"
     targets = config.target_modules or target_modules(official_paths(model), chosen)
     holders = adaptable(model)
+    model.requires_grad_(False)
     for holder in dict.fromkeys(holders[path] for path in holders if path in chosen):
         owner, _, last = holder.rpartition(".")
         base = model.get_submodule(holder)

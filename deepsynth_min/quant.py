@@ -21,9 +21,10 @@ with double quantisation; with the parts that stay in bf16 (1.47 GB) the model i
 
 The one idea: a packed weight is only ever unpacked as a whole and for one product, and again in the
 backward pass instead of being kept. So what is computed is exactly the product with the unpacked
-weight, and the adapter (lora.py) beside it cannot tell. The price is time: each use first writes the
-weight in the compute type. bitsandbytes' own fused 4-bit product is faster for single rows and does
-not know stacked experts; its kernels for packing and unpacking are what is used here, on CPU too.
+weight, and the adapter (lora.py) beside it cannot tell. The price is time: each use first writes
+the weight in the compute type. bitsandbytes' own fused 4-bit product is faster for single rows and
+does not know stacked experts; its kernels for packing and unpacking are what is used here, on CPU
+too.
 
 Source: Dettmers et al. 2023 (QLoRA), Dettmers et al. 2022 (LLM.int8: rows).
 """
@@ -67,7 +68,7 @@ class Packed(nn.Module):
         self.shape, self.kind = weight.shape, config.kind
         library, weight = _library(), weight.detach().contiguous()
         if config.kind == "int8":
-            # The kernel reads float16: more digits than bf16 has, and weights are far from its ends.
+            # The kernel reads float16: more digits than bf16, and weights are far from its ends.
             rows = weight.view(-1, weight.shape[-1]).half()
             levels, absmax, _ = library.int8_vectorwise_quant(rows)
             self.register_buffer("levels", levels.view(weight.shape))

@@ -13,21 +13,22 @@ from deepsynth_min.adapter import (
     CONFIG, TENSORS, base_digest, load_adapter, read_config, save_adapter, selected,
 )  # fmt: skip
 from deepsynth_min.config import UserError
-from deepsynth_min.lora import LoraConfig, attach, choose, official_paths, pairs, target_modules
+from deepsynth_min.lora import (
+    Base, LoraConfig, attach, choose, official_paths, pairs, target_modules,
+)  # fmt: skip
 from deepsynth_min.model import DeepseekOCR
 from test_golden import GOLDEN, golden_batch
 
 
-@pytest.fixture(scope="module")
-def digest() -> str:
-    return base_digest(GOLDEN)
+BASE = Base("base", None, base_digest(GOLDEN))
 
 
 def adapted(targets="all", **options) -> DeepseekOCR:
     """The golden model with random pairs."""
     torch.manual_seed(0)
     model = DeepseekOCR.from_pretrained(GOLDEN)
-    attach(model, LoraConfig(**{"rank": 4, "alpha": 8.0} | options), choose(model, (targets,)))
+    config = LoraConfig(**{"rank": 4, "alpha": 8.0, "base": BASE} | options)
+    attach(model, config, choose(model, (targets,)))
     for pair in pairs(model).values():
         pair.B.data.normal_(0, 0.1)
     return model
@@ -38,15 +39,16 @@ def logits(model) -> torch.Tensor:
     return model(golden_batch("base"))
 
 
-def test_an_adapter_written_by_peft_is_the_same_when_saved_again(tmp_path, digest):
+def test_an_adapter_written_by_peft_is_the_same_when_saved_again(tmp_path):
     model = DeepseekOCR.from_pretrained(GOLDEN)
-    load_adapter(model, GOLDEN / "adapter", digest)
-    save_adapter(model, tmp_path, "", None, digest)
+    load_adapter(model, GOLDEN / "adapter", BASE)
+    save_adapter(model, tmp_path)
     theirs, ours = load_file(GOLDEN / "adapter" / TENSORS), load_file(tmp_path / TENSORS)
     assert theirs.keys() == ours.keys() and len(ours) == 138
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     config = json.loads((GOLDEN / "adapter" / CONFIG).read_text())
     written = json.loads((tmp_path / CONFIG).read_text())
+    assert written.pop("base_model_name_or_path") == "base"
     assert written.pop("task_type") == "CAUSAL_LM"  # PEFT's was made without one
     assert written == {name: config[name] for name in written}
 
@@ -54,11 +56,11 @@ def test_an_adapter_written_by_peft_is_the_same_when_saved_again(tmp_path, diges
 @pytest.mark.parametrize(
     "targets, rslora", [("attention+mlp", True), ("all", False), ("layers.1.self_attn.*", False)]
 )
-def test_a_saved_adapter_gives_the_same_logits_in_another_model(tmp_path, digest, targets, rslora):
+def test_a_saved_adapter_gives_the_same_logits_in_another_model(tmp_path, targets, rslora):
     model = adapted(targets, rslora=rslora)
-    save_adapter(model, tmp_path, "base", None, digest)
+    save_adapter(model, tmp_path)
     other = DeepseekOCR.from_pretrained(GOLDEN)
-    load_adapter(other, tmp_path, digest)
+    load_adapter(other, tmp_path, BASE)
     assert torch.equal(logits(other), logits(model))
     assert other.adapter == model.adapter
 
@@ -122,10 +124,10 @@ def use_weights_of(tree: nn.Module, model: DeepseekOCR) -> None:
 
 @pytest.mark.parametrize("targets", ["attention+mlp", "all"])
 @torch.no_grad()
-def test_peft_loads_our_adapter_and_its_merge_gives_our_logits(tmp_path, digest, targets):
+def test_peft_loads_our_adapter_and_its_merge_gives_our_logits(tmp_path, targets):
     peft = pytest.importorskip("peft")
     model = adapted(targets)
-    save_adapter(model, tmp_path, "base", None, digest)
+    save_adapter(model, tmp_path)
     tree = official_tree(load_file(GOLDEN / "model.safetensors"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # PEFT warns of keys that it misses or does not expect
@@ -139,10 +141,10 @@ def test_peft_loads_our_adapter_and_its_merge_gives_our_logits(tmp_path, digest,
     assert (logits(other) - logits(model)).abs().max() < 1e-4
 
 
-def test_peft_computes_the_same_product_as_our_linear(tmp_path, digest):
+def test_peft_computes_the_same_product_as_our_linear(tmp_path):
     peft = pytest.importorskip("peft")
     model = adapted("attention+mlp", rslora=True)
-    save_adapter(model, tmp_path, "base", None, digest)
+    save_adapter(model, tmp_path)
     loaded = peft.PeftModel.from_pretrained(
         official_tree(load_file(GOLDEN / "model.safetensors")), tmp_path
     )
@@ -177,10 +179,10 @@ def edited(tmp_path, **fields):
         ({"target_modules": "("}, "no regular expression"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused_by_name(tmp_path, digest, fields, message):
+def test_a_configuration_that_does_not_fit_is_refused_by_name(tmp_path, fields, message):
     model = DeepseekOCR.from_pretrained(GOLDEN)
     with pytest.raises(UserError, match=message):
-        load_adapter(model, edited(tmp_path, **fields), digest)
+        load_adapter(model, edited(tmp_path, **fields), BASE)
     assert model.adapter is None and not pairs(model)
 
 
@@ -219,13 +221,13 @@ def _no_b(tensors):
         (_no_b, "1 missing: .*v_proj.lora_B.weight"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, digest, change, message):
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        load_adapter(DeepseekOCR.from_pretrained(GOLDEN), damaged(tmp_path, change), digest)
+        load_adapter(DeepseekOCR.from_pretrained(GOLDEN), damaged(tmp_path, change), BASE)
 
 
-def test_an_adapter_over_another_base_is_refused(tmp_path, digest):
-    save_adapter(adapted(), tmp_path, "base", None, digest)
+def test_an_adapter_over_another_base_is_refused(tmp_path):
+    save_adapter(adapted(), tmp_path)
     base = tmp_path / "other"
     base.mkdir()
     shutil.copyfile(GOLDEN / "config.json", base / "config.json")
@@ -233,22 +235,24 @@ def test_an_adapter_over_another_base_is_refused(tmp_path, digest):
     tensors["model.layers.2.self_attn.q_proj.weight"][0] += 1
     save_file(tensors, base / "model.safetensors")
     with pytest.raises(UserError, match="trained over another base model"):
-        load_adapter(DeepseekOCR.from_pretrained(base), tmp_path, base_digest(base))
+        load_adapter(
+            DeepseekOCR.from_pretrained(base), tmp_path, Base("other", None, base_digest(base))
+        )
 
 
-def test_the_digest_of_a_base_is_the_same_in_bf16(tmp_path, digest):
+def test_the_digest_of_a_base_is_the_same_in_bf16(tmp_path):
     tensors = load_file(GOLDEN / "model.safetensors")
     save_file({n: t.bfloat16() for n, t in tensors.items()}, tmp_path / "model.safetensors")
-    assert base_digest(tmp_path) == digest
+    assert base_digest(tmp_path) == BASE.digest
 
 
 @pytest.mark.parametrize("size", [0, 4, 3000, -1])
-def test_a_truncated_adapter_file_is_a_clear_error(tmp_path, digest, size):
+def test_a_truncated_adapter_file_is_a_clear_error(tmp_path, size):
     directory = edited(tmp_path)
     data = (directory / TENSORS).read_bytes()
     (directory / TENSORS).write_bytes(data[:size])
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        load_adapter(DeepseekOCR.from_pretrained(GOLDEN), directory, digest)
+        load_adapter(DeepseekOCR.from_pretrained(GOLDEN), directory, BASE)
 
 
 def test_a_directory_without_an_adapter_is_a_clear_error(tmp_path):
