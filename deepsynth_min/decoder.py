@@ -180,11 +180,12 @@ def mix_experts(experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
     sorted_by_expert, order = chosen.flatten().sort(stable=True)  # [M*K] each
     numbers = torch.arange(experts.count, device=x.device)
     ends = torch.searchsorted(sorted_by_expert, numbers, right=True).int()  # [E] row ends
-    rows = x.to(compute_dtype(x))[order // K]  # [M*K, D]
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(M * K, device=x.device))
+    rows = _Dispatch.apply(x.to(compute_dtype(x)), order, back, K)  # [M*K, D]
     gate, up = experts.project_in(rows, ends).chunk(2, dim=-1)
     out = experts.project_out(F.silu(gate) * up, ends)  # [M*K, D]
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(M * K, device=x.device))
-    return (out[back].view(M, K, D) * weight[..., None]).sum(1).to(x.dtype)
+    out = _Return.apply(out, order, back).view(M, K, D)
+    return (out * weight[..., None]).sum(1).to(x.dtype)
 
 
 def experts_by_loop(experts: Experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:

@@ -50,6 +50,18 @@ def test_grouped_experts_equal_the_loop_forward_and_backward(unused):
         assert torch.allclose(ours, twin, atol=1e-4)
 
 
+def test_equal_steps_give_gradients_that_are_equal_to_the_bit():
+    experts, x = random_experts(), torch.randn(400, 32, requires_grad=True)
+    chosen, weight = torch.rand(400, 6).topk(3).indices, torch.rand(400, 3, requires_grad=True)
+    upstream = torch.randn(400, 32)
+    inputs = [x, weight, *experts.parameters()]
+    first, *others = (
+        torch.autograd.grad(experts(x, chosen, weight), inputs, upstream) for _ in range(10)
+    )
+    for other in others:
+        assert all(a.equal(b) for a, b in zip(first, other))
+
+
 def test_an_expert_that_got_no_token_has_a_gradient_of_zeros():
     experts = random_experts()
     chosen = torch.tensor([[0, 1, 2]]).expand(10, 3)
