@@ -160,7 +160,8 @@ private:
     void store(Cell& cell, const Glyph& g) {
         const int below = window_top_ - window_rows_;  // first row under the window
         const bool fits = g.width <= kRow && g.top <= window_top_ && g.top - g.height >= below;
-        if (fits && g.kind != kSpace) cell.flags |= kWindow;
+        const bool word = g.kind == kPlain || g.kind == kNoted || g.kind >= kWide;
+        if (fits && word) cell.flags |= kWindow;  // what moves the pen by more takes the long way
         cell.left = static_cast<int16_t>(g.left);
         cell.stride = static_cast<uint16_t>((g.width + kRow - 1) / kRow * kRow);
         cell.top = static_cast<int16_t>(fits ? window_top_ : g.top);

@@ -1,0 +1,15 @@
+"""Run tests with a build of the extension made with sanitizers: `sanitized.py _raster.so ARGUMENTS`.
+
+Needs LD_PRELOAD of the sanitizer's runtime; see test_render_fuzz.py, which starts it.
+"""
+
+import importlib.util
+import sys
+
+import pytest
+
+spec = importlib.util.spec_from_file_location("deepsynth_min._raster", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+sys.modules[spec.name] = module
+raise SystemExit(pytest.main(sys.argv[2:]))
