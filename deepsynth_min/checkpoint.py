@@ -5,9 +5,10 @@ In: model, optimizer, scaler, step. Out: `checkpoints/step-NNNNNN/` with
     model.safetensors (or shards)   every parameter under its official name, in the type it trains in
     optimizer.safetensors           PARAMETER/exp_avg, PARAMETER/exp_avg_sq, PARAMETER/step, scaler/...
     training.json                   step, best loss, and what the sample sequence depends on
+With an adapter, its files (adapter.py) stand in place of the first two: the base is not copied.
 
-The one idea: it can be given to `--model` like any other model, since the first two are a complete
-one. It is written under a temporary name, flushed to the disk and renamed, so what has the final
+The one idea: it can be given to `--model` (or `--adapter`) like any other, since the first two are
+complete. It is written under a temporary name, flushed to the disk and renamed, so what has the final
 name is whole. Nothing that is read back is ever unpickled.
 """
 
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .adapter import restore_adapter, save_adapter
 from .config import UserError
 from .optim import LossScaler
 from .weights import check_names, load_weights, save_weights
@@ -55,29 +58,59 @@ def optimizer_tensors(model: nn.Module, optimizer, scaler: LossScaler) -> dict[s
     return tensors
 
 
+@contextmanager
+def whole_directory(final: Path):
+    """Gives a directory to fill, which gets its name when it is complete and on the disk.
+
+    What had the name before is replaced. If anything goes wrong nothing stays behind; what the
+    system refused (a full disk, a missing permission) is a UserError.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.iterdir():
+            flush(file)
+        flush(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        flush(final.parent)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{final}: could not be written: {reason}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def save(checkpoints: Path, step: int, model, optimizer, scaler, base: Path, facts: dict) -> Path:
     """Writes checkpoints/step-NNNNNN and returns it. `base`: where config and tokenizer lie."""
     final = checkpoints / f"step-{step:06}"
-    partial = checkpoints / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file in base_files(base):
-        shutil.copyfile(file, partial / file.name)
-    if not (partial / "config.json").exists():
-        official = json.dumps(model.config.to_dict(), indent=2)
-        (partial / "config.json").write_text(official, encoding="utf-8")
-    save_weights(model, partial)
-    state = optimizer_tensors(model, optimizer, scaler)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()},
-              partial / "optimizer.safetensors")  # fmt: skip
-    (partial / "training.json").write_text(json.dumps({"step": step, **facts}, indent=2))
-    for file in partial.iterdir():
-        flush(file)
-    flush(partial)
-    shutil.rmtree(final, ignore_errors=True)  # only a step that is run again after resuming
-    os.rename(partial, final)
-    flush(checkpoints)
+    with whole_directory(final) as partial:
+        if model.adapter is None:
+            save_model(model, partial, base)
+        else:
+            save_adapter(model, partial)
+        state = optimizer_tensors(model, optimizer, scaler)
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()},
+                  partial / "optimizer.safetensors")  # fmt: skip
+        (partial / "training.json").write_text(json.dumps({"step": step, **facts}, indent=2))
     return final
+
+
+def save_model(model: nn.Module, directory: Path, base: Path) -> None:
+    """A complete model directory: files of `base`, and weights in the types they have here."""
+    copy_base_files(model, directory, base)
+    save_weights(model, directory)
+
+
+def copy_base_files(model: nn.Module, directory: Path, base: Path) -> None:
+    """Configuration and tokenizer byte for byte; only a preset has no configuration to copy."""
+    for file in base_files(base):
+        shutil.copyfile(file, directory / file.name)
+    if not (directory / "config.json").exists():
+        official = json.dumps(model.config.to_dict(), indent=2)
+        (directory / "config.json").write_text(official, encoding="utf-8")
 
 
 def base_files(base: Path) -> list[Path]:
@@ -122,7 +155,10 @@ def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:
     expected = {name: tuple(t.shape) for name, t in _expected_state(model, scaler).items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
     check_names(found, expected, f"{path}/optimizer.safetensors")
-    load_into(model, path)
+    if model.adapter is None:
+        load_into(model, path)
+    else:
+        restore_adapter(model, path)
     scaler.load_state({name: state[f"scaler/{name}"] for name in scaler.state()})
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

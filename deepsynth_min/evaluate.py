@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from . import settings as settings_
+from .build import load_run_model
 from .config import UserError
 from .data import SampleBuilder, held_out_batches
 from .distributed import World, start, stop, sum_over_ranks
@@ -36,13 +37,15 @@ def held_out_loss(
     count = samples = 0
     batches = held_out_batches(rows, builder, batch_size, world.rank, world.size)
     steps = math.ceil(len(range(world.rank, len(rows), world.size)) / batch_size)
-    quiet = not world.is_main
+    quiet, was_training = not world.is_main, model.training
+    model.eval()  # no dropout in adapters
     for batch in tqdm(batches, "evaluating", steps, leave=False, disable=quiet, unit="batch"):
         with autocast(world.device, precision):
             loss, scored = model.loss(batch.to(world.device))
         total += loss
         count += scored
         samples += len(batch.input_ids)
+    model.train(was_training)
     total, count, samples = sum_over_ranks(world, total, count, samples)
     loss = total / count
     perplexity = math.exp(min(loss, 700.0))
@@ -79,8 +82,8 @@ def run(arguments: list[str]) -> dict[str, float]:
     settings = settings_.load(directory / "config.toml")
     checkpoint = find_run_checkpoint(directory, given.checkpoint)
     world = start(given.device, settings.run.threads)
-    model = DeepseekOCR.from_pretrained(checkpoint, device=world.device)
-    builder = SampleBuilder(settings, model.config, load_tokenizer(checkpoint))
+    model, base = load_run_model(settings, directory, checkpoint, world.device)
+    builder = SampleBuilder(settings, model.config, load_tokenizer(base))
     _, held_out = open_rows(settings.data, settings.optim.seed)
     optim = settings.optim
     result = held_out_loss(model, held_out, builder, world, optim.batch_size, optim.precision)

@@ -24,11 +24,17 @@ from typing import Literal, get_args, get_origin
 from .config import PRESETS, UserError
 
 
+Tune = Literal[
+    "decoder", "projector+decoder", "all", "lora", "qlora", "projector+lora", "projector+qlora"
+]
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     model: str = "tiny"  # preset (tiny, deepseek-ocr: random weights), checkpoint directory or hub id
     mode: str = "auto"  # page size: tiny|small|base|large|gundam, pixels (a multiple of 64), or auto
-    tune: Literal["decoder", "projector+decoder", "all"] = "decoder"  # which parameters train
+    revision: str = ""  # of a hub id: branch, tag or commit; empty: the default branch
+    tune: Tune = "decoder"  # which parameters train; with lora, an adapter; with qlora, quantised
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,19 @@ class PageSettings:
 
 
 @dataclass(frozen=True)
+class AdapterSettings:
+    adapter: str = ""  # directory or hub id of an adapter to start from, ours or PEFT's
+    lora_rank: int = 0  # width of the adapters; 0: that of --adapter, else 16
+    lora_alpha: float = 0.0  # an update counts alpha / rank times; 0: as --adapter, else 2 * rank
+    lora_dropout: float = 0.0  # share of an adapter's inputs that is dropped in training
+    lora_targets: tuple[str, ...] = ()  # attention, attention+mlp (default), all, or patterns
+    rslora: bool = False  # an update counts alpha / sqrt(rank) times
+    lora_plus_ratio: float = 1.0  # learning rate of B in units of A's (LoRA+: 16)
+    quant: Literal["nf4", "fp4", "int8"] = "nf4"  # how qlora stores the frozen weights
+    double_quant: bool = True  # store the scales of nf4 and fp4 in 8 bits too
+
+
+@dataclass(frozen=True)
 class OptimSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # compute type; trained weights are float32
     optimizer: Literal["adamw"] = "adamw"  # Loshchilov & Hutter 2019
@@ -74,7 +93,7 @@ class OptimSettings:
     accumulate: int = 1  # micro-steps per optimizer step
     max_steps: int = 0  # optimizer steps; 0: as --epochs says
     epochs: float = 1.0  # passes over the training data, unless --max-steps is given
-    lr: float = 0.0  # peak learning rate; 0: 1e-3 for random weights, 2e-5 for trained ones
+    lr: float = 0.0  # peak rate; 0: 1e-3 for random weights, 2e-5 for trained ones, 1e-4 for lora
     warmup_ratio: float = 0.05  # share of the steps in which the rate rises from 0
     min_lr_ratio: float = 0.1  # share of the peak that the cosine ends at
     weight_decay: float = 0.01  # on matrices; never on norms, biases and tables
@@ -102,6 +121,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     page: PageSettings = field(default_factory=PageSettings)
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
@@ -111,10 +131,12 @@ _AT_LEAST = {
     "max_tiles": 2, "columns": 1, "batch_size": 1, "accumulate": 1, "max_steps": 0, "epochs": 0, "lr": 0,
     "weight_decay": 0, "clip": 0, "balance": 0, "eval_every": 0, "save_every": 0, "keep": 1,
     "log_every": 1, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
-    "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0,
+    "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0, "lora_rank": 0, "lora_alpha": 0,
+    "lora_dropout": 0, "lora_plus_ratio": 0.01,
 }  # fmt: skip
 _AT_MOST = {"max_tiles": 9, "val_fraction": 0.9, "warmup_ratio": 1, "min_lr_ratio": 1,
-            "beta1": 0.9999, "beta2": 0.99999, "seed": 2**62}  # fmt: skip
+            "beta1": 0.9999, "beta2": 0.99999, "seed": 2**62, "lora_dropout": 0.9,
+            "lora_rank": 1024}  # fmt: skip
 
 
 def _comments(concern: type) -> dict[str, str]:
@@ -188,7 +210,7 @@ def make_parser(concerns: dict[str, type], program: str, description: str) -> On
             if f.type is bool:
                 how = {"action": argparse.BooleanOptionalAction}
             elif get_origin(f.type) is tuple:
-                how = {"nargs": "+", "metavar": "FILE"}
+                how = {"nargs": "+", "metavar": "NAME" if f.name == "lora_targets" else "FILE"}
             elif choices := _choices(f.type):
                 how = {"choices": choices}
             else:

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint, freeze, settings as settings_
+from .build import build_model, is_adapted, keep_preset, resolve_adapter
 from .config import PRESETS, UserError
 from .data import Loader, SampleBuilder, steps_per_epoch
 from .distributed import (
@@ -29,21 +30,9 @@ from .precision import autocast, set_parameter_types
 from .rows import open_rows
 from .run_directory import RunDirectory, default_name
 from .settings import Settings, change
-from .tokenizer import EMBEDDED, load_tokenizer
-from .weights import find_checkpoint
+from .tokenizer import load_tokenizer
 
-RATE_FROM_SCRATCH, RATE_FINE_TUNE = 1e-3, 2e-5
-
-
-def build_model(settings: Settings, world: World):
-    """(model, directory with its configuration and tokenizer); a preset has random weights."""
-    name = settings.model.model
-    torch.manual_seed(settings.optim.seed)
-    if name in PRESETS:
-        with torch.device(world.device):
-            return DeepseekOCR(PRESETS[name]), EMBEDDED
-    directory = find_checkpoint(name)
-    return DeepseekOCR.from_pretrained(directory, device=world.device), directory
+RATE_FROM_SCRATCH, RATE_FINE_TUNE, RATE_ADAPTER = 1e-3, 2e-5, 1e-4
 
 
 def resolve(settings: Settings, rows: int, world: World) -> Settings:
@@ -53,9 +42,9 @@ def resolve(settings: Settings, rows: int, world: World) -> Settings:
     if not steps:
         per_epoch = steps_per_epoch(rows, optim.batch_size * optim.accumulate * world.size)
         steps = max(1, round(optim.epochs * per_epoch))
-    scratch = settings.model.model in PRESETS
-    rate = optim.lr or (RATE_FROM_SCRATCH if scratch else RATE_FINE_TUNE)
-    return change(settings, max_steps=steps, lr=rate)
+    usual = RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
+    rate = optim.lr or (RATE_FROM_SCRATCH if settings.model.model in PRESETS else usual)
+    return resolve_adapter(change(settings, max_steps=steps, lr=rate))
 
 
 def print_summary(model: DeepseekOCR, tune: str) -> None:
@@ -88,14 +77,15 @@ class Training:
         rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
         self.settings = settings = resolve(change(settings, out=name), len(rows), world)
         self.rows = rows
-        self.model, self.base = build_model(settings, world)
+        self.model, self.base = build_model(settings, world.device, self.directory.path)
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(settings, self.model.config, tokenizer)
         self.builder(rows[0])  # a page setting that cannot work is found before anything is written
         self.policy = freeze.freeze(self.model, settings.model.tune)
         set_parameter_types(self.model, settings.optim.precision)
         optim = settings.optim
-        self.optimizer = make_adamw(self.model, (optim.beta1, optim.beta2), optim.weight_decay)
+        self.optimizer = make_adamw(self.model, (optim.beta1, optim.beta2), optim.weight_decay,
+                                    settings.adapter.lora_plus_ratio)  # fmt: skip
         self.scaler = LossScaler(optim.precision == "fp16", world.device)
         self.step, self.best = 0, None
         self.facts = {
@@ -124,6 +114,8 @@ class Training:
 
     def _announce(self) -> None:
         self.directory.create(self.settings)
+        if self.model.adapter is not None and self.model.adapter.base is None:
+            keep_preset(self.model, self.settings, self.world.device, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         s = self.settings
         print(f"{s.model.model} on {s.data.data}: {len(self.rows):,} training rows, "

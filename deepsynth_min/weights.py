@@ -66,8 +66,12 @@ def tensor_digest(tensor: Tensor) -> bytes:
     return hashlib.sha256(data.numpy()).digest()
 
 
-def find_checkpoint(directory_or_hub_id: str | os.PathLike) -> Path:
-    """A directory as it is; a hub id from the local cache, else downloaded. Never any code."""
+def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") -> Path:
+    """A directory as it is; a hub id from the local cache, else downloaded. Never any code.
+
+    revision: branch, tag or commit of a hub id; empty: its default branch. A token comes from
+    HF_TOKEN by way of huggingface_hub. Raises UserError.
+    """
     path = Path(directory_or_hub_id)
     if path.is_dir():
         return path
@@ -77,15 +81,17 @@ def find_checkpoint(directory_or_hub_id: str | os.PathLike) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.txt"]
+    wanted = {"allow_patterns": ["*.json", "*.safetensors", "*.txt"], "revision": revision or None}
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        cached = Path(snapshot_download(name, local_files_only=True, **wanted))
+        if any(cached.glob("*.safetensors")):  # not just a configuration that something looked at
+            return cached
     except HFValidationError as error:
         raise UserError(f"{name}: {error}") from None
     except LocalEntryNotFoundError:
         pass  # not in the cache: ask the hub
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, **wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{name}: not a directory, and the hub did not give it: {reason}") from None

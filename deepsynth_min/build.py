@@ -1,0 +1,150 @@
+"""Settings, or a run that ended, become a model: base weights, quantised or not, and its adapter.
+
+In: settings; a run directory. Out: a model on its device and the directory that configuration and
+tokenizer come from.
+
+The one idea: an adapter always stands on a checkpoint that can be found again. A directory or hub id
+is one; the random weights of a preset are not, so a run that adapts a preset writes them to
+RUN/base once, and everything after it reads them from there.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .adapter import base_digest, load_adapter, read_config
+from .checkpoint import save_model, whole_directory
+from .config import PRESETS, ModelConfig, UserError
+from .lora import Base, LoraConfig, attach, choose
+from .model import DeepseekOCR
+from .precision import set_parameter_types
+from .quant import QuantConfig, quantise
+from .settings import Settings, change
+from .tokenizer import EMBEDDED
+from .weights import find_checkpoint, load_weights
+
+DEFAULT_RANK, DEFAULT_TARGETS = 16, ("attention+mlp",)
+
+
+def is_adapted(tune: str) -> bool:
+    return "lora" in tune
+
+
+def quant_config(settings: Settings) -> QuantConfig | None:
+    """How the base is packed; None: not at all."""
+    given = settings.adapter
+    return QuantConfig(given.quant, given.double_quant) if "qlora" in settings.model.tune else None
+
+
+def resolve_adapter(settings: Settings) -> Settings:
+    """Fills in what depends on --adapter. Raises UserError for settings that contradict it."""
+    given = settings.adapter
+    if not is_adapted(settings.model.tune):
+        if given.adapter:
+            raise UserError(f"--adapter: --tune {settings.model.tune} trains no adapter; "
+                            "give --tune lora or qlora")  # fmt: skip
+        return settings
+    if not given.adapter:
+        rank = given.lora_rank or DEFAULT_RANK
+        return change(settings, lora_rank=rank, lora_alpha=given.lora_alpha or 2.0 * rank,
+                      lora_targets=given.lora_targets or DEFAULT_TARGETS)  # fmt: skip
+    found = read_config(find_checkpoint(given.adapter))
+    wanted = {"lora_rank": (given.lora_rank, found.rank),
+              "lora_alpha": (given.lora_alpha, found.alpha),
+              "rslora": (given.rslora, found.rslora)}  # fmt: skip
+    for name, (asked, held) in wanted.items():
+        if asked and asked != held:
+            raise UserError(f"--{name.replace('_', '-')} {asked}: the adapter {given.adapter} "
+                            f"has {held}")  # fmt: skip
+    if given.lora_targets:
+        raise UserError(f"--lora-targets: the adapter {given.adapter} decides what it adapts")
+    return change(settings, **{name: held for name, (_, held) in wanted.items()})
+
+
+def build_base(
+    directory: Path, device: torch.device, dtype=None, packed: QuantConfig | None = None
+) -> DeepseekOCR:
+    """A checkpoint's model, read tensor by tensor; packed on the way if asked for."""
+    with torch.device("meta"):
+        model = DeepseekOCR(ModelConfig.from_file(directory / "config.json"))
+    if packed is not None:
+        quantise(model, packed)
+    load_weights(model, directory, dtype, device)
+    return model
+
+
+def build_model(settings: Settings, device: torch.device, run: Path) -> tuple[DeepseekOCR, Path]:
+    """(model to train, directory of its configuration and tokenizer); a preset is random."""
+    name, packed = settings.model.model, quant_config(settings)
+    torch.manual_seed(settings.optim.seed)
+    if name in PRESETS and not (run / "base").is_dir():
+        with torch.device(device):
+            model = DeepseekOCR(PRESETS[name])
+        directory, base = EMBEDDED, None
+        if packed is not None:
+            quantise(model, packed)
+    else:
+        directory = base_of(settings, run)
+        model = build_base(directory, device, packed=packed)
+        base = describe_base(settings, directory) if is_adapted(settings.model.tune) else None
+    if is_adapted(settings.model.tune):
+        _add_adapter(model, settings, base)
+    return model, directory
+
+
+def _add_adapter(model: DeepseekOCR, settings: Settings, base: Base | None) -> None:
+    given = settings.adapter
+    if not given.adapter:
+        config = LoraConfig(given.lora_rank, given.lora_alpha, given.lora_dropout, given.rslora,
+                            base=base)  # fmt: skip
+        attach(model, config, choose(model, given.lora_targets))
+    elif base is None:
+        raise UserError(f"--adapter {given.adapter}: --model {settings.model.model} has random "
+                        "weights; give the checkpoint that the adapter was trained over")  # fmt: skip
+    else:
+        load_adapter(model, find_checkpoint(given.adapter), base, given.lora_dropout)
+
+
+def base_of(settings: Settings, run: Path) -> Path:
+    """The checkpoint that a run trains, or adapts. Raises UserError if it cannot be found."""
+    if settings.model.model in PRESETS:
+        return run / "base"
+    return find_checkpoint(settings.model.model, settings.model.revision)
+
+
+def describe_base(settings: Settings, directory: Path) -> Base:
+    name = str(directory) if settings.model.model in PRESETS else settings.model.model
+    return Base(name, settings.model.revision or None, base_digest(directory))
+
+
+def keep_preset(model: DeepseekOCR, settings: Settings, device: torch.device, run: Path) -> None:
+    """Writes the random weights that the model's adapter stands on to RUN/base, made once more."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.device(device):
+        torch.manual_seed(settings.optim.seed)
+        preset = DeepseekOCR(PRESETS[settings.model.model])
+    with whole_directory(run / "base") as partial:
+        save_model(preset, partial, EMBEDDED)
+    model.adapter = replace(model.adapter, base=describe_base(settings, run / "base"))
+
+
+def load_run_model(
+    settings: Settings, run: Path, checkpoint: Path, device: torch.device,
+    dtype=None, base: Path | None = None,
+) -> tuple[DeepseekOCR, Path]:
+    """(a run's model as of a checkpoint, directory of its configuration and tokenizer).
+
+    base: original weights for an adapter to stand on, unquantised, in place of the run's own.
+    """  # fmt: skip
+    if not is_adapted(settings.model.tune):
+        return DeepseekOCR.from_pretrained(checkpoint, dtype, device), checkpoint
+    directory = base or base_of(settings, run)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: the base model of this run is not there")
+    packed = None if base else quant_config(settings)
+    model = build_base(directory, device, dtype, packed)
+    load_adapter(model, checkpoint, describe_base(settings, directory))
+    if dtype is None:
+        set_parameter_types(model, settings.optim.precision)  # as in training
+    return model, directory
