@@ -18,7 +18,7 @@ from common import environment, finish, median, table
 from deepsynth_min import freeze
 from deepsynth_min.batch import Batch, visual_tokens
 from deepsynth_min.config import PRESETS
-from deepsynth_min.distributed import World, reduce_gradients, start, stop
+from deepsynth_min.distributed import GradientReducer, World, start, stop
 from deepsynth_min.metrics import peak_memory
 from deepsynth_min.model import DeepseekOCR, parameter_summary
 from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
@@ -56,7 +56,8 @@ class Step:
         set_parameter_types(self.model, options.precision)
         self.optimizer = make_adamw(self.model, (0.9, 0.95), 0.01)
         self.scaler = LossScaler(options.precision == "fp16", world.device)
-        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.reducer = GradientReducer(world, trainable)
         torch.manual_seed(world.rank)
         self.batches = [
             random_batch(self.config, self.side, options.batch_size, options.answer)
@@ -78,9 +79,10 @@ class Step:
             lap("encode")
             loss, count, _ = model.loss_terms(batch, embedded=embedded)
         lap("forward")
+        self.reducer.armed = True
         (loss / (count * self.world.size) * self.scaler.scale).backward()
         lap("backward")
-        reduce_gradients(self.world, self.trainable)
+        self.reducer.finish()
         lap("reduce")
         clip_and_step(self.optimizer, self.scaler, 1e-4, 1.0)
         self.optimizer.zero_grad(set_to_none=True)

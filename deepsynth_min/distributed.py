@@ -5,8 +5,8 @@ Out: a `World`; gradients summed over all ranks.
 
 The one idea: the model is not wrapped. Each rank computes the gradient of (its summed loss / the
 label tokens of the whole global step), so that the plain *sum* over ranks is the gradient of the
-exact global mean. Gradients travel in flat buckets, in the order of the parameters, which is the
-same on every rank; a parameter without a gradient counts as zeros.
+exact global mean. Gradients travel in flat buckets while backward still computes others
+(`GradientReducer`); a parameter without a gradient counts as zeros.
 """
 
 import os
@@ -20,7 +20,7 @@ from torch import Tensor
 from .config import UserError
 from .weights import tensor_digest
 
-BUCKET_BYTES = 32 * 2**20
+BUCKET_BYTES = 25 * 2**20
 
 
 @dataclass(frozen=True)
@@ -95,37 +95,90 @@ def broadcast_text(world: World, text: str) -> str:
     return bytes(data.tolist()).decode()
 
 
+class GradientReducer:
+    """Sums gradients over all ranks while backward is still running.
+
+    A parameter's hook tells when its gradient is complete; when all of a bucket are, the bucket is
+    copied into one flat tensor and its reduction starts. Buckets follow the parameters from last to
+    first, about the order in which backward finishes them, and are started strictly in that order,
+    so that every rank starts the same ones in the same order whatever its batch contained.
+
+    With several micro-steps, only the last one is `armed`: gradients add up locally before that.
+    """
+
+    def __init__(self, world: World, parameters: list[Tensor], dtype: torch.dtype | None = None):
+        self.world, self.parameters, self.dtype = world, parameters, dtype
+        self.armed, self.fired = False, set()
+        self.buckets = _buckets(parameters[::-1]) if world.size > 1 else []
+        self.bucket_of = {p: i for i, bucket in enumerate(self.buckets) for p in bucket}
+        self._start_over()
+        self.hooks = [p.register_post_accumulate_grad_hook(self._ready) for p in parameters]
+
+    def _start_over(self) -> None:
+        self.missing = [len(bucket) for bucket in self.buckets]
+        self.running: list[tuple[Tensor, dist.Work]] = []
+        self.armed = False
+
+    def _ready(self, parameter: Tensor) -> None:
+        self.fired.add(parameter)
+        if not self.armed or not self.buckets:
+            return
+        self.missing[self.bucket_of[parameter]] -= 1
+        while len(self.running) < len(self.buckets) and not self.missing[len(self.running)]:
+            self._reduce(self.buckets[len(self.running)])
+
+    @torch.no_grad()
+    def _reduce(self, bucket: list[Tensor]) -> None:
+        pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket]
+        flat = torch.cat(pieces).to(self.dtype or pieces[0].dtype)
+        self.running.append((flat, dist.all_reduce(flat, async_op=True)))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Waits; then every parameter's gradient is the sum over ranks (zeros if none had one)."""
+        while len(self.running) < len(self.buckets):
+            self._reduce(self.buckets[len(self.running)])
+        for bucket, (flat, work) in zip(self.buckets, self.running):
+            work.wait()
+            pieces = flat.to(bucket[0].dtype).split([p.numel() for p in bucket])
+            for parameter, piece in zip(bucket, pieces):
+                parameter.grad = piece.view_as(parameter)  # no copy: a piece of the flat tensor
+        if self.world.size == 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        self._start_over()
+
+    def without_gradient(self) -> list[int]:
+        """Numbers of the parameters that no rank has had a gradient for since the start."""
+        flags = torch.tensor([p in self.fired for p in self.parameters], dtype=torch.int32)
+        if self.world.size > 1:
+            dist.all_reduce(flags)
+        return (flags == 0).nonzero().flatten().tolist()
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
 def _buckets(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """Neighbours of one dtype, up to BUCKET_BYTES together."""
+    """Neighbours of one dtype. At least eight buckets if there is enough to overlap, each at least
+    1 MiB (below that, starting costs more than sending) and at most BUCKET_BYTES."""
+    total = sum(p.nbytes for p in parameters)
+    limit = min(BUCKET_BYTES, max(2**20, total // 8))
     buckets: list[list[Tensor]] = []
     size = 0
     for parameter in parameters:
-        if not buckets or size + parameter.nbytes > BUCKET_BYTES or (
-            buckets[-1][0].dtype != parameter.dtype
-        ):  # fmt: skip
+        if (
+            not buckets
+            or size + parameter.nbytes > limit
+            or buckets[-1][0].dtype != parameter.dtype
+        ):
             buckets.append([])
             size = 0
         buckets[-1].append(parameter)
         size += parameter.nbytes
     return buckets
-
-
-@torch.no_grad()
-def reduce_gradients(world: World, parameters: list[Tensor]) -> None:
-    """Sums the gradients of `parameters` over all ranks, in place."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if world.size == 1:
-        return
-    pending = []
-    for bucket in _buckets(parameters):
-        flat = torch.cat([p.grad.flatten() for p in bucket])
-        pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-    for bucket, flat, work in pending:
-        work.wait()
-        pieces = flat.split([p.numel() for p in bucket])
-        torch._foreach_copy_([p.grad.view(-1) for p in bucket], list(pieces))
 
 
 @torch.no_grad()

@@ -72,12 +72,15 @@ def check_start(model: nn.Module, optimizer: torch.optim.Optimizer, policy: set[
         raise FreezeError("freeze audit: nothing is frozen")
 
 
-def check_gradients(model: nn.Module, policy: set[str]) -> None:
-    """After a backward: a finite gradient on every trainable parameter, none on a frozen one."""
+def check_gradients(model: nn.Module, policy: set[str], without: set[str] = frozenset()) -> None:
+    """After a backward: a finite gradient on every trainable parameter, none on a frozen one.
+
+    without: names that got no gradient on any rank (zeros may stand in their place by now).
+    """
     parameters = dict(model.named_parameters())
     if touched := [n for n, p in parameters.items() if n not in policy and p.grad is not None]:
         _fail("frozen, but has a gradient", touched)
-    if without := [n for n in policy if parameters[n].grad is None]:
+    if without := without | {n for n in policy if parameters[n].grad is None}:
         _fail("trains, but got no gradient", without)
     if wild := [n for n in policy if not parameters[n].grad.isfinite().all()]:
         _fail("gradient is not finite", wild)

@@ -87,13 +87,14 @@ class AdapterSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # compute type; trained weights are float32
-    optimizer: Literal["adamw"] = "adamw"  # Loshchilov & Hutter 2019
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # compute type
+    weights: Literal["fp32", "bf16"] = "fp32"  # what trains is kept in; bf16: rounded at random
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"  # 8bit: bitsandbytes'
     batch_size: int = 8  # samples per process and micro-step
     accumulate: int = 1  # micro-steps per optimizer step
     max_steps: int = 0  # optimizer steps; 0: as --epochs says
     epochs: float = 1.0  # passes over the training data, unless --max-steps is given
-    lr: float = 0.0  # peak rate; 0: 1e-3 for random weights, 2e-5 for trained ones, 1e-4 for lora
+    lr: float = 0.0  # peak rate; 0: 2e-5, for lora 1e-4, for random weights 0.6 / decoder width
     warmup_ratio: float = 0.05  # share of the steps in which the rate rises from 0
     min_lr_ratio: float = 0.1  # share of the peak that the cosine ends at
     weight_decay: float = 0.01  # on matrices; never on norms, biases and tables
@@ -101,6 +102,7 @@ class OptimSettings:
     beta2: float = 0.95  # decay of the mean of squared gradients
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     balance: float = 0.0  # weight of the experts' balance loss (official training: 0.001)
+    reduce: Literal["fp32", "bf16"] = "fp32"  # type in which gradients travel between processes
     seed: int = 0  # of initial weights, sampling and the held-out choice
 
 
@@ -110,6 +112,7 @@ class RunSettings:
     eval_every: int = 100  # steps between evaluations; 0: only at start and end
     save_every: int = 100  # steps between checkpoints; 0: only at the end
     keep: int = 2  # newest checkpoints kept, beside the best
+    check_every: int = 1000  # steps between checks that all processes hold equal weights; 0: none
     log_every: int = 10  # steps between lines of metrics.jsonl
     resume: str = "none"  # auto: go on from the newest checkpoint in --out; or a checkpoint; or none
     device: str = "auto"  # auto, cpu, cuda, ...
@@ -130,7 +133,7 @@ _AT_LEAST = {
     "val_samples": 0, "workers": 1, "prefetch": 1, "font_size": 0, "margin": -1, "max_pages": 0,
     "max_tiles": 2, "columns": 1, "batch_size": 1, "accumulate": 1, "max_steps": 0, "epochs": 0, "lr": 0,
     "weight_decay": 0, "clip": 0, "balance": 0, "eval_every": 0, "save_every": 0, "keep": 1,
-    "log_every": 1, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
+    "log_every": 1, "check_every": 0, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
     "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0, "lora_rank": 0, "lora_alpha": 0,
     "lora_dropout": 0, "lora_plus_ratio": 0.01,
 }  # fmt: skip
