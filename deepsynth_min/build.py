@@ -3,8 +3,8 @@
 In: settings; a run directory. Out: a model on its device and the directory that configuration and
 tokenizer come from.
 
-The one idea: an adapter always stands on a checkpoint that can be found again. A directory or hub id
-is one; the random weights of a preset are not, so a run that adapts a preset writes them to
+The one idea: an adapter always stands on a checkpoint that can be found again. A directory or hub
+id is one; the random weights of a preset are not, so a run that adapts a preset writes them to
 RUN/base once, and everything after it reads them from there.
 """
 
@@ -101,7 +101,7 @@ def _add_adapter(model: DeepseekOCR, settings: Settings, base: Base | None) -> N
         attach(model, config, choose(model, given.lora_targets))
     elif base is None:
         raise UserError(f"--adapter {given.adapter}: --model {settings.model.model} has random "
-                        "weights; give the checkpoint that the adapter was trained over")  # fmt: skip
+                        "weights; give the checkpoint that it was trained over")  # fmt: skip
     else:
         load_adapter(model, find_checkpoint(given.adapter), base, given.lora_dropout)
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from .adapter import restore_adapter, save_adapter
 from .config import UserError
-from .optim import LossScaler
+from .optim import LossScaler, prepare_state, restore_state, state_tensors
 from .weights import check_names, load_weights, save_weights
 
 _STEP = re.compile(r"step-(\d{6,})$")
@@ -52,10 +52,7 @@ def write_text(path: Path, text: str) -> None:
 def optimizer_tensors(model: nn.Module, optimizer, scaler: LossScaler) -> dict[str, torch.Tensor]:
     """Every state tensor of the optimizer and the scaler, by name."""
     tensors = {f"scaler/{name}": value for name, value in scaler.state().items()}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value
-    return tensors
+    return tensors | state_tensors(optimizer, dict(model.named_parameters()))
 
 
 @contextmanager
@@ -152,7 +149,8 @@ def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:
     for name, value in facts.items():
         if training.get(name) != value:
             raise UserError(f"{path}: was made with {name} {training.get(name)!r}, now {value!r}")
-    expected = {name: tuple(t.shape) for name, t in _expected_state(model, scaler).items()}
+    prepare_state(optimizer)
+    expected = {n: tuple(t.shape) for n, t in optimizer_tensors(model, optimizer, scaler).items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
     check_names(found, expected, f"{path}/optimizer.safetensors")
     if model.adapter is None:
@@ -160,25 +158,8 @@ def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:
     else:
         restore_adapter(model, path)
     scaler.load_state({name: state[f"scaler/{name}"] for name in scaler.state()})
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            optimizer.state[parameter] = {
-                key: state[f"{name}/{key}"].to(parameter.device) for key in _ADAMW_STATE
-            }
+    restore_state(optimizer, dict(model.named_parameters()), state)
     return training
-
-
-_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-
-
-def _expected_state(model: nn.Module, scaler: LossScaler) -> dict[str, torch.Tensor]:
-    tensors = {f"scaler/{name}": value for name, value in scaler.state().items()}
-    scalar = torch.zeros(())
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            for key in _ADAMW_STATE:
-                tensors[f"{name}/{key}"] = scalar if key == "step" else parameter
-    return tensors
 
 
 def load_into(model: nn.Module, path: Path) -> None:

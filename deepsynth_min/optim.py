@@ -4,7 +4,8 @@ In: gradients (scaled, summed over micro-steps and ranks). Out: moved parameters
 
 The one idea: an optimizer step never asks the device a question. Whether the gradients are finite is
 a number on the device; the fused AdamW kernel reads it there and does nothing if it says so, and the
-loss scale is halved or doubled there. The host learns of it when it logs.
+loss scale is halved or doubled there. The host learns of it when it logs. (bitsandbytes' kernels
+know no such number; with them, and only with them, each step waits for the answer.)
 
 Sources: Loshchilov & Hutter 2019 (AdamW), 2017 (cosine), Micikevicius et al. 2018 (loss scaling).
 """
@@ -14,6 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .config import UserError
 from .model import DeepseekOCR
 from .weights import is_adapter
 
@@ -56,11 +58,119 @@ def parameter_groups(model: DeepseekOCR, weight_decay: float, lora_plus_ratio: f
 
 
 def make_adamw(
-    model: DeepseekOCR, betas, weight_decay: float, lora_plus_ratio: float = 1.0
-) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters; the rate is set before each step."""
+    model: DeepseekOCR, betas, weight_decay: float, lora_plus_ratio: float = 1.0,
+    kind: str = "adamw", seed: int = 0,
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters; the rate is set before each step.
+
+    kind adamw: torch's fused one, or for bf16 parameters `RoundingAdamW`; adamw8bit and
+    paged_adamw8bit: bitsandbytes', with moments in 8 bits, the latter's in memory that a GPU may
+    push out to the host. Raises UserError for 8-bit moments over bf16 parameters.
+    """  # fmt: skip
     groups = parameter_groups(model, weight_decay, lora_plus_ratio)
-    return torch.optim.AdamW(groups, lr=0.0, betas=tuple(betas), eps=1e-8, fused=True)
+    options = {"lr": 0.0, "betas": tuple(betas), "eps": 1e-8}
+    in_bf16 = any(p.dtype == torch.bfloat16 for group in groups for p in group["params"])
+    if kind == "adamw" and in_bf16:
+        return RoundingAdamW(groups, **options, seed=seed)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, **options, fused=True)
+    if in_bf16:
+        raise UserError(f"--weights bf16: --optimizer {kind} rounds to the nearest bf16 number, in "
+                        "which most updates are lost; use adamw")  # fmt: skip
+    import bitsandbytes  # seconds, for which --help need not wait
+
+    kinds = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit"}
+    return getattr(bitsandbytes.optim, kinds[kind])(groups, **options)
+
+
+def round_at_random(values: Tensor, generator: torch.Generator) -> Tensor:
+    """float32 -> bf16, up or down with the probability that keeps the mean.
+
+    A bf16 number is the upper half of a float32's bits. A random number added to the lower half
+    carries into the upper one as often as the lower half is large.
+    """
+    bits = values.view(torch.int32)
+    noise = torch.randint(0, 2**16, bits.shape, generator=generator, dtype=torch.int32,
+                          device=bits.device)  # fmt: skip
+    return ((bits + noise) & -(2**16)).view(torch.float32).to(torch.bfloat16)
+
+
+class RoundingAdamW(torch.optim.Optimizer):
+    """AdamW over bf16 parameters without float32 copies of them.
+
+    bf16 has 8 binary digits: an update below 1/512 of its weight would be rounded away each time.
+    So moments and arithmetic are float32, and the new weight is rounded to bf16 at random. The
+    generator is seeded the same on every rank, so the ranks stay equal. Like the fused kernel it
+    reads `found_inf` on the device and changes nothing where that is 1.
+    """
+
+    def __init__(self, groups, lr: float, betas: tuple, eps: float, seed: int):
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        device = self.param_groups[0]["params"][0].device
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.found_inf = torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        prepare_state(self)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group, self.found_inf > 0)
+
+    def _update(self, parameter: Tensor, group: dict, bad: Tensor) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        gradient = torch.where(bad, 0.0, parameter.grad.float())
+        good = (~bad).float()
+        state["step"] += good
+        state["exp_avg"].lerp_(gradient, (1 - beta1) * good)
+        state["exp_avg_sq"].lerp_(gradient.square(), (1 - beta2) * good)
+        mean = state["exp_avg"] / (1 - beta1 ** state["step"])
+        spread = (state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
+        new = parameter.float() * (1 - group["lr"] * group["weight_decay"])
+        new.addcdiv_(mean, spread, value=-group["lr"])
+        parameter.copy_(torch.where(bad, parameter, round_at_random(new, self.generator)))
+
+
+def prepare_state(optimizer: torch.optim.Optimizer) -> None:
+    """Makes what the optimizer keeps of each parameter, as its first step would: for resuming."""
+    for g, group in enumerate(optimizer.param_groups):
+        for p, parameter in enumerate(group["params"]):
+            if len(optimizer.state[parameter]):
+                continue
+            if hasattr(optimizer, "init_state"):  # bitsandbytes
+                optimizer.init_state(group, parameter, g, p)
+                continue
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, dtype=torch.float32),
+                "exp_avg_sq": torch.zeros_like(parameter, dtype=torch.float32),
+            }
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """PARAMETER/KEY -> what the optimizer keeps; a copy where it is no tensor (a step count)."""
+    tensors = {}
+    for name, parameter in named.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not key.startswith("qmap"):  # bitsandbytes' table of levels, the same for all
+                tensors[f"{name}/{key}"] = torch.as_tensor(value)
+    if isinstance(optimizer, RoundingAdamW):
+        tensors["rounding/generator"] = optimizer.generator.get_state()
+    return tensors
+
+
+def restore_state(optimizer, named: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Puts back what `state_tensors` gave; names and shapes have been checked."""
+    for name, parameter in named.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            stored = tensors.get(f"{name}/{key}")
+            if torch.is_tensor(value) and stored is not None:
+                value.copy_(stored)
+            elif stored is not None:
+                optimizer.state[parameter][key] = stored.item()
+    if isinstance(optimizer, RoundingAdamW):
+        optimizer.generator.set_state(tensors["rounding/generator"])
 
 
 class LossScaler:
@@ -106,13 +216,16 @@ def clip_and_step(
     gradients = [
         p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
     ]
-    norm = nn.utils.get_total_norm(gradients) / scaler.scale
+    norm = nn.utils.get_total_norm(gradients).float() / scaler.scale
     overflow = (~norm.isfinite()).float()
     factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else torch.ones_like(norm)
     torch._foreach_mul_(gradients, factor / scaler.scale)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
-    optimizer.found_inf = overflow  # read by the fused kernel: skip the step where it is 1
-    optimizer.step()
+    if isinstance(optimizer, torch.optim.AdamW | RoundingAdamW):
+        optimizer.found_inf = overflow  # read on the device: skip the step where it is 1
+        optimizer.step()
+    elif not overflow.item():  # bitsandbytes cannot be told there: the host waits for the gradients
+        optimizer.step()
     scaler.update(overflow)
     return norm

@@ -3,13 +3,17 @@
 In: the setting `--precision`. Out: an autocast context, and a model whose parameters have the types
 that the setting asks for.
 
-The one idea: what trains is kept in float32 and computed with in 16 bit by autocast. What is frozen
+The one idea: what trains is kept in float32 and computed with in 16 bit by autocast (with
+`--weights bf16` it is kept in bf16 too, and optim.py rounds its updates at random). What is frozen
 needs no float32 copy: with bf16 (the type of the official weights, so nothing is lost) it is stored
 as it is computed with. float16 has too narrow a range for that, so there everything stays float32.
 """
 
 import torch
 from torch import nn
+
+from .config import UserError
+from .weights import is_adapter
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,8 +23,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, _TYPES[precision], enabled=precision != "fp32")
 
 
-def set_parameter_types(model: nn.Module, precision: str) -> None:
-    """float32 for what trains; bf16 for what is frozen, if that is the precision."""
-    frozen = torch.bfloat16 if precision == "bf16" else torch.float32
+def set_parameter_types(model: nn.Module, precision: str, weights: str = "fp32") -> None:
+    """`weights` for what trains; bf16 for what is frozen, if that is the precision.
+
+    Raises UserError for bf16 weights where they make no sense.
+    """
+    if weights == "bf16" and precision != "bf16":
+        raise UserError(f"--weights bf16: cannot compute in {precision}; use --precision bf16")
+    if weights == "bf16" and any(is_adapter(name) for name, _ in model.named_parameters()):
+        raise UserError("--weights bf16: adapters are float32, and their base is bf16 already")
+    trained, frozen = _TYPES[weights], _TYPES["bf16" if precision == "bf16" else "fp32"]
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+        parameter.data = parameter.data.to(trained if parameter.requires_grad else frozen)

@@ -1,0 +1,174 @@
+"""The optimizers beside fused AdamW: bf16 weights rounded at random, and 8-bit moments."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from deepsynth_min import freeze
+from deepsynth_min.checkpoint import load, save
+from deepsynth_min.config import UserError
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.optim import (
+    LossScaler, RoundingAdamW, clip_and_step, make_adamw, prepare_state, round_at_random,
+)  # fmt: skip
+from deepsynth_min.precision import set_parameter_types
+from deepsynth_min.tokenizer import EMBEDDED
+
+KINDS = ["adamw", "adamw8bit", "paged_adamw8bit"]
+BETAS = (0.9, 0.95)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """bitsandbytes warns that a CPU has nothing to page out to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")
+        yield
+
+
+def test_rounding_at_random_keeps_the_mean_and_never_leaves_the_neighbours():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(200) * torch.logspace(-6, 6, 200)
+    drawn = torch.stack([round_at_random(values, generator).double() for _ in range(4000)])
+    gap = values.abs().double() * 2.0**-7  # at most this far apart are bf16 numbers
+    assert ((drawn.mean(0) - values).abs() < 0.05 * gap).all()
+    assert ((drawn - values).abs() < gap).all()
+    assert all(len(column.unique()) <= 2 for column in drawn.t())
+
+
+def test_rounding_leaves_bf16_numbers_as_they_are():
+    values = torch.randn(1000).bfloat16()
+    assert torch.equal(round_at_random(values.float(), torch.Generator()), values)
+
+
+def test_bf16_weights_follow_float32_adamw_where_nearest_rounding_stands_still():
+    torch.manual_seed(0)
+    start = torch.randn(4000).bfloat16() + 4.0
+    gradients = [torch.randn(4000) + 0.5 for _ in range(60)]
+    mine, exact = nn.Parameter(start.clone()), nn.Parameter(start.float())
+    rounding = RoundingAdamW([{"params": [mine], "weight_decay": 0.1}], 1e-3, BETAS, 1e-8, 0)
+    reference = torch.optim.AdamW([exact], 1e-3, BETAS, 1e-8, weight_decay=0.1)
+    for gradient in gradients:
+        mine.grad, exact.grad = gradient.bfloat16(), gradient.bfloat16().float()
+        rounding.step()
+        reference.step()
+    moved = (exact.detach() - start.float()).mean()
+    ours = (mine.detach().float() - start.float()).mean()
+    assert abs(ours / moved - 1) < 0.05  # each step is far below the 1/64 between numbers near 4
+    assert moved < -0.01 and mine.dtype == torch.bfloat16
+    assert torch.allclose(rounding.state[mine]["exp_avg"], reference.state[exact]["exp_avg"])
+
+
+def test_the_same_seed_rounds_the_same_way():
+    def weights(seed):
+        torch.manual_seed(1)
+        parameter = nn.Parameter(torch.randn(500).bfloat16())
+        optimizer = RoundingAdamW([{"params": [parameter]}], 1e-3, BETAS, 1e-8, seed)
+        for _ in range(3):
+            parameter.grad = torch.randn(500).bfloat16()
+            optimizer.step()
+        return parameter.detach()
+
+    assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
+
+
+def prepared(config, kind, weights="fp32"):
+    torch.manual_seed(0)
+    model = DeepseekOCR(config)
+    freeze.freeze(model, "decoder")
+    set_parameter_types(model, "bf16", weights)
+    return model, make_adamw(model, BETAS, 0.01, kind=kind)
+
+
+def step(model, optimizer, scaler, seed, bad=False):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = noise.to(parameter.dtype)
+    if bad:
+        model.lm_head.weight.grad[3, 3] = float("nan")
+    clip_and_step(optimizer, scaler, 1e-3, 1.0)
+
+
+def snapshot(model, optimizer):
+    state = {
+        (name, key): torch.as_tensor(value).clone()
+        for name, p in model.named_parameters()
+        for key, value in optimizer.state.get(p, {}).items()
+    }
+    return state | {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+CASES = [*((kind, "fp32") for kind in KINDS), ("adamw", "bf16")]
+
+
+@pytest.mark.parametrize("kind, weights", CASES)
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(small_config, kind, weights):
+    model, optimizer = prepared(small_config, kind, weights)
+    scaler = LossScaler(False, "cpu")
+    for bad_first in (True, False):
+        step(model, optimizer, scaler, 0, bad=bad_first)
+    before = snapshot(model, optimizer)
+    step(model, optimizer, scaler, 1, bad=True)
+    after = snapshot(model, optimizer)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert scaler.skipped.item() == 2
+
+
+@pytest.mark.parametrize("kind, weights", CASES)
+def test_a_resumed_optimizer_goes_on_exactly(small_config, kind, weights, tmp_path):
+    model, optimizer = prepared(small_config, kind, weights)
+    scaler = LossScaler(False, "cpu")
+    for seed in range(2):
+        step(model, optimizer, scaler, seed)
+    path = save(tmp_path, 2, model, optimizer, scaler, EMBEDDED, {})
+    other, resumed = prepared(small_config, kind, weights)
+    assert load(path, other, resumed, LossScaler(False, "cpu"), {})["step"] == 2
+    for m, o in ((model, optimizer), (other, resumed)):
+        step(m, o, scaler, 2)
+    a, b = snapshot(model, optimizer), snapshot(other, resumed)
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_8_bit_moments_take_a_byte_each_and_move_like_32_bit_ones(small_config, kind):
+    scaler, moved, size = LossScaler(False, "cpu"), {}, {}
+    for which in ("adamw", kind):
+        model, optimizer = prepared(small_config, which)
+        start = model.lm_head.weight.detach().clone()
+        for seed in range(4):
+            step(model, optimizer, scaler, seed)
+        moved[which] = model.lm_head.weight.detach() - start
+        large = model.lm_head.weight
+        size[which] = sum(v.nbytes for k, v in optimizer.state[large].items()
+                          if torch.is_tensor(v) and "qmap" not in k)  # fmt: skip
+        numbers = large.numel()
+    assert size["adamw"] == 8 * numbers + 4
+    assert size[kind] == 2 * numbers + 2 * 4 * numbers / 256
+    assert torch.cosine_similarity(*(m.flatten() for m in moved.values()), dim=0) > 0.98
+
+
+def test_8_bit_moments_over_bf16_weights_are_refused(small_config):
+    with pytest.raises(UserError, match="rounds to the nearest"):
+        prepared(small_config, "adamw8bit", "bf16")
+
+
+def test_bf16_weights_without_bf16_computing_are_refused(small_config):
+    with pytest.raises(UserError, match="cannot compute in fp32"):
+        set_parameter_types(DeepseekOCR(small_config), "fp32", "bf16")
+
+
+def test_prepared_state_is_that_of_a_first_step_before_it(small_config):
+    for kind in KINDS:
+        model, optimizer = prepared(small_config, kind)
+        twin, other = prepared(small_config, kind)
+        prepare_state(optimizer)
+        for m, o in ((model, optimizer), (twin, other)):
+            step(m, o, LossScaler(False, "cpu"), 0)
+        a, b = snapshot(model, optimizer), snapshot(twin, other)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), kind
