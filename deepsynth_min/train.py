@@ -19,7 +19,7 @@ from .build import build_model, is_adapted, keep_preset, resolve_adapter
 from .config import PRESETS, UserError
 from .data import Loader, SampleBuilder, steps_per_epoch
 from .distributed import (
-    World, barrier, broadcast_text, check_same_parameters, reduce_gradients, start, stop,
+    GradientReducer, World, barrier, broadcast_text, check_same_parameters, start, stop,
     sum_over_ranks,
 )  # fmt: skip
 from .evaluate import held_out_loss
@@ -32,7 +32,8 @@ from .run_directory import RunDirectory, default_name
 from .settings import Settings, change
 from .tokenizer import load_tokenizer
 
-RATE_FROM_SCRATCH, RATE_FINE_TUNE, RATE_ADAPTER = 1e-3, 2e-5, 1e-4
+RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
+RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
 
 
 def resolve(settings: Settings, rows: int, world: World) -> Settings:
@@ -42,8 +43,11 @@ def resolve(settings: Settings, rows: int, world: World) -> Settings:
     if not steps:
         per_epoch = steps_per_epoch(rows, optim.batch_size * optim.accumulate * world.size)
         steps = max(1, round(optim.epochs * per_epoch))
-    usual = RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
-    rate = optim.lr or (RATE_FROM_SCRATCH if settings.model.model in PRESETS else usual)
+    if settings.model.model in PRESETS:
+        usual = RATE_FROM_SCRATCH / PRESETS[settings.model.model].decoder.hidden_size
+    else:
+        usual = RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
+    rate = optim.lr or usual
     return resolve_adapter(change(settings, max_steps=steps, lr=rate))
 
 
@@ -55,15 +59,19 @@ def print_summary(model: DeepseekOCR, tune: str) -> None:
 
 
 class Stopper:
-    """Remembers SIGTERM, so that the run can save and end; a second one ends it at once."""
+    """Remembers SIGTERM or SIGUSR1, so that the run can save and end; a second ends it at once."""
 
     def __init__(self):
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        self._handle(self._ask)
+
+    def _handle(self, action) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, action)
 
     def _ask(self, number, frame):
         self.asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._handle(signal.SIG_DFL)
 
 
 class Training:
@@ -89,7 +97,7 @@ class Training:
             settings.adapter.lora_plus_ratio, optim.optimizer, optim.seed,
         )  # fmt: skip
         self.scaler = LossScaler(optim.precision == "fp16", world.device)
-        self.step, self.best = 0, None
+        self.step, self.best, self.saved = 0, None, None
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
             "seed": optim.seed, "rows": len(rows), "tune": settings.model.tune,
@@ -98,7 +106,9 @@ class Training:
         freeze.check_start(self.model, self.optimizer, self.policy)
         check_same_parameters(world, dict(self.model.named_parameters()))
         self.frozen = freeze.fingerprint(self.model)
-        self.trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        kind = torch.bfloat16 if optim.reduce == "bf16" else None
+        self.reducer = GradientReducer(world, list(self.trainable.values()), kind)
         self.audited = False
         barrier(world)  # every rank has looked at --out before rank 0 writes to it
         if world.is_main:
@@ -110,6 +120,7 @@ class Training:
             return
         state = checkpoint.load(found, self.model, self.optimizer, self.scaler, self.facts)
         self.step, self.best = state["step"], state.get("best")
+        self.saved = self.step
         if self.world.is_main:
             print(f"resuming after step {self.step} from {found}")
             self.directory.forget_after(self.step)
@@ -129,22 +140,23 @@ class Training:
               f"{self.world.size} process(es) on {self.world.device.type}; "
               f"run directory: {self.directory.path}")  # fmt: skip
 
-    def train_step(self, batches) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """One optimizer step; returns (this rank's summed loss, gradient norm, global count)."""
+    def train_step(self, batches, count: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """One optimizer step; returns (this rank's summed loss, gradient norm, count).
+
+        count: label tokens of the whole global step, over all ranks and micro-steps.
+        """
         optim, world = self.settings.optim, self.world
-        count, samples = sum_over_ranks(
-            world, sum(b.count for b in batches), sum(len(b.input_ids) for b in batches)
-        )
         loss_sum = torch.zeros((), device=world.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            self.reducer.armed = number == len(batches)
             with autocast(world.device, optim.precision):
                 loss, _, balance = self.model.loss_terms(batch.to(world.device), optim.balance > 0)
             target = loss / count
             if balance is not None:
-                target = target + optim.balance * balance / samples
+                target = target + optim.balance * balance / self.facts["global_batch"]
             (target * self.scaler.scale).backward()
             loss_sum += loss.detach()
-        reduce_gradients(world, self.trainable)
+        self.reducer.finish()
         if not self.audited:
             self._audit_gradients()
         norm = clip_and_step(self.optimizer, self.scaler, self.rate(self.step), optim.clip)
@@ -161,9 +173,11 @@ class Training:
 
     def _audit_gradients(self) -> None:
         """After the first backward; with fp16, after the first one that did not overflow."""
-        total = torch.nn.utils.get_total_norm([p.grad for p in self.trainable])
+        total = torch.nn.utils.get_total_norm([p.grad for p in self.trainable.values()])
         if not self.scaler.enabled or total.isfinite():
-            freeze.check_gradients(self.model, self.policy)
+            names = list(self.trainable)
+            without = {names[i] for i in self.reducer.without_gradient()}
+            freeze.check_gradients(self.model, self.policy, without)
             self.audited = True
 
     def evaluate(self) -> float:
@@ -193,6 +207,7 @@ class Training:
             kept = best.read_text().strip() if best.exists() else None
             checkpoint.prune(self.directory.checkpoints, self.settings.run.keep, kept)
             self.directory.write_report()
+        self.saved = self.step
         barrier(self.world)
 
     def run(self) -> None:
@@ -200,46 +215,56 @@ class Training:
         steps, every = settings.optim.max_steps, settings.run
         loader = Loader(self.rows, self.builder, settings, world.rank, world.size, self.step)
         meter = Meter(world, self.directory, self.facts["global_batch"], len(self.rows))
-        first = self.evaluate() if self.step == 0 else None
-        last, saved = first, self.step if self.step else None
+        first = last = self.evaluate() if self.step == 0 else None
         bar = tqdm(total=steps, initial=self.step, desc="training", unit="step",
                    disable=not world.is_main)  # fmt: skip
         meter.start()
         try:
             while self.step < steps:
                 batches = meter.waiting(loader.__next__)
-                meter.add(*self.train_step(batches), batches)
-                bar.update()
-                done = self.step == steps
-                stopping = sum_over_ranks(world, stopper.asked)[0] > 0
-                if self.step % every.log_every == 0 or done or stopping:
-                    bar.set_postfix(loss=f"{meter.log(self.step, self.rate(self.step - 1), self.scaler):.3f}")
-                evaluated = (every.eval_every and self.step % every.eval_every == 0) or done
-                if evaluated and not stopping:
-                    last = meter.paused(self.evaluate)
-                if (every.save_every and self.step % every.save_every == 0) or done or stopping:
-                    meter.paused(lambda: self.save(last if evaluated else None))
-                    saved = self.step
+                count, stopping = sum_over_ranks(
+                    world, sum(batch.count for batch in batches), stopper.asked
+                )
                 if stopping:
                     break
+                meter.add(*self.train_step(batches, count), batches)
+                bar.update()
+                done = self.step == steps
+                if done or self.step % every.log_every == 0:
+                    loss = meter.log(self.step, self.rate(self.step - 1), self.scaler)
+                    bar.set_postfix(loss=f"{loss:.3f}")
+                evaluated = done or _due(self.step, every.eval_every)
+                if evaluated:
+                    last = meter.paused(self.evaluate)
+                if done or _due(self.step, every.save_every):
+                    meter.paused(lambda: self.save(last if evaluated else None))
+                if _due(self.step, every.check_every):
+                    meter.paused(lambda: check_same_parameters(world, self.trainable))
         finally:
             bar.close()
             loader.close()
+        if self.step < steps and self.saved != self.step:
+            self.save(None)
         freeze.check_end(self.model, self.frozen)
         if world.is_main:
-            self._conclude(first, last, saved, stopped=self.step < steps)
+            self._conclude(first, last)
 
-    def _conclude(self, first, last, saved, stopped: bool) -> None:
+    def _conclude(self, first: float | None, last: float | None) -> None:
         self.directory.write_report()
         where = self.directory.path
-        if stopped:
+        if self.step < self.settings.optim.max_steps:
             print(f"stopped after step {self.step}; go on with --out {where} --resume auto")
             return
         if first is not None:
             print(f"held-out loss {first:.4f} -> {last:.4f} nats per token")
         print(f"frozen parameters unchanged: {len(self.frozen)} tensors")
-        print(f"checkpoint: {self.directory.checkpoints / f'step-{saved:06}'}")
+        if self.saved is not None:
+            print(f"checkpoint: {self.directory.checkpoints / f'step-{self.saved:06}'}")
         print(f"report: {where / 'report.html'}")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def main(arguments: list[str] | None = None) -> int:
