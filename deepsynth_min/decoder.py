@@ -14,6 +14,8 @@ Su et al. 2021 (rotary positions), Zhang & Sennrich 2019 (RMSNorm), Shazeer 2020
 Parameter names are those of the official checkpoint, but for the stacked experts.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,6 +69,17 @@ class KVCache:
         self.store[layer, 0, :, :, self.length : end] = k
         self.store[layer, 1, :, :, self.length : end] = v
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+    def rows(self, chosen: slice) -> "KVCache":
+        """A cache of some rows, in the same memory."""
+        part = copy.copy(self)
+        part.store = self.store[:, :, chosen]
+        return part
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row b becomes what row rows[b] was; layer by layer, so that one is copied at a time."""
+        for layer in self.store[..., : self.length, :]:
+            layer.copy_(layer[:, rows])
 
 
 class Attention(nn.Module):

@@ -107,6 +107,16 @@ class OptimSettings:
 
 
 @dataclass(frozen=True)
+class GenerationSettings:
+    max_new_tokens: int = 96  # an answer ends here at the latest
+    beams: int = 1  # beam search with so many; 1: the likeliest token each time, or sampling
+    temperature: float = 0.0  # of sampling; 0: none
+    top_p: float = 1.0  # sample among the likeliest tokens that have this probability together
+    no_repeat_ngram: int = 0  # an answer never repeats so many tokens in a row; 0: it may
+    length_penalty: float = 1.0  # beams compare log probability / length to this power
+
+
+@dataclass(frozen=True)
 class RunSettings:
     out: str = ""  # run directory; empty: runs/MODEL-DATE-TIME
     eval_every: int = 100  # steps between evaluations; 0: only at start and end
@@ -126,6 +136,7 @@ class Settings:
     page: PageSettings = field(default_factory=PageSettings)
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
 
@@ -136,9 +147,10 @@ _AT_LEAST = {
     "log_every": 1, "check_every": 0, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
     "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0, "lora_rank": 0, "lora_alpha": 0,
     "lora_dropout": 0, "lora_plus_ratio": 0.01,
+    "max_new_tokens": 1, "beams": 1, "temperature": 0, "top_p": 0, "no_repeat_ngram": 0,
 }  # fmt: skip
 _AT_MOST = {"max_tiles": 9, "val_fraction": 0.9, "warmup_ratio": 1, "min_lr_ratio": 1,
-            "beta1": 0.9999, "beta2": 0.99999, "seed": 2**62, "lora_dropout": 0.9,
+            "top_p": 1, "beta1": 0.9999, "beta2": 0.99999, "seed": 2**62, "lora_dropout": 0.9,
             "lora_rank": 1024}  # fmt: skip
 
 

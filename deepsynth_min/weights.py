@@ -12,6 +12,7 @@ strict both ways: a tensor missing, left over or wrongly shaped is an error that
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,7 +28,7 @@ SHARD_BYTES = 5 * 10**9
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
-def _pieces(name: str, parameter: Tensor) -> dict[str, Tensor]:
+def official_pieces(name: str, parameter: Tensor) -> dict[str, Tensor]:
     """One parameter's official tensors: itself, or the slices of stacked experts."""
     prefix, _, last = name.rpartition(".")
     if last == "gate_up":  # [E, 2I, D]
@@ -56,7 +57,7 @@ def official_views(module: nn.Module) -> dict[str, Tensor]:
     views = {}
     for name, parameter in module.named_parameters():
         if not is_adapter(name):
-            views |= _pieces(name.replace(".base.", "."), parameter.detach())
+            views |= official_pieces(name.replace(".base.", "."), parameter.detach())
     return views
 
 
@@ -163,11 +164,11 @@ def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -
         expected = {name: tuple(view.shape) for name, view in official_views(module).items()}
         check_names(shapes, expected, str(directory))
         for name, parameter in list(module.named_parameters()):
-            official = list(_pieces(name, parameter))
+            official = list(official_pieces(name, parameter))
             stored = source[official[0]].get_slice(official[0]).get_dtype()
             kind = dtype or _TYPES.get(stored, torch.float32)
             filled = torch.empty(parameter.shape, dtype=kind, device=device)
-            for piece, view in _pieces(name, filled).items():
+            for piece, view in official_pieces(name, filled).items():
                 view.copy_(source[piece].get_tensor(piece))
             owner, _, last = name.rpartition(".")
             owner = module.get_submodule(owner)
@@ -178,23 +179,39 @@ def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -
 
 
 def save_weights(module: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes official names, unfused, in shards of at most `shard_bytes` (or one tensor) each."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = total = 0
-    for name, view in official_views(module).items():
-        if shards[-1] and size + view.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = view
-        size += view.nbytes
-        total += view.nbytes
+    """Writes a module's parameters under their official names, unfused, as they are."""
+    views = official_views(module)
+    sizes = {name: view.nbytes for name, view in views.items()}
+    write_shards(iter(views.items()), sizes, directory, shard_bytes)
+
+
+def write_shards(
+    tensors: Iterator[tuple[str, Tensor]], sizes: dict[str, int], directory: Path, shard_bytes: int
+) -> None:
+    """Writes tensors as they come, in shards of at most `shard_bytes` (or one tensor) each.
+
+    sizes: name -> bytes of all of them, in the order in which they will come. No more than one
+    shard is held at a time.
+    """
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
     weight_map = {}
-    for i, shard in enumerate(shards):
+    for i, names in enumerate(shards):
         file = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):06}.safetensors"
-        # A copy per shard: views of one stacked tensor share memory, which the format refuses.
-        copies = {name: view.cpu().clone().contiguous() for name, view in shard.items()}
-        save_file(copies, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
+        held = {}
+        for name in names:
+            came, tensor = next(tensors)
+            assert came == name and tensor.nbytes == sizes[name], (came, name)
+            # A copy: views of one stacked tensor share memory, which the format refuses.
+            held[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
+        save_file(held, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))

@@ -1,0 +1,248 @@
+"""Pages per second: ours, other people's, and the floors, on the same documents in one run.
+
+    python bench/render.py                         # embedded font, 8 documents, two minutes
+    python bench/render.py --docs 64 --rounds 9 --font DejaVuSans.ttf --cjk-font NotoSansCJK.otf
+    python bench/render.py --soak 1000000          # memory over so many pages
+
+Documents are made here: English prose with the word lengths of real text, 2,000 to 14,000 characters.
+Everything that is compared takes its turn in each round, and medians of the rounds are compared. Ours
+draws a document at a time into memory that is reused, as the peers do; `fresh` lets numpy find new
+memory for each. The floors: filling the pages (memset), copying pages (memcpy), and filling plus
+copying each glyph to a place known beforehand (blit), which is drawing without layout. The targets
+are those of the peers that are installed; Pillow, OpenCV 5, skia-python and pycairo are no
+dependencies. Best on an idle machine.
+"""
+
+import argparse
+import os
+import random
+import resource
+import tempfile
+import time
+
+import numpy as np
+
+import render_peers
+from common import environment, finish, median, table
+from deepsynth_min.font import EMBEDDED, font_bytes
+from deepsynth_min.glyphs import GlyphStore
+from deepsynth_min.render import PageStyle, Renderer, _Layout
+
+WORDS = (
+    "the of and to in a is that for it was as with be by on not he his but at are this have from or "
+    "had an they which one you were all her she there would their we him been has when who will no "
+    "more if out so up said what its about than into them can only other time new some could these "
+    "two may first then do any like my now over such our man me even most made after also did many "
+    "before must through years where much way well down should because each just those people how "
+    "too little state good very make world still see own work men long get here between both life "
+    "being under never day same another know while last might us great old year off come since "
+    "against go came right used take three government system general national important different "
+    "development information international university experience particular understanding question"
+).split()
+MARGIN, LINE_HEIGHT = 40, 1.2
+TARGETS = {"Pillow, cached widths": (100, 250), "OpenCV FontFace": (8, 18)}  # at least, aim
+FLOOR_TARGET = (2.5, 1.5)  # times the blit floor at most, aim
+
+
+def documents(count: int) -> list[str]:
+    """Deterministic prose; frequent words come early in WORDS."""
+    chance, out = random.Random(7), []
+    for _ in range(count):
+        text, target = "", chance.randint(2000, 14000)
+        while len(text) < target:
+            words = [WORDS[min(int(chance.expovariate(1 / 45)), len(WORDS) - 1)]
+                     for _ in range(chance.randint(6, 26))]  # fmt: skip
+            if chance.random() < 0.3:
+                words[chance.randrange(len(words))] = str(chance.randint(2, 2026))
+            sentence = " ".join(words).replace(" which", ", which").capitalize()
+            text += sentence + chance.choice("....?;") + ("\n\n" if chance.random() < 0.1 else " ")
+        out.append(text)
+    return out
+
+
+def timed(contenders: dict, rounds: int) -> dict[str, float]:
+    """Median seconds of each, all taking turns. A turn lasts 0.1 s at least, by repeating; the first
+    does not count; whoever needs more than 3 s takes part in the first round only."""
+    times, repeats = {name: [] for name in contenders}, dict.fromkeys(contenders, 1)
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            if times[name] and times[name][0] > 3:
+                continue
+            started = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            seconds = (time.perf_counter() - started) / repeats[name]
+            repeats[name] = max(1, int(0.1 / seconds))
+            if turn:
+                times[name].append(seconds)
+    return {name: median(values) for name, values in times.items()}
+
+
+class Ours:
+    """Our renderer, its parts and its floors, over the same texts."""
+
+    def __init__(self, texts: list[str], style: PageStyle):
+        self.texts, self.renderer = texts, Renderer(style)
+        layouts = [_Layout(self.renderer._current(), [text], 1) for text in texts]
+        counts = [layout.plan.number_pages() for layout in layouts]
+        self.pages, self.characters = sum(counts), sum(map(len, texts))
+        self.out = np.zeros((max(counts), style.height, style.width), np.uint8)
+        self.parts = [self.out[:count] for count in counts]
+        self.replays = [layout.plan.replay() for layout in layouts]
+
+    def draw(self):
+        for text in self.texts:
+            self.renderer.render_pages(text, out=self.out)
+
+    def fresh(self):
+        for text in self.texts:
+            self.renderer.render_pages(text)
+
+    def memset(self):
+        for part in self.parts:
+            part.fill(255)
+
+    def memcpy(self):
+        for part in self.parts:
+            for page in part:
+                np.copyto(page, self.out[0])
+
+    def blit(self):
+        for replay in self.replays:
+            replay.draw(self.out)
+
+
+def against_peers(texts, font_file: str, size: int, rounds: int) -> dict:
+    """One page size, one font size, everybody; returns seconds per run of all texts."""
+    step = round(LINE_HEIGHT * size)
+    style = PageStyle(margin=MARGIN, font_size=size, line_height=LINE_HEIGHT, main_font=font_file)
+    ours = Ours(texts, style)
+    peers = render_peers.installed(font_file, size, style.width, MARGIN, step)
+    contenders = {"ours": ours.draw, "ours, fresh memory": ours.fresh,
+                  "floor: memset": ours.memset, "floor: memcpy": ours.memcpy,
+                  "floor: memset + blit": ours.blit}  # fmt: skip
+    contenders |= {name: lambda peer=peer: peer(texts) for name, peer in peers.items()}
+    seconds = timed(contenders, rounds)
+    rows = [(name, f"{ours.pages / s:,.0f}", f"{1e6 * s / ours.pages:,.1f}",
+             f"{ours.characters / s / 1e6:,.2f}", f"{s / seconds['ours']:,.2f}")
+            for name, s in sorted(seconds.items(), key=lambda pair: pair[1])]  # fmt: skip
+    print(f"\n{size} px on 1024 px pages, {ours.pages} pages, {ours.characters:,} characters")
+    print(table(rows, ("one thread", "pages/s", "us/page", "M characters/s", "x ours")))
+    return {name: ours.pages / s for name, s in seconds.items()}
+
+
+def grid(texts, font_file: str, rounds: int) -> list[dict]:
+    """Ours alone over page and font sizes."""
+    results, rows = [], []
+    for side in (512, 640, 1024, 1280):
+        for size in (8, 10, 12, 16, 20, 24):
+            style = PageStyle(width=side, height=side, margin=MARGIN * side // 1024, font_size=size,
+                              line_height=LINE_HEIGHT, main_font=font_file)  # fmt: skip
+            ours = Ours(texts, style)
+            seconds = timed({"ours": ours.draw, "blit": ours.blit}, rounds)
+            results.append({"side": side, "font_size": size, "pages_per_s": ours.pages / seconds["ours"],
+                            "characters_per_s": ours.characters / seconds["ours"],
+                            "x_blit_floor": seconds["ours"] / seconds["blit"]})  # fmt: skip
+            r = results[-1]
+            rows.append((f"{side} px, {size} px", f"{r['pages_per_s']:,.0f}",
+                         f"{r['characters_per_s'] / 1e6:,.1f}", f"{r['x_blit_floor']:.2f}"))  # fmt: skip
+    print("\n" + table(rows, ("page, font", "pages/s", "M characters/s", "x blit floor")))
+    return results
+
+
+def threads(texts, font_file: str, rounds: int) -> dict:
+    """One batch of all texts into memory that is reused, by number of threads."""
+    style = PageStyle(margin=MARGIN, line_height=LINE_HEIGHT, main_font=font_file)
+    renderer, cores = Renderer(style), len(os.sched_getaffinity(0))
+    pages = sum(map(len, renderer.render_batch(texts)))
+    out = np.zeros((pages, style.height, style.width), np.uint8)
+    counts = sorted({1, 2, cores} & set(range(1, cores + 1)))
+    seconds = timed({n: lambda n=n: renderer.render_batch(texts, out=out, threads=n) for n in counts},
+                    3 * rounds)  # fmt: skip
+    rows = [(f"{n} threads", f"{pages / seconds[n]:,.0f}", f"{seconds[1] / seconds[n]:.2f}")
+            for n in counts]  # fmt: skip
+    print("\n" + table(rows, (f"one batch of {pages} pages", "pages/s", "x one thread")))
+    return {n: pages / seconds[n] for n in counts}
+
+
+def cold_start(cjk_font: str) -> dict:
+    """A new renderer's first page: 5,000 distinct glyphs, CJK if a font is given."""
+    style = PageStyle(main_font=cjk_font)
+    chain = GlyphStore(style).chain
+    points = range(0x4E00, 0x9FFF) if cjk_font else range(0x21, 0x20000)
+    text = "".join([chr(p) for p in points if not 0xD800 <= p < 0xE000 and chain.find(p)
+                    and chr(p).isprintable()][:5000])  # fmt: skip
+    started = time.perf_counter()
+    Renderer(style).render_pages(text)
+    seconds = time.perf_counter() - started
+    kind = "CJK" if cjk_font else "embedded (no --cjk-font)"
+    print(f"\ncold start: {len(text)} distinct {kind} glyphs in {seconds:.3f} s, "
+          f"{1e6 * seconds / len(text):.0f} us each")  # fmt: skip
+    return {"glyphs": len(text), "kind": kind, "seconds": seconds}
+
+
+def judge(speeds: dict[int, dict]) -> list[dict]:
+    """Each target with what was measured."""
+    found = []
+    for size, speed in speeds.items():
+        for name, (least, aim) in TARGETS.items():
+            if name in speed:
+                ratio = speed["ours"] / speed[name]
+                found.append({"font_size": size, "against": name, "ratio": ratio, "at_least": least,
+                              "aim": aim, "met": ratio >= least})  # fmt: skip
+        most, aim = FLOOR_TARGET
+        ratio = speed["floor: memset + blit"] / speed["ours"]
+        found.append({"font_size": size, "against": "memset + blit", "ratio": ratio, "at_most": most,
+                      "aim": aim, "met": ratio <= most})  # fmt: skip
+    rows = [(f"{t['against']}, {t['font_size']} px", f"{t['ratio']:.2f}",
+             f"{'>=' if 'at_least' in t else '<='} {t.get('at_least', t.get('at_most'))}",
+             t["aim"], "met" if t["met"] else "MISSED") for t in found]  # fmt: skip
+    print("\n" + table(rows, ("target", "ratio", "bar", "aim", "")))
+    return found
+
+
+def soak(pages: int) -> dict:
+    """Resident memory while drawing `pages` pages of 1024 px from ever new texts."""
+    texts, renderer, done, seen = documents(64), Renderer(PageStyle(margin=MARGIN)), 0, []
+    out, started = np.zeros((16, 1024, 1024), np.uint8), time.perf_counter()
+    while done < pages:
+        for text in texts:
+            done += len(renderer.render_pages(f"{done} {text}", out=out))
+        if not seen or done >= len(seen) * pages / 10:
+            with open("/proc/self/statm") as statm:
+                seen.append(int(statm.read().split()[1]) * resource.getpagesize() // 1024)
+            print(f"{done:>10,} pages  {seen[-1]:>9,} KiB  {done / (time.perf_counter() - started):,.0f} pages/s")
+    finish({"bench": "render soak", **environment("numpy"), "pages": done, "resident_kib": seen})
+    return {}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("--docs", type=int, default=8, help="documents (8)")
+    options.add_argument("--rounds", type=int, default=5, help="turns of each contender (5)")
+    options.add_argument("--font", default="", help="font file for everybody (embedded Noto Sans)")
+    options.add_argument("--cjk-font", default="", help="font file for the cold start")
+    options.add_argument("--soak", type=int, default=0, help="only watch memory over so many pages")
+    args = options.parse_args()
+    if args.soak:
+        soak(args.soak)
+        return
+    texts = documents(args.docs)
+    with tempfile.NamedTemporaryFile(suffix=".ttf") as embedded:
+        embedded.write(font_bytes(EMBEDDED[0]))
+        embedded.flush()
+        font = args.font or embedded.name
+        speeds = {size: against_peers(texts, font, size, args.rounds) for size in (16, 12)}
+        targets = judge(speeds)
+        sizes = grid(texts, font, args.rounds)
+        by_threads = threads(texts, font, args.rounds)
+    finish({"bench": "render",
+            **environment("numpy", "freetype-py", "pillow", "opencv-python-headless", "skia-python",
+                          "pycairo"),
+            "font": os.path.basename(args.font) or "embedded Noto Sans", "documents": args.docs,
+            "pages_per_s": speeds, "targets": targets, "grid": sizes,
+            "pages_per_s_by_threads": by_threads, "cold_start": cold_start(args.cjk_font)})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

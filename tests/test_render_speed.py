@@ -1,0 +1,51 @@
+"""Half of what bench/render.py must show, since machines are busy: the bench is where the bars are."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from render_twin import embedded
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+
+import render as bench  # noqa: E402  (the bench, by its own directory)
+import render_peers  # noqa: E402
+
+TEXTS = bench.documents(2)
+
+
+@pytest.fixture(scope="module")
+def font(tmp_path_factory):
+    path = tmp_path_factory.mktemp("font") / "embedded.ttf"
+    path.write_bytes(io.BytesIO(embedded("notos")).read())
+    return str(path)
+
+
+def ours_at(size, font):
+    style = bench.PageStyle(margin=bench.MARGIN, font_size=size, line_height=bench.LINE_HEIGHT,
+                            main_font=font)  # fmt: skip
+    return bench.Ours(TEXTS, style)
+
+
+@pytest.mark.parametrize("size", [12, 16])
+def test_fifty_times_pillow_with_cached_widths(size, font):
+    pytest.importorskip("PIL")
+    peer = render_peers.pillow_cached(font, size, 1024, bench.MARGIN, round(1.2 * size))
+    seconds = bench.timed({"ours": ours_at(size, font).draw, "Pillow": lambda: peer(TEXTS[:1])}, 2)
+    share = len(TEXTS[0]) / sum(map(len, TEXTS))
+    assert seconds["Pillow"] / share / seconds["ours"] >= 50
+
+
+def test_four_times_opencv(font):
+    pytest.importorskip("cv2", minversion="5")
+    peer = render_peers.opencv(font, 16, 1024, bench.MARGIN, 19)
+    seconds = bench.timed({"ours": ours_at(16, font).draw, "OpenCV": lambda: peer(TEXTS)}, 3)
+    assert seconds["OpenCV"] / seconds["ours"] >= 4
+
+
+@pytest.mark.parametrize("size", [12, 16])
+def test_five_times_the_blit_floor_at_most(size, font):
+    ours = ours_at(size, font)
+    seconds = bench.timed({"ours": ours.draw, "floor": ours.blit}, 3)
+    assert seconds["ours"] / seconds["floor"] <= 5
