@@ -1,0 +1,89 @@
+"""The same run however it is divided, and the same as with torch's own DDP."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import workers
+from safetensors import safe_open
+
+from deepsynth_min.distributed import GradientReducer, World, _buckets
+
+HERE = Path(__file__).parent
+SPLITS = {  # name: (processes, options); all have a global batch of 8
+    "1x8": (1, dict(size=8, accumulate=1)),
+    "1x2x4": (1, dict(size=2, accumulate=4)),
+    "2x4": (2, dict(size=4, accumulate=1)),
+    "2x2x2": (2, dict(size=2, accumulate=2)),
+    "4x2": (4, dict(size=2, accumulate=1)),
+    "ddp 2x4": (2, dict(size=4, accumulate=1, with_ddp=True)),
+    "lora 1x8": (1, dict(size=8, accumulate=1, tune="lora")),
+    "lora 2x2x2": (2, dict(size=2, accumulate=2, tune="lora")),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
+    """Every split, trained: name -> (losses, final weights). One launch per number of processes."""
+    folder = tmp_path_factory.mktemp("splits")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
+        [str(HERE), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+    for processes in (1, 2, 4):
+        mine = [{"name": name, **options} for name, (n, options) in SPLITS.items() if n == processes]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                   "--nproc-per-node", str(processes), workers.__file__, str(folder),
+                   json.dumps(mine)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    results = {}
+    for name in SPLITS:
+        with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+            results[name] = json.loads(file.metadata()["losses"]), weights
+    return results
+
+
+@pytest.mark.parametrize("name", [name for name in SPLITS if not name.endswith("1x8")])
+def test_a_divided_run_has_the_losses_and_weights_of_the_whole_one(runs, name):
+    """Very uneven answers, a third of the samples without a page; float32."""
+    losses, weights = runs[name]
+    whole, twin = runs["lora 1x8" if name.startswith("lora") else "1x8"]
+    assert losses == pytest.approx(whole, rel=1e-6)
+    assert max((weights[n] - twin[n]).abs().max().item() for n in twin) < 1e-6
+
+
+def test_our_reduction_gives_what_torch_ddp_gives(runs):
+    (losses, weights), (whole, twin) = runs["2x4"], runs["ddp 2x4"]
+    assert losses == pytest.approx(whole, rel=1e-7)
+    assert max((weights[n] - twin[n]).abs().max().item() for n in twin) < 1e-7
+
+
+def test_the_runs_moved(runs):
+    """The comparisons above would hold for runs that do nothing."""
+    losses, weights = runs["1x8"]
+    torch.manual_seed(0)
+    start = dict(workers.make_model("projector+decoder").named_parameters())
+    assert losses[-1] < losses[0]
+    assert all((weights[n] - start[n]).abs().max() > 1e-5 for n in weights)
+
+
+def test_buckets_hold_every_parameter_once_and_never_mix_types():
+    parameters = [torch.empty(n, dtype=t) for n in (3, 2**20, 7, 2**18)
+                  for t in (torch.float32, torch.bfloat16)]  # fmt: skip
+    buckets = _buckets(parameters)
+    assert [id(p) for bucket in buckets for p in bucket] == [id(p) for p in parameters]
+    assert all(len({p.dtype for p in bucket}) == 1 for bucket in buckets)
+
+
+def test_with_one_process_a_missing_gradient_becomes_zeros_and_is_named():
+    used, unused = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    reducer = GradientReducer(World(0, 1, torch.device("cpu")), [used, unused])
+    reducer.armed = True
+    used.sum().backward()
+    reducer.finish()
+    assert unused.grad.eq(0).all() and used.grad.eq(1).all()
+    assert reducer.without_gradient() == [1]
