@@ -228,12 +228,12 @@ Frame make_frame(const py::kwargs& fields) {
     f.justify = take("justify") != 0;
     f.invert = take("invert") != 0;
     f.kerning = take("kerning") != 0;
-    f.measure = Measure{take("limit"), take("tab"), take("hyphen")};
+    f.measure = Measure{take("limit"), take("tab"), take("gap"), take("hyphen")};
     const int64_t most = int64_t{1} << 32;
     const Measure& m = f.measure;
-    if (m.limit < 1 || m.tab < 1 || m.hyphen < 0 || m.limit > most || m.tab > most ||
-        m.hyphen > most)
-        throw py::value_error("limit, tab or hyphen out of range");
+    if (m.limit < 1 || m.tab < 1 || m.gap < 0 || m.hyphen < 0 || m.limit > most || m.tab > most ||
+        m.gap > most || m.hyphen > most)
+        throw py::value_error("limit, tab, gap or hyphen out of range");
     return f;
 }
 

@@ -187,7 +187,7 @@ public:
             }
             const uint8_t kind = cell.kind.load(std::memory_order_acquire);
             if (cell.height) canvas_.glyph(strip, cell, x + pixel(pen), y);
-            pen = kind == kTab ? next_tab(pen, frame_.measure.tab) : pen + cell.advance;
+            pen = kind == kTab ? next_tab(pen, frame_.measure) : pen + cell.advance;
             if (kind == kSpace && i >= stretch.from) pen += stretch.next();
         }
         if (line.flags & kHyphenated) canvas_.glyph(strip, atlas_.at('-'), x + pixel(pen), y);

@@ -10,6 +10,7 @@
 // Pens are 26.6 pixels in 64 bits: a gigabyte of spaces does not overflow.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -20,6 +21,7 @@ namespace deepsynth {
 struct Measure {
     int64_t limit = 0;   // width of a line, 26.6
     int64_t tab = 64;    // distance of the tab stops, 26.6
+    int64_t gap = 0;     // what a tab leaves free at least, 26.6
     int64_t hyphen = 0;  // advance of the hyphen that a soft hyphen shows, 26.6
 };
 
@@ -39,7 +41,10 @@ struct Note {  // a character to report
 
 enum Status { kDone = 0, kNeedsGlyphs = 1, kNeedsPreparation = 2 };
 
-inline int64_t next_tab(int64_t pen, int64_t tab) { return (pen / tab + 1) * tab; }
+// The first stop that leaves a gap: two columns of numbers must not read as one.
+inline int64_t next_tab(int64_t pen, const Measure& m) {
+    return ((pen + std::max<int64_t>(m.gap, 1) - 1) / m.tab + 1) * m.tab;
+}
 
 template <class Unit, bool Kern>
 class Wrapper {
@@ -114,7 +119,7 @@ private:
         const bool run = i > start_ && break_.next == i && !(break_.flags & kHyphenated);
         if (run) break_.next = i + 1;  // the text still stops where the run began
         else break_ = Break{i + 1, i, pen, 0};
-        if (kind == kTab) return next_tab(pen, measure_.tab);
+        if (kind == kTab) return next_tab(pen, measure_);
         return pen + cell.advance + (kind == kSpace ? kern(i, cell) : 0);
     }
 

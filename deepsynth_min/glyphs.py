@@ -112,7 +112,7 @@ class GlyphStore:
         return min(self.style.height, rows) if lines else max(1, self._around - self._line)
 
     def _make_frame(self) -> Frame:
-        """Where lines lie on a page, in whole pixels (limit, tab and hyphen: 26.6 pixels)."""
+        """Where lines lie on a page, in whole pixels (limit, tab, gap, hyphen: 26.6 pixels)."""
         style, (up, down) = self.style, self.chain.extent()
         left, top, _, bottom = style.margins()
         space, hyphen = (self.glyph(point).advance for point in (0x20, 0x2D))
@@ -125,7 +125,7 @@ class GlyphStore:
             lines_per_column=lines, columns=style.columns,
             column_step=style.column_width() + style.column_gap,
             justify=style.align == "justify", invert=style.invert, kerning=style.kerning,
-            limit=style.column_width() * 64, tab=max(64, style.tab * space), hyphen=hyphen,
+            limit=style.column_width() * 64, tab=max(64, style.tab * space), gap=space, hyphen=hyphen,
         )  # fmt: skip
 
     @staticmethod

@@ -35,7 +35,7 @@ class PageStyle:
     align: str = "left"  # left | justify
     columns: int = 1  # of text on a page
     column_gap: int = 24  # paper between columns
-    tab: int = 4  # distance of the tab stops, in spaces
+    tab: int = 8  # distance of the tab stops, in spaces
     spaces: str = "keep"  # keep | collapse: runs of spaces, and indentation
     newline_mark: str = ""  # draw this for a line end and go on in the same line
     invert: bool = False  # white on black

@@ -92,7 +92,7 @@ Frame frame_from(Bytes& in) {
     f.justify = in.in(0, 1);
     f.invert = in.in(0, 1);
     f.kerning = in.in(0, 1);
-    f.measure = Measure{in.in(1, 8000), in.in(1, 3000), in.in(0, 700)};
+    f.measure = Measure{in.in(1, 8000), in.in(1, 3000), in.in(0, 500), in.in(0, 700)};
     return f;
 }
 

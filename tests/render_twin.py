@@ -85,7 +85,9 @@ class Twin:
         pens = [0]
         for i, char in enumerate(text):
             if char == "\t":
-                pens.append((pens[-1] // self.tab + 1) * self.tab)
+                stop = (pens[-1] // self.tab + 1) * self.tab
+                gap = self.glyph(" ")[3]
+                pens.append(stop if stop - pens[-1] >= gap else max(stop + self.tab, pens[-1] + 1))
                 continue
             if i:
                 pens[-1] += self.kern(text[i - 1], char)

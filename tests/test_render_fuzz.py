@@ -74,7 +74,8 @@ def test_the_extension_draws_hard_texts_without_a_finding(builds):
 
 numbers = st.one_of(st.integers(-3, 40), st.integers(-(2**31), 2**31 - 1))
 FIELDS = ("width", "height", "left", "baseline", "step", "lines_per_column", "columns",
-          "column_step", "justify", "invert", "kerning", "limit", "tab", "hyphen")  # fmt: skip
+          "column_step", "justify", "invert", "kerning", "limit", "tab", "gap",
+          "hyphen")  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)

@@ -68,9 +68,17 @@ def test_indentation_and_runs_of_spaces_are_kept_or_collapsed():
 def test_tabs_go_to_stops_measured_in_spaces():
     space = Twin(PageStyle()).glyph(" ")[3] // 64
     bearing = Twin(PageStyle()).glyph("I")[1]
-    for text, stops in (("\tI", 1), ("\t\tI", 2), (" \tI", 1), ("     \tI", 2)):
+    for text, stops in (("\tI", 1), ("\t\tI", 2), (" " * 7 + "\tI", 1), (" " * 8 + "\tI", 2)):
         page = render_pages(text, PageStyle(width=400, height=40)).pages[0]
-        assert ink_box(page)[0] == 16 + stops * 4 * space + bearing
+        assert ink_box(page)[0] == 16 + stops * 8 * space + bearing
+
+
+def test_a_tab_leaves_at_least_a_space_free():
+    """Else the columns of a table would read as one number."""
+    for text in ("1", "12", "123", "1234", "12345", "iiii", "lllllll", "1.1"):
+        style = PageStyle(width=400, height=40, tab=1)
+        a, b = (ink_box(render_pages(t, style).pages[0])[2] for t in (text + " 7", text + "\t7"))
+        assert a <= b
 
 
 def test_a_newline_mark_is_drawn_and_the_line_goes_on():
