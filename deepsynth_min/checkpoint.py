@@ -5,6 +5,7 @@ In: model, optimizer, scaler, step. Out: `checkpoints/step-NNNNNN/` with
     model.safetensors (or shards)   every parameter under its official name, in the type it trains in
     optimizer.safetensors           PARAMETER/exp_avg, PARAMETER/exp_avg_sq, PARAMETER/step, scaler/...
     training.json                   step, best loss, and what the sample sequence depends on
+    manifest.json                   size and SHA-256 of every other file
 With an adapter, its files (adapter.py) stand in place of the first two: the base is not copied.
 
 The one idea: it can be given to `--model` (or `--adapter`) like any other, since the first two are
@@ -12,6 +13,7 @@ complete. It is written under a temporary name, flushed to the disk and renamed,
 name is whole. Nothing that is read back is ever unpickled.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -29,6 +31,7 @@ from .config import UserError
 from .optim import LossScaler, prepare_state, restore_state, state_tensors
 from .weights import check_names, load_weights, save_weights
 
+MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-(\d{6,})$")
 
 
@@ -55,19 +58,25 @@ def optimizer_tensors(model: nn.Module, optimizer, scaler: LossScaler) -> dict[s
     return tensors | state_tensors(optimizer, dict(model.named_parameters()))
 
 
+class WriteError(UserError):
+    """The system refused to store something (a full disk, a missing permission)."""
+
+
 @contextmanager
 def whole_directory(final: Path):
     """Gives a directory to fill, which gets its name when it is complete and on the disk.
 
     What had the name before is replaced. If anything goes wrong nothing stays behind; what the
-    system refused (a full disk, a missing permission) is a UserError.
+    system refused (a full disk, a missing permission) is a WriteError.
     """
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         yield partial
+        readable = partial.stat().st_mode & 0o666  # as the umask says; safetensors writes 0600
         for file in partial.iterdir():
+            file.chmod(readable)
             flush(file)
         flush(partial)
         shutil.rmtree(final, ignore_errors=True)
@@ -75,7 +84,7 @@ def whole_directory(final: Path):
         flush(final.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{final}: could not be written: {reason}") from None
+        raise WriteError(f"{final}: could not be written: {reason}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -92,7 +101,41 @@ def save(checkpoints: Path, step: int, model, optimizer, scaler, base: Path, fac
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()},
                   partial / "optimizer.safetensors")  # fmt: skip
         (partial / "training.json").write_text(json.dumps({"step": step, **facts}, indent=2))
+        listed = {file.name: _described(file) for file in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps(listed, indent=2))
     return final
+
+
+def _described(file: Path) -> dict:
+    with open(file, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in words; None if they are as they were written."""
+    try:
+        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in listed.items():
+            if Path(name).name != name:
+                return f"{MANIFEST} names {name!r}"
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if _described(path / name) != expected:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def newest_whole(checkpoints: Path, report=print) -> Path | None:
+    """The newest checkpoint whose files are as written; `report` is told of every damaged one."""
+    for path in reversed(all_checkpoints(checkpoints)):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        report(f"{path} is damaged ({wrong}); trying the one before it")
+    return None
 
 
 def save_model(model: nn.Module, directory: Path, base: Path) -> None:
@@ -113,7 +156,8 @@ def copy_base_files(model: nn.Module, directory: Path, base: Path) -> None:
 def base_files(base: Path) -> list[Path]:
     """Configuration, tokenizer and processor files of a model directory, in no way interpreted."""
     names = [p for p in sorted(base.iterdir()) if p.suffix in (".json", ".txt", ".jinja", ".model")]
-    return [p for p in names if not p.name.endswith(".index.json") and p.name != "training.json"]
+    ours = ("training.json", MANIFEST)
+    return [p for p in names if not p.name.endswith(".index.json") and p.name not in ours]
 
 
 def all_checkpoints(checkpoints: Path) -> list[Path]:
@@ -131,21 +175,31 @@ def prune(checkpoints: Path, keep: int, best: str | None) -> None:
             shutil.rmtree(path)
 
 
+def read_facts(path: Path) -> dict:
+    """What training.json says. Raises UserError."""
+    file = path / "training.json"
+    try:
+        training = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not a training checkpoint (no training.json)") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(training, dict) or type(training.get("step")) is not int:
+        raise UserError(f"{file}: no step")
+    return training
+
+
 def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:
     """Restores weights, optimizer and scaler in place; returns what training.json says.
 
     `facts`: what the sample sequence depends on; a difference is a UserError, for it would be
     another run. So is anything missing, left over or wrongly shaped.
     """
+    training = read_facts(path)
     try:
-        training = json.loads((path / "training.json").read_text(encoding="utf-8"))
         state = load_file(path / "optimizer.safetensors")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not a training checkpoint ({error.filename} is missing)") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({error})") from None
-    if not isinstance(training, dict) or type(training.get("step")) is not int:
-        raise UserError(f"{path}/training.json: no step")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}/optimizer.safetensors: cannot be read ({error})") from None
     for name, value in facts.items():
         if training.get(name) != value:
             raise UserError(f"{path}: was made with {name} {training.get(name)!r}, now {value!r}")

@@ -115,6 +115,10 @@ class GenerationSettings:
     no_repeat_ngram: int = 0  # an answer never repeats so many tokens in a row; 0: it may
     length_penalty: float = 1.0  # beams compare log probability / length to this power
 
+    def __post_init__(self):
+        if self.beams > 1 and self.temperature:
+            raise UserError("--beams: a beam search does not sample; leave --temperature at 0")
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -125,6 +129,8 @@ class RunSettings:
     check_every: int = 1000  # steps between checks that all processes hold equal weights; 0: none
     log_every: int = 10  # steps between lines of metrics.jsonl
     resume: str = "none"  # auto: go on from the newest checkpoint in --out; or a checkpoint; or none
+    push_to_hub: str = ""  # at the end, upload model or adapter to this repository (owner/name)
+    private: bool = False  # make that repository private, if it is new
     device: str = "auto"  # auto, cpu, cuda, ...
     threads: int = 0  # CPU threads per process; 0: share the cores between the processes
 

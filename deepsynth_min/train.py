@@ -10,11 +10,12 @@ backward, so that ranks x micro-steps x samples may be shifted at will.
 
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, freeze, settings as settings_
+from . import checkpoint, freeze, hub, settings as settings_
 from .build import build_model, is_adapted, keep_preset, resolve_adapter
 from .config import PRESETS, UserError
 from .data import Loader, SampleBuilder, steps_per_epoch
@@ -23,6 +24,7 @@ from .distributed import (
     sum_over_ranks,
 )  # fmt: skip
 from .evaluate import held_out_loss
+from .export import stage_for_hub
 from .metrics import Meter
 from .model import DeepseekOCR, parameter_summary
 from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw
@@ -97,7 +99,7 @@ class Training:
             settings.adapter.lora_plus_ratio, optim.optimizer, optim.seed,
         )  # fmt: skip
         self.scaler = LossScaler(optim.precision == "fp16", world.device)
-        self.step, self.best, self.saved = 0, None, None
+        self.step, self.best, self.saved, self.unlogged = 0, None, None, [[0.0, 0]]
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
             "seed": optim.seed, "rows": len(rows), "tune": settings.model.tune,
@@ -115,15 +117,19 @@ class Training:
             self._announce()
 
     def _resume(self) -> None:
-        found = self.directory.resume_from(self.settings.run.resume)
-        if found is None:
-            return
-        state = checkpoint.load(found, self.model, self.optimizer, self.scaler, self.facts)
-        self.step, self.best = state["step"], state.get("best")
-        self.saved = self.step
-        if self.world.is_main:
-            print(f"resuming after step {self.step} from {found}")
-            self.directory.forget_after(self.step)
+        resume, found = self.settings.run.resume, ""
+        if self.world.is_main:  # reads every byte of a checkpoint, to see that it is whole
+            found = str(self.directory.resume_from(resume) or "")
+        found = broadcast_text(self.world, found)
+        if found:
+            path = Path(found)
+            state = checkpoint.load(path, self.model, self.optimizer, self.scaler, self.facts)
+            self.step, self.best, self.unlogged = state["step"], state["best"], state["unlogged"]
+            self.saved = self.step
+        if self.world.is_main and resume != "none":
+            print(f"resuming after step {self.step} from {found}" if found
+                  else f"{self.directory.path}: no checkpoint to go on from; starting afresh")
+            self.directory.go_on_after(self.step if found else -1)
 
     def _announce(self) -> None:
         self.directory.create(self.settings)
@@ -146,6 +152,8 @@ class Training:
         count: label tokens of the whole global step, over all ranks and micro-steps.
         """
         optim, world = self.settings.optim, self.world
+        # Dropout depends on the step and the rank alone, so that resuming needs no generator state.
+        torch.manual_seed((optim.seed * 1_000_003 + self.step) * 65_536 + world.rank)
         loss_sum = torch.zeros((), device=world.device)
         for number, batch in enumerate(batches, 1):
             self.reducer.armed = number == len(batches)
@@ -190,25 +198,33 @@ class Training:
                        f"(perplexity {result['perplexity']:.2f})")  # fmt: skip
         return result["loss"]
 
-    def save(self, loss: float | None) -> None:
-        """A checkpoint of the present step; `loss` is its held-out loss, if known."""
-        if loss is not None and (self.best is None or loss < self.best):
-            self.best, is_best = loss, True
-        else:
-            is_best = False
+    def save(self, loss: float | None, meter: Meter) -> None:
+        """A checkpoint of the present step; `loss` is its held-out loss, if known.
+
+        If the disk refuses it, that is a warning: the one before is still there.
+        """
+        is_best = loss is not None and (self.best is None or loss < self.best)
+        self.best = loss if is_best else self.best
+        facts = {**self.facts, "best": self.best, "held_out_loss": loss,
+                 "unlogged": meter.unlogged()}  # fmt: skip
         if self.world.is_main:
-            facts = {**self.facts, "best": self.best, "held_out_loss": loss}
-            path = checkpoint.save(self.directory.checkpoints, self.step, self.model,
-                                   self.optimizer, self.scaler, self.base, facts)  # fmt: skip
-            self.directory.mark("last", path.name)
-            if is_best:
-                self.directory.mark("best", path.name)
-            best = self.directory.path / "best"
-            kept = best.read_text().strip() if best.exists() else None
-            checkpoint.prune(self.directory.checkpoints, self.settings.run.keep, kept)
+            try:
+                self._write_checkpoint(facts, is_best)
+            except (checkpoint.WriteError, OSError) as error:
+                tqdm.write(f"warning: no checkpoint of step {self.step}: {error}")
             self.directory.write_report()
-        self.saved = self.step
         barrier(self.world)
+
+    def _write_checkpoint(self, facts: dict, is_best: bool) -> None:
+        path = checkpoint.save(self.directory.checkpoints, self.step, self.model, self.optimizer,
+                               self.scaler, self.base, facts)  # fmt: skip
+        self.saved = self.step
+        self.directory.mark("last", path.name)
+        if is_best:
+            self.directory.mark("best", path.name)
+        best = self.directory.path / "best"
+        kept = best.read_text(encoding="utf-8").strip() if best.exists() else None
+        checkpoint.prune(self.directory.checkpoints, self.settings.run.keep, kept)
 
     def run(self) -> None:
         settings, world, stopper = self.settings, self.world, Stopper()
@@ -218,7 +234,7 @@ class Training:
         first = last = self.evaluate() if self.step == 0 else None
         bar = tqdm(total=steps, initial=self.step, desc="training", unit="step",
                    disable=not world.is_main)  # fmt: skip
-        meter.start()
+        meter.start(self.unlogged)
         try:
             while self.step < steps:
                 batches = meter.waiting(loader.__next__)
@@ -237,14 +253,14 @@ class Training:
                 if evaluated:
                     last = meter.paused(self.evaluate)
                 if done or _due(self.step, every.save_every):
-                    meter.paused(lambda: self.save(last if evaluated else None))
+                    meter.paused(lambda: self.save(last if evaluated else None, meter))
                 if _due(self.step, every.check_every):
                     meter.paused(lambda: check_same_parameters(world, self.trainable))
         finally:
             bar.close()
             loader.close()
         if self.step < steps and self.saved != self.step:
-            self.save(None)
+            self.save(None, meter)
         freeze.check_end(self.model, self.frozen)
         if world.is_main:
             self._conclude(first, last)
@@ -261,6 +277,10 @@ class Training:
         if self.saved is not None:
             print(f"checkpoint: {self.directory.checkpoints / f'step-{self.saved:06}'}")
         print(f"report: {where / 'report.html'}")
+        if self.settings.run.push_to_hub and self.saved is not None:
+            newest = self.directory.checkpoints / f"step-{self.saved:06}"
+            staged = stage_for_hub(self.model, self.base, self.settings, where, newest)
+            hub.push(staged, self.settings.run.push_to_hub, self.settings.run.private)
 
 
 def _due(step: int, every: int) -> bool:

@@ -186,13 +186,15 @@ def save_weights(module: nn.Module, directory: Path, shard_bytes: int = SHARD_BY
 
 
 def write_shards(
-    tensors: Iterator[tuple[str, Tensor]], sizes: dict[str, int], directory: Path, shard_bytes: int
+    tensors: Iterator[tuple[str, Tensor]], sizes: dict[str, int], directory: Path, shard_bytes: int,
+    always_index: bool = False,
 ) -> None:
     """Writes tensors as they come, in shards of at most `shard_bytes` (or one tensor) each.
 
     sizes: name -> bytes of all of them, in the order in which they will come. No more than one
-    shard is held at a time.
-    """
+    shard is held at a time. A single shard is called model.safetensors and has no index, unless
+    `always_index`: the official one has.
+    """  # fmt: skip
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -201,9 +203,9 @@ def write_shards(
             filled = 0
         shards[-1].append(name)
         filled += size
-    weight_map = {}
+    weight_map, indexed = {}, always_index or len(shards) > 1
     for i, names in enumerate(shards):
-        file = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):06}.safetensors"
+        file = f"model-{i + 1:05}-of-{len(shards):06}.safetensors" if indexed else SINGLE
         held = {}
         for name in names:
             came, tensor = next(tensors)
@@ -212,6 +214,6 @@ def write_shards(
             held[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
         save_file(held, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
+    if indexed:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
