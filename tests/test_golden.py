@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from deepsynth_min.batch import Batch
 from deepsynth_min.config import PRESETS, ModelConfig
-from deepsynth_min.generate import greedy
+from deepsynth_min.search import greedy
 from deepsynth_min.loss import summed_cross_entropy
 from deepsynth_min.model import DeepseekOCR, parameter_summary
 from deepsynth_min.weights import official_views
