@@ -3,6 +3,7 @@
 //
 //   Atlas(window_top, window_rows)   add(...), unresolved(text or units), set_kerning(...)
 //   Frame(**geometry)
+//   empty_pages(pages, height, width) -> uint8 array from the pool
 //   Plan(atlas, frame, max_pages)    layout(texts, threads) -> draw(out, threads) -> result(i)
 
 #include <pybind11/numpy.h>
@@ -11,6 +12,7 @@
 
 #include <set>
 
+#include "pool.h"
 #include "replay.h"
 
 namespace py = pybind11;
@@ -86,6 +88,29 @@ void set_kerning(Atlas& atlas, int font, const std::vector<std::array<int, 3>>& 
         table->add(static_cast<uint16_t>(left), static_cast<uint16_t>(right), value);
     }
     atlas.set_kerning(font, std::move(table));
+}
+
+// Never destroyed: arrays may outlive the module.
+Pool& pool() {
+    static Pool* const one = new Pool;
+    return *one;
+}
+
+// uint8 [pages, height, width] that holds anything; its memory returns to the pool with the array.
+py::array_t<uint8_t> empty_pages(int64_t pages, int64_t height, int64_t width) {
+    const int64_t most = int64_t{1} << 47;
+    if (pages < 0 || height < 1 || width < 1 || height > 1 << 16 || width > 1 << 16 ||
+        pages > most / (height * width))
+        throw py::value_error("shape out of range");
+    const size_t size = static_cast<size_t>(pages * height * width);
+    auto block = std::make_unique<Block>(pool().take(size ? size : 1));
+    uint8_t* bytes = block->bytes.get();
+    py::capsule owner(block.get(), [](void* p) {
+        std::unique_ptr<Block> mine(static_cast<Block*>(p));
+        pool().give(std::move(*mine));
+    });
+    block.release();
+    return py::array_t<uint8_t>({pages, height, width}, bytes, owner);
 }
 
 // The memory of `out`, if it is uint8 [>= pages, height, width], contiguous and writable.
@@ -275,6 +300,7 @@ PYBIND11_MODULE(_raster, m) {
             py::gil_scoped_release unlocked;
             replay.draw(pixels);
         });
+    m.def("empty_pages", &empty_pages, py::arg("pages"), py::arg("height"), py::arg("width"));
     py::dict kinds, flags;
     kinds["plain"] = int{kPlain};
     kinds["noted"] = int{kNoted};

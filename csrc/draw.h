@@ -36,6 +36,18 @@ struct Strip {
     int64_t room = INT64_MIN;  // the last column at which a stored row fits; that: nowhere
     int64_t rows = 0, width = 0;  // of the window, of the page
 
+    // A windowed glyph where ink may lie, `left` in [0, room].
+    void blend(const Cell& cell, int64_t left) const {
+        uint8_t* const paper = top + left;
+        bool clash = false;
+        for (int64_t y = 0; y < rows; ++y)
+            clash |= overlaps16(paper + y * width, cell.rows + y * kRow);
+        for (int64_t y = 0; y < rows; ++y) {
+            if (clash) over16(paper + y * width, cell.rows + y * kRow);
+            else subtract16(paper + y * width, cell.rows + y * kRow);
+        }
+    }
+
     // A windowed glyph on white paper, `left` in [right, room].
     void draw(const Cell& cell, int64_t left) const {
         uint8_t* paper = top + left;
@@ -179,9 +191,11 @@ public:
             const Cell& cell = cells[i];
             if (Kern && i > start) pen += atlas_.kern(cells[i - 1], cell);
             const int64_t left = x + pixel(pen) + cell.left;
-            if (cell.flags & kWindow && left >= strip.right && left <= strip.room) {
-                strip.draw(cell, left);
-                strip.right = left - cell.left + cell.ink_right;
+            if (cell.flags & kWindow && left >= 0 && left <= strip.room) {
+                const int64_t right = left - cell.left + cell.ink_right;
+                if (left >= strip.right) strip.draw(cell, left);
+                else strip.blend(cell, left);
+                strip.right = std::max(strip.right, right);
                 pen += cell.advance;
                 continue;
             }

@@ -63,10 +63,14 @@ public:
         for (int64_t i = start; i < length_; ++i) {
             const Cell& cell = cells_[i];
             const uint8_t kind = cell.kind.load(std::memory_order_acquire);
+            if (kind == kSpace) {
+                pen = space(i, cell, pen);
+                continue;
+            }
             if (kind != kPlain) {
                 if (!acceptable(i, cell, kind)) return line;
                 if (kind >= kNewline && kind <= kFormFeed) return line_end(i, kind, line, pen);
-                if (kind >= kSpace && kind <= kSoftHyphen) {
+                if (kind >= kTab && kind <= kSoftHyphen) {
                     pen = blank(i, cell, kind, pen);
                     continue;
                 }
@@ -109,18 +113,27 @@ private:
         return status_ == kDone;
     }
 
-    // Spaces, tabs and invisible breaks: they hang, so they never overflow. Returns the new pen.
+    // Spaces, tabs and invisible breaks hang, so they never overflow. Both return the new pen.
+    int64_t space(int64_t i, const Cell& cell, int64_t pen) {
+        may_break(i, pen);
+        return pen + cell.advance + kern(i, cell);
+    }
+
+    void may_break(int64_t i, int64_t pen) {
+        const bool run = i > start_ && break_.next == i && !(break_.flags & kHyphenated);
+        if (run) break_.next = i + 1;  // the text still stops where the run began
+        else break_ = Break{i + 1, i, pen, 0};
+    }
+
     int64_t blank(int64_t i, const Cell& cell, uint8_t kind, int64_t pen) {
         if (kind == kSoftHyphen) {
             if (pen + measure_.hyphen <= measure_.limit)
                 break_ = Break{i + 1, i, pen + measure_.hyphen, kHyphenated};
             return pen;
         }
-        const bool run = i > start_ && break_.next == i && !(break_.flags & kHyphenated);
-        if (run) break_.next = i + 1;  // the text still stops where the run began
-        else break_ = Break{i + 1, i, pen, 0};
+        may_break(i, pen);
         if (kind == kTab) return next_tab(pen, measure_);
-        return pen + cell.advance + (kind == kSpace ? kern(i, cell) : 0);
+        return pen + cell.advance;
     }
 
     void break_before(int64_t i, int64_t pen) {

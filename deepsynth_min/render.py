@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ._raster import FLAGS, Plan
+from ._raster import FLAGS, Plan, empty_pages
 from .characters import script_to_shape
 from .glyphs import MOST_COMPOSITES, GlyphStore
 from .prepare import prepare
@@ -75,8 +75,8 @@ class Renderer:
         """Pages of several texts, drawn into one contiguous array [N, height, width] of which each
         result holds a view, in order.
 
-        out: uint8 [>= N, height, width], contiguous and writable, to draw into (fresh memory costs
-        more than drawing). threads: 0 means one per core. Raises ValueError if a text needs more
+        out: uint8 [>= N, height, width], contiguous and writable, to draw into; without it memory
+        comes from a pool, to which it returns with the last view of it. threads: 0 means one per core. Raises ValueError if a text needs more
         than max_pages, if on_missing is `error` and a character is missing, or out does not fit.
         """
         texts = list(texts)
@@ -88,7 +88,7 @@ class Renderer:
         layout = _Layout(self._current(), texts, threads)
         layout.check()
         if out is None:
-            out = np.empty((layout.plan.number_pages(), *self._shape()), np.uint8)
+            out = empty_pages(layout.plan.number_pages(), *self._shape())
         layout.plan.draw(out, threads)
         return layout.results(out)
 
@@ -109,7 +109,7 @@ class Renderer:
         for layout in groups:
             layout.check()
         if out is None:
-            out = np.empty((sum(counts), *self._shape()), np.uint8)
+            out = empty_pages(sum(counts), *self._shape())
         elif len(out) < sum(counts):
             raise ValueError(f"out: shape must be [>= {sum(counts)}, height, width]")
         ends = np.cumsum(counts)

@@ -135,6 +135,23 @@ def test_the_fingerprint_is_that_of_settings_and_font_bytes_not_names(tmp_path):
     assert hash(PageStyle(width=160)) == hash(PageStyle(width=160))
 
 
+def test_pages_that_are_let_go_are_used_again_and_pages_that_are_held_are_not():
+    renderer = Renderer(STYLE)
+    held = renderer.render_pages(TEXTS[3])
+    before, place = held.pages.copy(), held.pages.ctypes.data
+    for text in TEXTS * 3:
+        other = renderer.render_pages(text)
+        assert not np.shares_memory(other.pages, held.pages)
+    assert np.array_equal(held.pages, before)
+    view = held.pages[0, 5:]  # a view holds the memory too
+    del held, other
+    assert all(renderer.render_pages(text).pages.ctypes.data != place for text in TEXTS)
+    assert np.array_equal(view, before[0, 5:])
+    del view
+    several = [renderer.render_pages(TEXTS[3]) for _ in range(70)]  # more than wait in the pool
+    assert place in [pages.pages.ctypes.data for pages in several]
+
+
 def test_memory_is_flat_over_many_pages():
     renderer, out = Renderer(STYLE), np.empty((200, 90, 160), np.uint8)
     peaks = []
