@@ -34,8 +34,10 @@ class World:
         return self.rank == 0
 
 
-def start(device: str = "auto", threads: int = 0) -> World:
+def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
     """Joins the process group if torchrun started us, and picks this process's device.
+
+    threads: CPU threads of this process, 0 shares the cores; timeout: seconds to wait for others.
 
     Raises UserError if the device does not exist.
     """
@@ -58,7 +60,7 @@ def start(device: str = "auto", threads: int = 0) -> World:
     if size > 1:
         # Small facts go over Gloo from host memory, so that asking for them stalls no GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     return World(rank, size, chosen)
 
 

@@ -6,6 +6,7 @@ The one idea: between two logging steps nothing is read back from the device; a 
 the bar is due anyway, and the time spent on evaluating and saving is no training time.
 """
 
+import math
 import resource
 import sys
 import time
@@ -34,9 +35,20 @@ class Meter:
         self.global_batch, self.rows = global_batch, rows
         self.warned = False
 
-    def start(self) -> None:
+    def start(self, unlogged: list[list[float]] = ()) -> None:
+        """A new interval; `unlogged` are the steps of one that was interrupted."""
         self.began, self.wait, self.idle = time.perf_counter(), 0.0, 0.0
-        self.losses, self.count, self.tokens, self.missing, self.steps = [], 0, 0, 0, 0
+        self.known = [list(step) for step in unlogged]  # [global summed loss, label tokens]
+        self.losses, self.counts = [], []  # of the steps after those, on this rank's device
+        self.tokens = self.missing = self.steps = 0
+
+    def unlogged(self) -> list[list[float]]:
+        """[summed loss, label tokens] over all ranks of each step since the last line."""
+        totals = sum_over_ranks(self.world, *self.losses)  # waits for the device
+        self.known += [list(step) for step in zip(totals, self.counts)]
+        self.steps += len(totals)
+        self.losses, self.counts = [], []
+        return self.known
 
     def _timed(self, action):
         began = time.perf_counter()
@@ -55,20 +67,22 @@ class Meter:
 
     def add(self, loss_sum, norm, count, batches) -> None:
         self.losses.append(loss_sum)
+        self.counts.append(count)
         self.norm = norm
-        self.count += count
         self.tokens += sum(batch.tokens for batch in batches)
         self.missing += sum(batch.missing for batch in batches)
-        self.steps += 1
 
     def log(self, step: int, rate: float, scaler: LossScaler) -> float:
-        """Writes a line of metrics after `step` steps; returns the mean loss since the last."""
-        total = sum(float(loss) for loss in self.losses)  # waits for the device
+        """Writes a line of metrics after `step` steps; returns the mean loss since the last.
+
+        A step whose loss was not finite (and which was therefore skipped) is not part of the mean.
+        """
+        steps = self.unlogged()
+        finite = [(total, count) for total, count in steps if math.isfinite(total)]
+        loss = sum(t for t, _ in finite) / max(1, sum(c for _, c in finite))
         seconds = time.perf_counter() - self.began - self.idle
-        total, tokens, wait, missing = sum_over_ranks(
-            self.world, total, self.tokens, self.wait, self.missing
-        )
-        loss, samples = total / self.count, step * self.global_batch
+        tokens, wait, missing = sum_over_ranks(self.world, self.tokens, self.wait, self.missing)
+        samples = step * self.global_batch
         if self.world.is_main and missing and not self.warned:
             tqdm.write(f"warning: {missing:.0f} characters since the last line could not be drawn as "
                        "they should (no font has them, or their script needs shaping); --font FILE "

@@ -177,7 +177,8 @@ class LossScaler:
     """Dynamic loss scale for float16: halved on overflow, doubled after `interval` good steps.
 
     For the other precisions the scale stays 1, and only the skipping of bad steps is used. All
-    state is in device tensors: scale, good (steps since the last change), skipped (steps in all).
+    state is in device tensors: scale, good (steps since the last change), skipped (steps in all),
+    row (steps skipped one after the other until now).
     """
 
     def __init__(self, enabled: bool, device, initial: float = 2.0**16, interval: int = 2000):
@@ -185,10 +186,12 @@ class LossScaler:
         self.scale = torch.tensor(initial if enabled else 1.0, device=device)
         self.good = torch.zeros((), device=device)
         self.skipped = torch.zeros((), device=device)
+        self.row = torch.zeros((), device=device)
 
     def update(self, overflow: Tensor) -> None:
         """overflow: float32 scalar, 1 if the step was skipped, else 0."""
         self.skipped += overflow
+        self.row = (self.row + 1) * overflow
         if not self.enabled:
             return
         self.good = (self.good + 1) * (1 - overflow)
@@ -198,7 +201,7 @@ class LossScaler:
         self.good = torch.where(grow, torch.zeros_like(self.good), self.good)
 
     def state(self) -> dict[str, Tensor]:
-        return {"scale": self.scale, "good": self.good, "skipped": self.skipped}
+        return {"scale": self.scale, "good": self.good, "skipped": self.skipped, "row": self.row}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         for name, value in self.state().items():

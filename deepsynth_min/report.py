@@ -35,14 +35,20 @@ pre { overflow-x: auto; border: 1px solid var(--line); padding: .8rem; font-size
 """
 
 
+def metric_lines(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl; without the last one if a kill tore it apart."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def read_metrics(run: Path) -> dict[str, list[dict]]:
     """{"train": [...], "eval": [...]} of metrics.jsonl, in the order written."""
     lines: dict[str, list[dict]] = {"train": [], "eval": []}
-    path = run / "metrics.jsonl"
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            values = json.loads(line)
-            lines.setdefault(values["kind"], []).append(values)
+    for values in metric_lines(run):
+        lines.setdefault(values["kind"], []).append(values)
     return lines
 
 

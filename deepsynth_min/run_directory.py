@@ -15,6 +15,8 @@ import json
 from datetime import datetime
 from pathlib import Path
 
+from tqdm import tqdm
+
 from . import checkpoint, report
 from .config import UserError
 from .data import SampleBuilder
@@ -54,8 +56,7 @@ class RunDirectory:
         if resume == "none":
             return None
         if resume == "auto":
-            found = checkpoint.all_checkpoints(self.checkpoints)
-            return found[-1] if found else None
+            return checkpoint.newest_whole(self.checkpoints)
         if not Path(resume).is_dir():
             raise UserError(f"--resume {resume}: no such checkpoint directory")
         return Path(resume)
@@ -69,19 +70,43 @@ class RunDirectory:
             grey = page.mean(0).round().astype("uint8")
             (folder / f"held-out-{i}.png").write_bytes(png(grey))
 
-    def forget_after(self, step: int) -> None:
-        """Drops the metrics of steps that will be run again after resuming from `step`."""
+    def go_on_after(self, step: int) -> None:
+        """Drops what belongs to steps that will be run again; sets the markers to what is there."""
         if self.metrics_path.exists():
-            lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            lines = report.metric_lines(self.path)
+            kept = [json.dumps(line) for line in lines if line["step"] <= step]
             checkpoint.write_text(self.metrics_path, "".join(line + "\n" for line in kept))
+        scored = {}
+        for path in checkpoint.all_checkpoints(self.checkpoints):
+            facts = checkpoint.read_facts(path)
+            if facts["step"] <= step:
+                self.mark("last", path.name)
+                if facts.get("held_out_loss") is not None:
+                    scored[path.name] = facts["held_out_loss"]
+        if scored:
+            self.mark("best", min(scored, key=scored.get))
 
     def log(self, kind: str, **values) -> None:
-        with open(self.metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
+        line = json.dumps({"kind": kind, **values}) + "\n"
+
+        def append() -> None:
+            with open(self.metrics_path, "a", encoding="utf-8") as file:
+                file.write(line)
+
+        self._try(append, "a line of metrics")
 
     def mark(self, marker: str, name: str) -> None:
         checkpoint.write_text(self.path / marker, name + "\n")
 
     def write_report(self) -> None:
-        checkpoint.write_text(self.path / "report.html", report.page(self.path))
+        def write() -> None:
+            checkpoint.write_text(self.path / "report.html", report.page(self.path))
+
+        self._try(write, "the report")
+
+    def _try(self, write, what: str) -> None:
+        """A full disk must not end a training: warns, and goes on without."""
+        try:
+            write()
+        except OSError as error:
+            tqdm.write(f"warning: {self.path}: {what} could not be written: {error.strerror}")

@@ -127,6 +127,8 @@ class RunSettings:
     save_every: int = 100  # steps between checkpoints; 0: only at the end
     keep: int = 2  # newest checkpoints kept, beside the best
     check_every: int = 1000  # steps between checks that all processes hold equal weights; 0: none
+    max_skips: int = 50  # end the run after so many steps in a row that were not finite
+    timeout: int = 600  # seconds that a process waits for the others before it gives up
     log_every: int = 10  # steps between lines of metrics.jsonl
     resume: str = "none"  # auto: go on from the newest checkpoint in --out; or a checkpoint; or none
     push_to_hub: str = ""  # at the end, upload model or adapter to this repository (owner/name)
@@ -150,7 +152,7 @@ _AT_LEAST = {
     "val_samples": 0, "workers": 1, "prefetch": 1, "font_size": 0, "margin": -1, "max_pages": 0,
     "max_tiles": 2, "columns": 1, "batch_size": 1, "accumulate": 1, "max_steps": 0, "epochs": 0, "lr": 0,
     "weight_decay": 0, "clip": 0, "balance": 0, "eval_every": 0, "save_every": 0, "keep": 1,
-    "log_every": 1, "check_every": 0, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
+    "log_every": 1, "max_skips": 1, "timeout": 1, "check_every": 0, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
     "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0, "lora_rank": 0, "lora_alpha": 0,
     "lora_dropout": 0, "lora_plus_ratio": 0.01,
     "max_new_tokens": 1, "beams": 1, "temperature": 0, "top_p": 0, "no_repeat_ngram": 0,
@@ -262,6 +264,12 @@ def _read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
     return values
 
 
+def checked(given: dict, concerns) -> dict[str, object]:
+    """What `given` says about the fields of some concerns. Raises UserError."""
+    return {f.name: _checked(f.name, f.type, given[f.name], "")
+            for concern in concerns for f in fields(concern) if f.name in given}  # fmt: skip
+
+
 def parse(arguments: list[str] | None = None) -> Settings:
     """Command line -> Settings. Raises UserError; --help prints and exits."""
     concerns = {f.name: type(f.default_factory()) for f in fields(Settings)}
@@ -274,10 +282,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings, e.g. a run's")
     given = vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
     values = _read_toml(given.pop("config"), concerns) if "config" in given else {}
-    for concern in concerns.values():
-        for f in fields(concern):
-            if f.name in given:
-                values[f.name] = _checked(f.name, f.type, given[f.name], "")
+    values |= checked(given, concerns.values())
     return Settings(**{
         title: concern(**{f.name: values[f.name] for f in fields(concern) if f.name in values})
         for title, concern in concerns.items()

@@ -8,6 +8,7 @@ label tokens divided by their number, counted over all ranks and micro-steps bef
 backward, so that ranks x micro-steps x samples may be shifted at will.
 """
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from . import checkpoint, freeze, hub, settings as settings_
 from .build import build_model, is_adapted, keep_preset, resolve_adapter
 from .config import PRESETS, UserError
-from .data import Loader, SampleBuilder, steps_per_epoch
+from .data import Cursor, Loader, SampleBuilder, steps_per_epoch
 from .distributed import (
     GradientReducer, World, barrier, broadcast_text, check_same_parameters, start, stop,
     sum_over_ranks,
@@ -80,7 +81,7 @@ class Training:
     """One run: what the loop works on, and the few things it does besides stepping."""
 
     def __init__(self, settings: Settings):
-        self.world = world = start(settings.run.device, settings.run.threads)
+        self.world = world = start(settings.run.device, settings.run.threads, settings.run.timeout)
         name = settings.run.out or broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
         settings_.page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
@@ -99,7 +100,8 @@ class Training:
             settings.adapter.lora_plus_ratio, optim.optimizer, optim.seed,
         )  # fmt: skip
         self.scaler = LossScaler(optim.precision == "fp16", world.device)
-        self.step, self.best, self.saved, self.unlogged = 0, None, None, [[0.0, 0]]
+        self.step, self.best, self.saved, self.unlogged = 0, None, None, []
+        self.tried = None  # the step of the last attempt to save
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
             "seed": optim.seed, "rows": len(rows), "tune": settings.model.tune,
@@ -125,7 +127,7 @@ class Training:
             path = Path(found)
             state = checkpoint.load(path, self.model, self.optimizer, self.scaler, self.facts)
             self.step, self.best, self.unlogged = state["step"], state["best"], state["unlogged"]
-            self.saved = self.step
+            self.saved = self.tried = self.step
         if self.world.is_main and resume != "none":
             print(f"resuming after step {self.step} from {found}" if found
                   else f"{self.directory.path}: no checkpoint to go on from; starting afresh")
@@ -153,7 +155,8 @@ class Training:
         """
         optim, world = self.settings.optim, self.world
         # Dropout depends on the step and the rank alone, so that resuming needs no generator state.
-        torch.manual_seed((optim.seed * 1_000_003 + self.step) * 65_536 + world.rank)
+        place = (optim.seed * 1_000_003 + self.step) * 65_536 + world.rank
+        torch.manual_seed(place % 2**63)
         loss_sum = torch.zeros((), device=world.device)
         for number, batch in enumerate(batches, 1):
             self.reducer.armed = number == len(batches)
@@ -188,6 +191,21 @@ class Training:
             freeze.check_gradients(self.model, self.policy, without)
             self.audited = True
 
+    def _check_skips(self) -> None:
+        """Ends a run in which step after step is skipped; the rows they had are written down."""
+        row, most = int(self.scaler.row), self.settings.run.max_skips
+        if row < most:
+            return
+        cursor, size = Cursor(len(self.rows), self.settings.optim.seed), self.facts["global_batch"]
+        steps = range(self.step - row, self.step)
+        rows = {step: [cursor[step * size + i] for i in range(size)] for step in steps}
+        path = self.directory.path / "skipped.json"
+        if self.world.is_main:
+            where = {step: [self.rows[i].where for i in chosen] for step, chosen in rows.items()}
+            checkpoint.write_text(path, json.dumps(where, indent=1))
+        raise RuntimeError(f"{row} steps in a row had a loss or gradient that is not finite and were "
+                           f"skipped; the rows they were made of: {path}")  # fmt: skip
+
     def evaluate(self) -> float:
         optim = self.settings.optim
         result = held_out_loss(self.model, self.held_out, self.builder, self.world,
@@ -203,6 +221,7 @@ class Training:
 
         If the disk refuses it, that is a warning: the one before is still there.
         """
+        self.tried = self.step
         is_best = loss is not None and (self.best is None or loss < self.best)
         self.best = loss if is_best else self.best
         facts = {**self.facts, "best": self.best, "held_out_loss": loss,
@@ -249,6 +268,7 @@ class Training:
                 if done or self.step % every.log_every == 0:
                     loss = meter.log(self.step, self.rate(self.step - 1), self.scaler)
                     bar.set_postfix(loss=f"{loss:.3f}")
+                    self._check_skips()
                 evaluated = done or _due(self.step, every.eval_every)
                 if evaluated:
                     last = meter.paused(self.evaluate)
@@ -259,7 +279,7 @@ class Training:
         finally:
             bar.close()
             loader.close()
-        if self.step < steps and self.saved != self.step:
+        if self.step < steps and self.tried != self.step:
             self.save(None, meter)
         freeze.check_end(self.model, self.frozen)
         if world.is_main:
@@ -293,6 +313,11 @@ def main(arguments: list[str] | None = None) -> int:
         Training(settings_.parse(arguments)).run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory: lower --batch-size (--accumulate keeps the global batch), "
+              f"--mode or --max-pages, or use --precision bf16, --tune lora or qlora "
+              f"({str(error).splitlines()[0]})", file=sys.stderr)  # fmt: skip
         return 2
     finally:
         stop()
