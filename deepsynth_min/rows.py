@@ -46,10 +46,15 @@ class EmbeddedRows:
 
 
 class JsonlRows:
-    """The rows of one or several .jsonl files. Raises UserError naming file and line."""
+    """The rows of one or several .jsonl files. Raises UserError naming file and line.
 
-    def __init__(self, path: str, settings: DataSettings, progress: bool = False):
-        self.settings = settings
+    answered: whether every row must have its answer; without, it is "" where there is none.
+    """
+
+    def __init__(
+        self, path: str, settings: DataSettings, progress: bool = False, answered: bool = True
+    ):
+        self.settings, self.answered = settings, answered
         given = Path(path)
         if given.is_dir():
             self.files = sorted(given.glob("*.jsonl"))
@@ -99,7 +104,8 @@ class JsonlRows:
             raise UserError(f"{where}: not JSON ({error})") from None
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object but a {type(values).__name__}")
-        summary = _text(values, names.summary_field, where)
+        given = self.answered or names.summary_field in values
+        summary = _text(values, names.summary_field, where) if given else ""
         instruction = None
         if values.get(names.instruction_field) is not None:
             instruction = _text(values, names.instruction_field, where)
