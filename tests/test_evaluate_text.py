@@ -1,0 +1,91 @@
+"""Text metrics against the packages that others use, and against slow twins."""
+
+import random
+
+import jiwer
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from deepsynth_min import text_metrics as M
+
+ASCII = "abcde fgh 012 .,-A"
+UNICODE = "aé ß 文字Ω\u0301ы\U0001f600 \u200d.ñ9"
+
+
+def pairs(alphabet: str, number: int = 200) -> list[tuple[str, str]]:
+    """Random texts and answers that share a part with them."""
+    chance, found = random.Random(0), []
+    for _ in range(number):
+        a = "".join(chance.choices(alphabet, k=chance.randint(1, 90)))
+        b = list(a)
+        for _ in range(chance.randint(0, 40)):
+            at = chance.randint(0, len(b))
+            b[at : at + chance.randint(0, 3)] = chance.choices(alphabet, k=chance.randint(0, 3))
+        found.append((a, "".join(b)))
+    return found
+
+
+@pytest.mark.parametrize("alphabet", [ASCII, UNICODE])
+def test_the_character_error_rate_is_jiwers_on_200_random_pairs(alphabet):
+    for reference, answer in pairs(alphabet):
+        if reference.strip():  # jiwer refuses an empty reference
+            expected = jiwer.cer(reference, answer)
+            assert M.character_error_rate(reference, answer) == pytest.approx(expected, abs=1e-12)
+
+
+def slow_distance(a: str, b: str) -> int:
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]
+
+
+def test_the_edit_distance_is_that_of_the_full_table_and_symmetric():
+    edge = [("", ""), ("", "abc"), ("abc", ""), ("a" * 130, "b" * 130), ("ab" * 70, "ba" * 65)]
+    for a, b in [*pairs(ASCII, 50), *pairs(UNICODE, 50), *edge]:
+        assert M.edit_distance(a, b) == M.edit_distance(b, a) == slow_distance(a, b)
+
+
+def test_in_ascii_rouge_is_the_packages_own_on_200_random_pairs():
+    theirs, ours = RougeScorer(list(M.ROUGE)), M.rouge_scorer()
+    for reference, answer in pairs(ASCII):
+        expected = [theirs.score(reference, answer)[name].fmeasure for name in M.ROUGE]
+        assert M.rouge(ours, reference, answer) == expected
+
+
+def slow_rouge(reference: list[str], answer: list[str], n: int) -> float:
+    """F1 of the n-grams in common, each counted as often as it is in both; n = 0: longest common
+    subsequence."""
+    if n:
+        a, b = ([tuple(w[i : i + n]) for i in range(len(w) - n + 1)] for w in (reference, answer))
+        rest, common = list(b), 0
+        for gram in a:
+            if gram in rest:
+                rest.remove(gram)
+                common += 1
+    else:
+        a, b, table = reference, answer, [0] * (len(answer) + 1)
+        for x in a:
+            before = 0
+            for j, y in enumerate(b, 1):
+                before, table[j] = table[j], before + 1 if x == y else max(table[j], table[j - 1])
+        common = table[-1]
+    return 2 * common / (len(a) + len(b)) if common else 0.0
+
+
+def test_with_unicode_rouge_counts_words_of_every_script_on_200_random_pairs():
+    ours = M.rouge_scorer()
+    for reference, answer in pairs(UNICODE):
+        words = [M.Words().tokenize(text) for text in (reference, answer)]
+        expected = [slow_rouge(*words, n) for n in (1, 2, 0)]
+        assert M.rouge(ours, reference, answer) == pytest.approx(expected, abs=1e-12)
+    assert M.Words().tokenize("Ünïcode_x 文字 Привет") == ["ünïcode", "x", "文", "字", "привет"]
+    assert M.rouge(ours, "文字を読む", "文字を読む") == [1.0, 1.0, 1.0]
+
+
+def test_repetition_is_the_share_of_runs_seen_before():
+    assert M.repetition([1, 2, 3]) == 0.0 and M.repetition(list(range(50))) == 0.0
+    assert M.repetition([7] * 13) == pytest.approx(0.9)  # ten runs, nine of them seen before
+    assert M.repetition([1, 2, 3, 4, 5, 1, 2, 3, 4]) == pytest.approx(1 / 6)
