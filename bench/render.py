@@ -4,11 +4,11 @@
     python bench/render.py --docs 64 --rounds 9 --font DejaVuSans.ttf --cjk-font NotoSansCJK.otf
     python bench/render.py --soak 1000000          # memory over so many pages
 
-Documents are made here: English prose with the word lengths of real text, 2,000 to 14,000 characters.
-Everything that is compared takes its turn in each round, and medians of the rounds are compared. Ours
-draws a document at a time into memory that is reused, as the peers do; `fresh` lets numpy find new
-memory for each. The floors: filling the pages (memset), copying pages (memcpy), and filling plus
-copying each glyph to a place known beforehand (blit), which is drawing without layout. The targets
+Documents are made here: English prose with real words' frequencies, 2,000 to 14,000 characters.
+Everything that is compared takes its turn in each round; medians of the rounds are compared. Ours
+draws a document at a time into memory that is reused, as the peers do; `own memory` takes pages
+from the renderer's pool. The floors: filling the pages (memset), copying pages (memcpy), and filling
+plus copying each glyph to a place known beforehand (blit), which is drawing without layout. The targets
 are those of the peers that are installed; Pillow, OpenCV 5, skia-python and pycairo are no
 dependencies. Best on an idle machine.
 """
@@ -29,9 +29,9 @@ from deepsynth_min.glyphs import GlyphStore
 from deepsynth_min.render import PageStyle, Renderer, _Layout
 
 WORDS = (
-    "the of and to in a is that for it was as with be by on not he his but at are this have from or "
-    "had an they which one you were all her she there would their we him been has when who will no "
-    "more if out so up said what its about than into them can only other time new some could these "
+    "the of and to in a is that for it was as with be by on not he his but at are this have from "
+    "or had an they which one you were all her she there would their we him been has when who will "
+    "no more if out so up said what its about than into them can only other time new some could these "
     "two may first then do any like my now over such our man me even most made after also did many "
     "before must through years where much way well down should because each just those people how "
     "too little state good very make world still see own work men long get here between both life "
@@ -61,8 +61,8 @@ def documents(count: int) -> list[str]:
 
 
 def timed(contenders: dict, rounds: int) -> dict[str, float]:
-    """Median seconds of each, all taking turns. A turn lasts 0.1 s at least, by repeating; the first
-    does not count; whoever needs more than 3 s takes part in the first round only."""
+    """Median seconds of each, all taking turns. A turn lasts 0.1 s at least, by repeating; the
+    first does not count; whoever needs more than 3 s takes part in the first round only."""
     times, repeats = {name: [] for name in contenders}, dict.fromkeys(contenders, 1)
     for turn in range(rounds + 1):
         for name, run in contenders.items():
@@ -94,7 +94,7 @@ class Ours:
         for text in self.texts:
             self.renderer.render_pages(text, out=self.out)
 
-    def fresh(self):
+    def pooled(self):
         for text in self.texts:
             self.renderer.render_pages(text)
 
@@ -118,7 +118,7 @@ def against_peers(texts, font_file: str, size: int, rounds: int) -> dict:
     style = PageStyle(margin=MARGIN, font_size=size, line_height=LINE_HEIGHT, main_font=font_file)
     ours = Ours(texts, style)
     peers = render_peers.installed(font_file, size, style.width, MARGIN, step)
-    contenders = {"ours": ours.draw, "ours, fresh memory": ours.fresh,
+    contenders = {"ours": ours.draw, "ours, own memory": ours.pooled,
                   "floor: memset": ours.memset, "floor: memcpy": ours.memcpy,
                   "floor: memset + blit": ours.blit}  # fmt: skip
     contenders |= {name: lambda peer=peer: peer(texts) for name, peer in peers.items()}
@@ -140,12 +140,14 @@ def grid(texts, font_file: str, rounds: int) -> list[dict]:
                               line_height=LINE_HEIGHT, main_font=font_file)  # fmt: skip
             ours = Ours(texts, style)
             seconds = timed({"ours": ours.draw, "blit": ours.blit}, rounds)
-            results.append({"side": side, "font_size": size, "pages_per_s": ours.pages / seconds["ours"],
+            results.append({"side": side, "font_size": size,
+                            "pages_per_s": ours.pages / seconds["ours"],
                             "characters_per_s": ours.characters / seconds["ours"],
                             "x_blit_floor": seconds["ours"] / seconds["blit"]})  # fmt: skip
             r = results[-1]
             rows.append((f"{side} px, {size} px", f"{r['pages_per_s']:,.0f}",
-                         f"{r['characters_per_s'] / 1e6:,.1f}", f"{r['x_blit_floor']:.2f}"))  # fmt: skip
+                         f"{r['characters_per_s'] / 1e6:,.1f}",
+                         f"{r['x_blit_floor']:.2f}"))  # fmt: skip
     print("\n" + table(rows, ("page, font", "pages/s", "M characters/s", "x blit floor")))
     return results
 
@@ -157,8 +159,8 @@ def threads(texts, font_file: str, rounds: int) -> dict:
     pages = sum(map(len, renderer.render_batch(texts)))
     out = np.zeros((pages, style.height, style.width), np.uint8)
     counts = sorted({1, 2, cores} & set(range(1, cores + 1)))
-    seconds = timed({n: lambda n=n: renderer.render_batch(texts, out=out, threads=n) for n in counts},
-                    3 * rounds)  # fmt: skip
+    runs = {n: lambda n=n: renderer.render_batch(texts, out=out, threads=n) for n in counts}
+    seconds = timed(runs, 3 * rounds)
     rows = [(f"{n} threads", f"{pages / seconds[n]:,.0f}", f"{seconds[1] / seconds[n]:.2f}")
             for n in counts]  # fmt: skip
     print("\n" + table(rows, (f"one batch of {pages} pages", "pages/s", "x one thread")))
@@ -192,8 +194,8 @@ def judge(speeds: dict[int, dict]) -> list[dict]:
                               "aim": aim, "met": ratio >= least})  # fmt: skip
         most, aim = FLOOR_TARGET
         ratio = speed["floor: memset + blit"] / speed["ours"]
-        found.append({"font_size": size, "against": "memset + blit", "ratio": ratio, "at_most": most,
-                      "aim": aim, "met": ratio <= most})  # fmt: skip
+        found.append({"font_size": size, "against": "memset + blit", "ratio": ratio,
+                      "at_most": most, "aim": aim, "met": ratio <= most})  # fmt: skip
     rows = [(f"{t['against']}, {t['font_size']} px", f"{t['ratio']:.2f}",
              f"{'>=' if 'at_least' in t else '<='} {t.get('at_least', t.get('at_most'))}",
              t["aim"], "met" if t["met"] else "MISSED") for t in found]  # fmt: skip
@@ -211,13 +213,16 @@ def soak(pages: int) -> dict:
         if not seen or done >= len(seen) * pages / 10:
             with open("/proc/self/statm") as statm:
                 seen.append(int(statm.read().split()[1]) * resource.getpagesize() // 1024)
-            print(f"{done:>10,} pages  {seen[-1]:>9,} KiB  {done / (time.perf_counter() - started):,.0f} pages/s")
+            speed = done / (time.perf_counter() - started)
+            print(f"{done:>10,} pages  {seen[-1]:>9,} KiB  {speed:,.0f} pages/s", flush=True)
     finish({"bench": "render soak", **environment("numpy"), "pages": done, "resident_kib": seen})
     return {}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     options.add_argument("--docs", type=int, default=8, help="documents (8)")
     options.add_argument("--rounds", type=int, default=5, help="turns of each contender (5)")
     options.add_argument("--font", default="", help="font file for everybody (embedded Noto Sans)")
@@ -241,7 +246,8 @@ def main() -> None:
                           "pycairo"),
             "font": os.path.basename(args.font) or "embedded Noto Sans", "documents": args.docs,
             "pages_per_s": speeds, "targets": targets, "grid": sizes,
-            "pages_per_s_by_threads": by_threads, "cold_start": cold_start(args.cjk_font)})  # fmt: skip
+            "pages_per_s_by_threads": by_threads,
+            "cold_start": cold_start(args.cjk_font)})  # fmt: skip
 
 
 if __name__ == "__main__":

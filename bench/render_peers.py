@@ -1,8 +1,8 @@
 """Other people's ways to draw text pages, each as it is commonly written, for bench/render.py.
 
-A peer is `peer(texts) -> pages drawn`, made by `make(font_file, size, side, margin, step)`. All wrap
-greedily at spaces and draw a line at a time into a page that is reused; all but the first keep the
-widths of words, which is kinder to them than most programs are.
+A peer is `peer(texts) -> pages drawn`, made by `make(font_file, size, side, margin, step)`. All
+wrap greedily at spaces and draw a line at a time into a page that is reused; all but the first keep
+the widths of words, which is kinder to them than most programs are.
 """
 
 import numpy as np
@@ -66,7 +66,8 @@ def pillow_plain(font_file, size, side, margin, step):
             line = longer
         yield line
 
-    return lambda texts: paged(texts, lines_of, lambda: canvas.rectangle((0, 0, side, side), fill=255),
+    return lambda texts: paged(texts, lines_of,
+                               lambda: canvas.rectangle((0, 0, side, side), fill=255),
                                lambda line, x, y: canvas.text((x, y), line, 0, font, "ls"),
                                side, margin, step, size)  # fmt: skip
 
@@ -121,7 +122,7 @@ def skia(font_file, size, side, margin, step):
 
 
 def cairo(font_file, size, side, margin, step):
-    """pycairo's toy text interface (it cannot load a file: the system's DejaVu Sans or the like)."""
+    """pycairo's toy text interface, which takes no file: the system's DejaVu Sans."""
     import cairo as ca
 
     surface = ca.ImageSurface(ca.FORMAT_A8, side, side)
@@ -148,7 +149,7 @@ PEERS = {"Pillow, plain": pillow_plain, "Pillow, cached widths": pillow_cached,
 
 
 def installed(font_file, size, side, margin, step):
-    """{name: peer} of those whose library is there; OpenCV from version 5 on, which has FontFace."""
+    """{name: peer} of those whose library is there; OpenCV from version 5 on has FontFace."""
     found = {}
     for name, make in PEERS.items():
         try:

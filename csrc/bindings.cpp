@@ -12,7 +12,7 @@
 
 #include <set>
 
-#include "pool.h"
+#include "arrays.h"
 #include "replay.h"
 
 namespace py = pybind11;
@@ -90,46 +90,6 @@ void set_kerning(Atlas& atlas, int font, const std::vector<std::array<int, 3>>& 
     atlas.set_kerning(font, std::move(table));
 }
 
-// Never destroyed: arrays may outlive the module.
-Pool& pool() {
-    static Pool* const one = new Pool;
-    return *one;
-}
-
-// uint8 [pages, height, width] that holds anything; its memory returns to the pool with the array.
-py::array_t<uint8_t> empty_pages(int64_t pages, int64_t height, int64_t width) {
-    const int64_t most = int64_t{1} << 47;
-    if (pages < 0 || height < 1 || width < 1 || height > 1 << 16 || width > 1 << 16 ||
-        pages > most / (height * width))
-        throw py::value_error("shape out of range");
-    const size_t size = static_cast<size_t>(pages * height * width);
-    auto block = std::make_unique<Block>(pool().take(size ? size : 1));
-    uint8_t* bytes = block->bytes.get();
-    py::capsule owner(block.get(), [](void* p) {
-        std::unique_ptr<Block> mine(static_cast<Block*>(p));
-        pool().give(std::move(*mine));
-    });
-    block.release();
-    return py::array_t<uint8_t>({pages, height, width}, bytes, owner);
-}
-
-// The memory of `out`, if it is uint8 [>= pages, height, width], contiguous and writable.
-uint8_t* pixels_of(const py::object& out, int64_t pages, const Frame& frame) {
-    if (!py::isinstance<py::array>(out)) throw py::value_error("out: not a numpy array");
-    auto array = py::reinterpret_borrow<py::array>(out);
-    if (!py::dtype::of<uint8_t>().equal(array.dtype()))
-        throw py::value_error("out: dtype must be uint8");
-    if (array.ndim() != 3 || array.shape(0) < pages || array.shape(1) != frame.height ||
-        array.shape(2) != frame.width)
-        throw py::value_error("out: shape must be [>= " + std::to_string(pages) + ", " +
-                              std::to_string(frame.height) + ", " + std::to_string(frame.width) +
-                              "]");
-    if (!(array.flags() & py::array::c_style))
-        throw py::value_error("out: must be C-contiguous, pages must not overlap");
-    if (!array.writeable()) throw py::value_error("out: is read-only");
-    return static_cast<uint8_t*>(array.mutable_data());
-}
-
 class PyPlan {
 public:
     PyPlan(const Atlas& atlas, const Frame& frame, int64_t max_pages)
@@ -169,7 +129,7 @@ public:
 
     void draw(const py::object& out, int threads) {
         const int64_t pages = plan_.number_pages();
-        uint8_t* pixels = pixels_of(out, pages, plan_.frame());
+        uint8_t* pixels = pixels_of(out, pages, plan_.frame().height, plan_.frame().width);
         py::gil_scoped_release unlocked;
         plan_.draw(pixels, threads);
     }
@@ -238,7 +198,8 @@ Frame make_frame(const py::kwargs& fields) {
     };
     const auto small = [&](const char* name, int64_t low) {
         const int64_t value = take(name);
-        if (value < low || value > 1 << 16) throw py::value_error(std::string(name) + " out of range");
+        if (value < low || value > 1 << 16)
+            throw py::value_error(std::string(name) + " out of range");
         return static_cast<int>(value);
     };
     Frame f;
@@ -296,7 +257,8 @@ PYBIND11_MODULE(_raster, m) {
     py::class_<Replay>(m, "Replay")
         .def("glyphs", &Replay::glyphs)
         .def("draw", [](const Replay& replay, const py::object& out) {
-            uint8_t* pixels = pixels_of(out, replay.pages(), replay.frame());
+            uint8_t* pixels = pixels_of(out, replay.pages(), replay.frame().height,
+                                        replay.frame().width);
             py::gil_scoped_release unlocked;
             replay.draw(pixels);
         });

@@ -1,7 +1,7 @@
 // Ink on paper: the one place where a pixel changes its value.
 //
 // Paper is 255, ink is 0, coverage says how much of a pixel the ink hides (0..255). The exact
-// composite is t = paper*(255-coverage)+128; ((t>>8)+t)>>8, which is round(paper*(255-coverage)/255).
+// composite is t = paper*(255-coverage)+128; ((t>>8)+t)>>8: paper*(255-coverage)/255, rounded.
 // Two identities make it cheap: on white paper it equals 255-coverage, and without coverage it
 // leaves the paper alone. So a row that is known to meet white paper is copied; one that may meet
 // ink is subtracted unless ink really lies under ink, and only then is anything multiplied.

@@ -6,10 +6,10 @@
 // Whether ink may lie under a new glyph is known from geometry: `right` is how far ink reaches in
 // this line, `floor_` how far down in the lines before, `columns_` how far right in the columns
 // before. Beyond all three the paper under the glyph's stored box is white, and drawing is copying:
-// no pixel is read, so neighbours do not wait for each other's stores. Else each row asks. So no line
-// can clear its neighbour's accents. The page is cleared just ahead of the lines, while it is in the
-// nearest cache. A glyph whose stored box leaves the page goes pixel by pixel; that is also what
-// keeps 16-byte rows inside the page.
+// no pixel is read, so neighbours do not wait for each other's stores. Else the pixels are asked. So
+// no line can clear its neighbour's accents. The page is cleared just ahead of the lines, while it
+// is in the nearest cache. A glyph whose stored box leaves the page goes pixel by pixel; that is
+// also what keeps 16-byte rows inside the page.
 #pragma once
 
 #include <algorithm>

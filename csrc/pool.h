@@ -1,9 +1,9 @@
 // Memory for pages, used again. Fresh memory costs the system several times what drawing costs us
-// (each 4 KiB are faulted in and zeroed), so blocks of pages that were let go wait here for the next
-// request of about their size.
+// (each 4 KiB are faulted in and zeroed), so blocks of pages that were let go wait here for the
+// next request of about their size.
 //
-// At most kKept bytes wait; a block serves requests of at least half its size. The caller serialises
-// (the binding holds the interpreter lock).
+// At most kKept bytes wait; a block serves requests of at least half its size. The caller
+// serialises (the binding holds the interpreter lock).
 #pragma once
 
 #include <cstddef>
@@ -41,7 +41,8 @@ public:
         waiting_ += block.capacity;
         free_.push_back(std::move(block));
         size_t gone = 0;
-        while (waiting_ > kKept || free_.size() - gone > kBlocks) waiting_ -= free_[gone++].capacity;
+        while (waiting_ > kKept || free_.size() - gone > kBlocks)
+            waiting_ -= free_[gone++].capacity;
         free_.erase(free_.begin(), free_.begin() + static_cast<std::ptrdiff_t>(gone));
     }
 

@@ -1,5 +1,5 @@
-// The floor that the renderer is measured against: clear the page, then put ink where it is known to
-// go. No text is read, nothing is measured, wrapped, clipped or blended; what render() needs beyond
+// The floor that the renderer is measured against: clear the page, then put ink where it is known
+// to go. No text is read, nothing is measured, wrapped, clipped or blended; what render() needs beyond
 // this is the price of layout and exactness. Used by bench/render.py only.
 #pragma once
 

@@ -128,7 +128,7 @@ class FontChain:
         return Glyph(coverage, slot.bitmap_left, slot.bitmap_top, advance, number, index)
 
     def kerning(self, number: int) -> list[tuple[int, int, int]]:
-        """(left glyph, right glyph, 26.6 pixels) of the font's kern table, as FreeType scales it."""
+        """(left glyph, right glyph, 26.6 pixels) of the kern table, as FreeType scales it."""
         face = self.face(number)
         if not face.has_kerning:
             return []

@@ -125,7 +125,8 @@ class GlyphStore:
             lines_per_column=lines, columns=style.columns,
             column_step=style.column_width() + style.column_gap,
             justify=style.align == "justify", invert=style.invert, kerning=style.kerning,
-            limit=style.column_width() * 64, tab=max(64, style.tab * space), gap=space, hyphen=hyphen,
+            limit=style.column_width() * 64, tab=max(64, style.tab * space), gap=space,
+            hyphen=hyphen,
         )  # fmt: skip
 
     @staticmethod

@@ -49,7 +49,9 @@ def describe(pages: Pages, number: int, name: str) -> str:
               for at in (pages.missing, pages.unshaped)]  # fmt: skip
     density = f"{tokens} visual tokens, {(end - start) / tokens:.2f} characters each" if tokens \
         else "no visual tokens (not a square of a multiple of 64)"  # fmt: skip
-    line = f"{name}: characters {start}..{end} ({end - start}), {density}, {inside[0]} missing glyphs"
+    line = (
+        f"{name}: characters {start}..{end} ({end - start}), {density}, {inside[0]} missing glyphs"
+    )
     return line + (f", {inside[1]} characters unshaped" if inside[1] else "")
 
 
@@ -60,20 +62,20 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Options of the preview and, from PageStyle, of the page."""
-    out = _Parser(prog="python -m deepsynth_min.render", allow_abbrev=False,
-                  description="Render a text file to pages and write them as PNG files.")  # fmt: skip
+    about = "Render a text file to pages and write them as PNG files."
+    out = _Parser(prog="python -m deepsynth_min.render", description=about, allow_abbrev=False)
     out.add_argument("file", help="UTF-8 text file, or - for standard input")
     out.add_argument("--out", required=True, help="directory for page-0001.png, ...")
     out.add_argument("--force", action="store_true", help="overwrite files that exist")
     out.add_argument("--fit", type=int, metavar="PAGES",
-                     help="use the largest font size (min-font-size to 64) that fits PAGES")  # fmt: skip
+                     help="use the largest font size (min-font-size to 64) that fits PAGES")
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(PageStyle), re.M))
     for field in fields(PageStyle):
         flag = "--" + field.name.replace("_", "-")
         shown = f"{notes.get(field.name, 'per page')} [{field.default}]".replace("%", "%%")
         if field.name == "fonts":
             out.add_argument("--font", dest="fonts", action="append", metavar="FILE",
-                             help="font file for characters that those before lack; repeatable")  # fmt: skip
+                             help="font file for what those before lack; repeatable")  # fmt: skip
         elif isinstance(field.default, bool):
             out.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown)
         else:
@@ -99,7 +101,9 @@ def render_file(args: argparse.Namespace) -> None:
     if args.fit is not None:
         size = fit(text, style, args.fit, style.min_font_size)
         if size is None:
-            raise ValueError(f"--fit: no font size from {style.min_font_size} on fits {args.fit} pages")
+            raise ValueError(
+                f"--fit: no font size from {style.min_font_size} on fits {args.fit} pages"
+            )
         print(f"font size {size}")
         style = style.at_size(size)
     pages = render_pages(text, style)

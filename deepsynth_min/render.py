@@ -76,8 +76,9 @@ class Renderer:
         result holds a view, in order.
 
         out: uint8 [>= N, height, width], contiguous and writable, to draw into; without it memory
-        comes from a pool, to which it returns with the last view of it. threads: 0 means one per core. Raises ValueError if a text needs more
-        than max_pages, if on_missing is `error` and a character is missing, or out does not fit.
+        comes from a pool, to which it returns with the last view of it. threads: 0 means one per
+        core. Raises ValueError if a text needs more than max_pages, if on_missing is `error` and a
+        character is missing, or if out does not fit.
         """
         texts = list(texts)
         if not all(isinstance(text, str) for text in texts):
@@ -102,7 +103,7 @@ class Renderer:
                  for text in texts]  # fmt: skip
         if any(size is None for size in sizes):
             raise ValueError(f"max_pages: {style.max_pages} are too few for text "
-                             f"{sizes.index(None)} even at font size {style.min_font_size}")  # fmt: skip
+                             f"{sizes.index(None)} at font size {style.min_font_size}")  # fmt: skip
         groups = [_Layout(_renderer(style.at_size(size))._current(), [text], 1)
                   for text, size in zip(texts, sizes)]  # fmt: skip
         counts = [layout.plan.number_pages() for layout in groups]
@@ -167,7 +168,9 @@ class _Layout:
         for i, text in enumerate(self.texts):
             pages = self.plan.pages(i)
             if style.max_pages and style.overflow != "truncate" and pages > style.max_pages:
-                raise ValueError(f"max_pages: {style.max_pages} are too few, text {i} needs {pages}")
+                raise ValueError(
+                    f"max_pages: {style.max_pages} are too few, text {i} needs {pages}"
+                )
             if style.on_missing == "error":
                 _, positions, flags, *_ = self.plan.result(i)
                 lost = positions[flags & FLAGS["missing"] != 0]

@@ -2,7 +2,7 @@
 
 In: a text and its units. Out: units in which each shaped cluster is one composite, and bidi levels;
 after layout, the units of each line in the order in which they are drawn. HarfBuzz (uharfbuzz) says
-which glyphs go where, python-bidi resolves the levels of UAX #9; both come with the extra `shaping`.
+which glyphs go where, python-bidi resolves the levels of UAX #9; both are the extra `shaping`.
 The one idea: wrapping needs logical order and advances only, so shaping comes before it and
 reordering after, and neither concerns csrc/.
 """
@@ -167,4 +167,3 @@ def reorder(plan, text: int, units: np.ndarray, order: Order, width: int) -> Non
         if order.base[start]:
             plan.indent(text, number, max(0, width - (natural + 63) // 64))
     plan.replace(text, drawn)
-

@@ -50,7 +50,9 @@ class PageStyle:
         for name, low, high in _RANGES:
             self._check(name, low <= getattr(self, name) <= high, f"must be in {low}..{high}")
         for name, choices in _CHOICES.items():
-            self._check(name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}")
+            self._check(
+                name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}"
+            )
         self._check("fonts", not isinstance(self.fonts, str), "must be a list of files")
         object.__setattr__(self, "fonts", tuple(self.fonts))
         self._check("fonts", len(self.fonts) <= 64, "at most 64 files")

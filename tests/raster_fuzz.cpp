@@ -5,7 +5,7 @@
 // composites pixel by pixel. With libFuzzer:
 //     clang++ -std=c++17 -g -fsanitize=fuzzer,address,undefined -Icsrc tests/raster_fuzz.cpp
 // Without -fsanitize=fuzzer, define RASTER_MAIN: `raster_fuzz FIRST COUNT [FILE...]` runs COUNT
-// pseudo-random inputs from seed FIRST on, and files of a corpus, and prints a checksum of all pages.
+// pseudo-random inputs from seed FIRST on, and files of a corpus; prints a checksum of all pages.
 
 #include <cstdio>
 #include <cstdlib>
@@ -118,7 +118,7 @@ void draw_and_compare(const Atlas& atlas, Plan& plan, const Frame& frame) {
     const size_t bytes = static_cast<size_t>(frame.width) * frame.height;
     for (int64_t p = 0; p < pages; ++p) {
         const PlannedText& text = plan.text(plan.page_owner(p));
-        std::unique_ptr<uint8_t[]> page(new uint8_t[bytes]);  // its own, so that any step outside is seen
+        std::unique_ptr<uint8_t[]> page(new uint8_t[bytes]);  // alone: any step outside is seen
         std::memset(page.get(), static_cast<int>(p * 37), bytes);
         draw_page(atlas, text.view, text.layout, p - text.first_page, frame, page.get());
         Naive naive(frame.width, frame.height);
@@ -140,7 +140,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Atlas atlas(top, top + in.in(1, 12) - 1);
     auto table = std::make_unique<KernTable>(20);
     for (int i = 0; i < 20; ++i)
-        table->add(static_cast<uint16_t>(in.in(0, 40)), static_cast<uint16_t>(in.in(1, 40)), in.in(-300, 300));
+        table->add(static_cast<uint16_t>(in.in(0, 40)), static_cast<uint16_t>(in.in(1, 40)),
+                   in.in(-300, 300));
     atlas.set_kerning(0, std::move(table));
     const uint32_t base[3] = {0x20, 0x4E00, kFirstComposite};
     for (uint32_t first : base)

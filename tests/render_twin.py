@@ -22,7 +22,8 @@ ALPHABET = ("abcdefghijlmnoprtuvwxyzABTVWYj.,:;!?()“”‘’\"'%-0123456789é
             "   \t\n\u00a0\u00ad\u200b" + LINE_ENDS + WIDE + "\x00\ufeff")  # fmt: skip
 
 _LOAD = {"none": freetype.FT_LOAD_NO_HINTING, "normal": freetype.FT_LOAD_DEFAULT,
-         "light": freetype.FT_LOAD_TARGET_LIGHT, "auto": freetype.FT_LOAD_FORCE_AUTOHINT}  # fmt: skip
+         "light": freetype.FT_LOAD_TARGET_LIGHT,
+         "auto": freetype.FT_LOAD_FORCE_AUTOHINT}  # fmt: skip
 
 
 embedded = lru_cache(pymupdf_fonts.myfont)
@@ -133,8 +134,8 @@ class Twin:
             after = end + (2 if text[end : end + 2] == "\r\n" else 1)
             breaks, start = self.breaks(text[at:end]), at
             while start < end and not self.fits(text[start:end], False, limit):
-                good = [b + at for b, hyphen in breaks.items()
-                        if b + at > start and self.fits(text[start : b + at], hyphen, limit)]  # fmt: skip
+                later = [(b + at, hyphen) for b, hyphen in breaks.items() if b + at > start]
+                good = [b for b, hyphen in later if self.fits(text[start:b], hyphen, limit)]
                 if good:
                     stop = max(good)
                     hyphen = breaks[stop - at]
@@ -171,7 +172,9 @@ class Twin:
                 pages.append(page)
                 page = None
         if page is not None or not pages:
-            pages.append(np.full((style.height, style.width), 255, np.uint8) if page is None else page)
+            pages.append(
+                np.full((style.height, style.width), 255, np.uint8) if page is None else page
+            )
         pages = np.stack(pages)
         return (255 - pages if style.invert else pages), ranges or [[0, 0]]
 

@@ -1,4 +1,4 @@
-"""Run tests with a build of the extension made with sanitizers: `sanitized.py _raster.so ARGUMENTS`.
+"""Run tests with an extension built with sanitizers: `sanitized.py _raster.so ARGUMENTS`.
 
 Needs LD_PRELOAD of the sanitizer's runtime; see test_render_fuzz.py, which starts it.
 """

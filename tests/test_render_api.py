@@ -117,7 +117,9 @@ def test_clusters_beyond_the_limit_start_a_new_store(monkeypatch):
     renderer, stores = Renderer(STYLE), set()
     for i in range(120):
         text = f"{chr(0x250 + i)}\u0323"
-        assert np.array_equal(renderer.render_pages(text).pages, Renderer(STYLE).render_pages(text).pages)
+        assert np.array_equal(
+            renderer.render_pages(text).pages, Renderer(STYLE).render_pages(text).pages
+        )
         stores.add(id(renderer._store))
     assert len(renderer._store) <= 50
 
@@ -128,7 +130,7 @@ def test_the_fingerprint_is_that_of_settings_and_font_bytes_not_names(tmp_path):
     (tmp_path / "c.ttf").write_bytes(embedded("notosit"))
     a, b, c = (replace(STYLE, main_font=str(tmp_path / f"{name}.ttf")) for name in "abc")
     assert a.fingerprint() == b.fingerprint() != c.fingerprint() != STYLE.fingerprint()
-    others = {"width": 161, "line_height": 1.3, "kerning": True, "fonts": (str(tmp_path / "a.ttf"),),
+    others = {"width": 161, "line_height": 1.3, "kerning": True, "fonts": (a.main_font,),
               "hinting": "light", "align": "justify", "newline_mark": "¶", "tab": 5}  # fmt: skip
     prints = {replace(STYLE, **{name: value}).fingerprint() for name, value in others.items()}
     assert len(prints | {STYLE.fingerprint()}) == len(others) + 1
@@ -205,13 +207,14 @@ def test_previews_overwrite_nothing_unless_told(tmp_path, capsys):
     [
         (["none.txt"], "none.txt"), (["."], r"\."), (["bad.txt"], "bad.txt.*byte 2"),
         (["in.txt", "--width", "0"], "width: 0"), (["in.txt", "--margin", "999"], "margin: 999"),
-        (["in.txt", "--nope"], "--nope"), (["in.txt", "--font", "none.ttf", "--on-missing", "error"],
-                                           "none.ttf"),
+        (["in.txt", "--nope"], "--nope"), (["in.txt", "--font", "none.ttf"], "none.ttf"),
         (["in.txt", "--font-size", "big"], "font-size"), (["in.txt", "--fit", "0"], "pages: 0"),
         (["cjk.txt", "--on-missing", "error"], "no font has 1"),
     ],
 )  # fmt: skip
-def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, what, monkeypatch, capsys):
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    tmp_path, arguments, what, monkeypatch, capsys
+):
     import re
 
     monkeypatch.chdir(tmp_path)

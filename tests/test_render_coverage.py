@@ -30,7 +30,9 @@ def test_each_character_comes_from_the_first_font_that_has_it(tmp_path):
     assert same("abc", "abc", last) and np.array_equal(
         render_pages("abc", last).pages, render_pages("abc", LINE).pages)  # fmt: skip
     for style in (first, last):
-        assert np.array_equal(Twin(style).render("abc ★ é")[0], render_pages("abc ★ é", style).pages)
+        assert np.array_equal(
+            Twin(style).render("abc ★ é")[0], render_pages("abc ★ é", style).pages
+        )
 
 
 def test_missing_glyphs_are_boxes_counted_with_their_positions():
@@ -103,7 +105,13 @@ def test_a_mark_that_no_font_has_is_a_box():
     assert render_pages("a\U0001e023b", LINE).missing.tolist() == [1]
 
 
-SHAPED = {"Hebrew": "שלום", "Arabic": "سلام", "Indic": "क्षि", "Thai": "ที่", "control": "\u202eab\u202c"}
+SHAPED = {
+    "Hebrew": "שלום",
+    "Arabic": "سلام",
+    "Indic": "क्षि",
+    "Thai": "ที่",
+    "control": "\u202eab\u202c",
+}
 
 
 @pytest.mark.parametrize("text", SHAPED.values(), ids=SHAPED)
@@ -131,7 +139,9 @@ def test_hebrew_reads_from_right_to_left():
     pytest.importorskip("bidi")
     style = PageStyle(width=300, height=60, margin=20)
     shaped = render_pages("שלום עולם", style).pages[0]
-    plain = render_pages("םלוע םולש", PageStyle(width=300, height=60, margin=20, shaping="off")).pages[0]
+    plain = render_pages(
+        "םלוע םולש", PageStyle(width=300, height=60, margin=20, shaping="off")
+    ).pages[0]
     crop = [page[:, (page < 255).any(0)] for page in (shaped, plain)]
     assert np.array_equal(crop[0][:, :4], crop[1][:, :4])
     ink = np.flatnonzero((shaped < 255).any(0))

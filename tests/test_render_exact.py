@@ -87,7 +87,7 @@ def fonts_for_pillow(ImageFont):
 
 @pytest.mark.parametrize("size", [12, 16])
 def test_prose_equals_pillows_basic_layout(size):
-    """At matching settings: Pillow hints, and what it takes from a kern table is 1/64 of a pixel."""
+    """At matching settings: Pillow hints, and of a kern table it takes 1/64 of a pixel."""
     pytest.importorskip("PIL")
     from PIL import Image, ImageDraw, ImageFont
 
@@ -146,4 +146,6 @@ def test_one_renderer_for_many_texts_draws_each_as_a_new_one_would():
     renderer = Renderer(style)
     texts = [PROSE[i : i + 97] for i in range(0, len(PROSE) - 97, 31)]
     for text in texts:
-        assert np.array_equal(renderer.render_pages(text).pages, Renderer(style).render_pages(text).pages)
+        assert np.array_equal(
+            renderer.render_pages(text).pages, Renderer(style).render_pages(text).pages
+        )

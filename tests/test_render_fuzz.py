@@ -29,8 +29,9 @@ def builds(tmp_path_factory):
     folder, target = tmp_path_factory.mktemp("sanitized"), HERE / "raster_fuzz.cpp"
     commands = {
         "fast": compile_command("-O1", "-DRASTER_MAIN", target, "-o", folder / "fast"),
-        "portable": compile_command("-O1", "-DRASTER_MAIN", "-DDEEPSYNTH_PORTABLE", target,
-                                    "-o", folder / "portable"),  # fmt: skip
+        "portable": compile_command(
+            "-O1", "-DRASTER_MAIN", "-DDEEPSYNTH_PORTABLE", target, "-o", folder / "portable"
+        ),  # fmt: skip
     }
     try:
         import pybind11

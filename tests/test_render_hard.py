@@ -69,7 +69,10 @@ def test_a_line_exactly_at_the_limit_fits_and_one_pixel_less_wraps():
 def test_trailing_space_hangs_over_the_limit():
     need = width_of("word word", SMALL)
     style = PageStyle(width=need + 8, height=24, margin=4, font_size=12)
-    assert render_pages("word word" + " " * 50 + "word", style).ranges.tolist() == [[0, 59], [59, 63]]
+    assert render_pages("word word" + " " * 50 + "word", style).ranges.tolist() == [
+        [0, 59],
+        [59, 63],
+    ]
 
 
 def test_a_word_wider_than_the_page_is_split_between_characters():
@@ -88,7 +91,10 @@ def test_a_glyph_wider_than_the_page_takes_its_own_line(width):
     assert tiled(pages.ranges, len(text)) and pages.clipped >= 3
 
 
-CONTROLS = "a\x00b\x01c\td\re\r\nf\x0bg\x0ch\x1bi\x7fj\x85k\xa0l\xadm\u200bn\u200do\u2028p\u2029q\ufe0fr\ufeff"
+CONTROLS = (
+    "a\x00b\x01c\td\re\r\nf\x0bg\x0ch\x1bi\x7fj\x85k\xa0l\xadm\u200bn\u200do\u2028p\u2029q\ufe0fr"
+    "\ufeff"
+)
 
 
 def test_every_control_is_drawn_reported_or_a_line_end():
@@ -96,7 +102,13 @@ def test_every_control_is_drawn_reported_or_a_line_end():
     assert tiled(pages.ranges, len(CONTROLS))
     boxes = {CONTROLS[i] for i in pages.missing}
     assert boxes == {"\x00", "\x01", "\x1b", "\x7f"}
-    assert {CONTROLS[i] for i in pages.invisible} == {"\xad", "\u200b", "\u200d", "\ufe0f", "\ufeff"}
+    assert {CONTROLS[i] for i in pages.invisible} == {
+        "\xad",
+        "\u200b",
+        "\u200d",
+        "\ufe0f",
+        "\ufeff",
+    }
     assert len(pages) == 2  # the form feed
 
 
@@ -124,11 +136,15 @@ def test_cjk_in_a_latin_font_is_boxes_and_an_em_wide():
     assert pages.missing.tolist() == [0, 1] and columns.min() == 5 and columns.max() == 4 + 39 - 1
 
 
-@pytest.mark.parametrize("text", ["ẤỒỂẮ Ǻ", "A\u0302\u0301O\u0302\u0300", "é e\u0301 x\u0302\u0301"])
+@pytest.mark.parametrize(
+    "text", ["ẤỒỂẮ Ǻ", "A\u0302\u0301O\u0302\u0300", "é e\u0301 x\u0302\u0301"]
+)
 def test_accents_on_the_first_line_at_margin_0_are_not_cut(text):
     style = PageStyle(width=200, height=60, margin=0, font_size=24)
     pages = render_pages(text, style)
-    lower = render_pages(text, PageStyle(width=200, height=90, margin=0, margin_top=30, font_size=24))
+    lower = render_pages(
+        text, PageStyle(width=200, height=90, margin=0, margin_top=30, font_size=24)
+    )
     assert pages.clipped == 0 and len(pages.missing) == 0
     assert np.array_equal(pages.pages[0][:60], lower.pages[0][30:])
 
@@ -167,7 +183,8 @@ def test_one_character_changes_the_strs_kind_and_nothing_else():
         (np.zeros((2, 60, 240), np.uint8)[:, :, ::2], "contiguous"),
         (np.zeros((2, 120, 60), np.uint8).transpose(0, 2, 1), "contiguous"),
         (np.zeros((2, 60, 120), np.uint8)[::-1], "contiguous"),
-        (np.lib.stride_tricks.as_strided(np.zeros(9999, np.uint8), (2, 60, 120), (9, 120, 1)), "contig"),
+        (np.lib.stride_tricks.as_strided(np.zeros(9999, np.uint8), (2, 60, 120), (9, 120, 1)),
+         "contiguous"),
         (np.broadcast_to(np.uint8(0), (2, 60, 120)), "contiguous|read-only"),
         (np.frombuffer(bytes(2 * 60 * 120), np.uint8).reshape(2, 60, 120), "read-only"),
         (np.zeros((1, 60, 120), np.uint8), "shape"),
@@ -250,4 +267,3 @@ def test_a_font_file_that_is_none_is_refused(tmp_path):
     for name in (str(tmp_path / "x.ttf"), str(tmp_path / "none.ttf")):
         with pytest.raises(ValueError, match="font: .*ttf"):
             render_pages("中", PageStyle(fonts=(name,)))
-

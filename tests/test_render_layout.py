@@ -85,7 +85,9 @@ def test_a_newline_mark_is_drawn_and_the_line_goes_on():
     style = PageStyle(width=600, height=60, newline_mark="¶ ")
     for text in ("one\ntwo", "one\r\ntwo", "one\u2028two"):
         packed = render_pages(text, style).pages
-        assert np.array_equal(packed, render_pages("one¶ two", PageStyle(width=600, height=60)).pages)
+        assert np.array_equal(
+            packed, render_pages("one¶ two", PageStyle(width=600, height=60)).pages
+        )
     assert len(render_pages("a\nb\nc\f d", style)) == 2
     narrow = PageStyle(width=60, height=200, margin=2, newline_mark="¶")
     assert np.array_equal(
@@ -161,7 +163,9 @@ def test_truncation_reports_no_character_of_the_pages_that_are_gone():
 
 
 def test_shrinking_takes_the_largest_size_that_fits():
-    style = PageStyle(width=200, height=100, margin=8, max_pages=2, overflow="shrink", min_font_size=4)
+    style = PageStyle(
+        width=200, height=100, margin=8, max_pages=2, overflow="shrink", min_font_size=4
+    )
     pages = render_pages(WORDS * 10, style)
     size = pages.style.font_size
     assert len(pages) <= 2 and pages.truncated == 0 and 4 <= size < 16

@@ -1,4 +1,4 @@
-"""Half of what bench/render.py must show, since machines are busy: the bench is where the bars are."""
+"""Half of what bench/render.py must show, since machines are busy; the bars are in the bench."""
 
 import io
 import sys
