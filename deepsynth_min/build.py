@@ -98,6 +98,8 @@ def _add_adapter(model: DeepseekOCR, settings: Settings, base: Base | None) -> N
     if not given.adapter:
         config = LoraConfig(given.lora_rank, given.lora_alpha, given.lora_dropout, given.rslora,
                             base=base)  # fmt: skip
+        # Seeded anew: the same A whether the base was drawn just now or read from a file.
+        torch.manual_seed(settings.optim.seed + 1)
         attach(model, config, choose(model, given.lora_targets))
     elif base is None:
         raise UserError(f"--adapter {given.adapter}: --model {settings.model.model} has random "

@@ -12,11 +12,10 @@ import sys
 import time
 
 import torch
-from tqdm import tqdm
 
 from .distributed import World, sum_over_ranks
 from .optim import LossScaler
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, warn
 
 
 def peak_memory(device: torch.device) -> int:
@@ -84,9 +83,9 @@ class Meter:
         tokens, wait, missing = sum_over_ranks(self.world, self.tokens, self.wait, self.missing)
         samples = step * self.global_batch
         if self.world.is_main and missing and not self.warned:
-            tqdm.write(f"warning: {missing:.0f} characters since the last line could not be drawn as "
-                       "they should (no font has them, or their script needs shaping); --font FILE "
-                       "adds a font; counted as missing_glyphs in metrics.jsonl")  # fmt: skip
+            warn(f"{missing:.0f} characters since the last line could not be drawn as they should "
+                 "(no font has them, or their script needs shaping); --font FILE adds a font; "
+                 "counted as missing_glyphs in metrics.jsonl")  # fmt: skip
             self.warned = True
         if self.world.is_main:
             self.directory.log(

@@ -12,6 +12,7 @@ The one idea: a directory that holds a run is never written over; only `--resume
 """
 
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from .preview import png
 from .settings import Settings, to_toml
 
 PREVIEWS = 4
+
+
+def warn(text: str) -> None:
+    """A line on stderr that does not tear the progress bar."""
+    tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
 def default_name(model: str) -> str:
@@ -109,4 +115,4 @@ class RunDirectory:
         try:
             write()
         except OSError as error:
-            tqdm.write(f"warning: {self.path}: {what} could not be written: {error.strerror}")
+            warn(f"{self.path}: {what} could not be written: {error.strerror}")

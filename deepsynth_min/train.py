@@ -31,7 +31,7 @@ from .model import DeepseekOCR, parameter_summary
 from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw
 from .precision import autocast, set_parameter_types
 from .rows import open_rows
-from .run_directory import RunDirectory, default_name
+from .run_directory import RunDirectory, default_name, warn
 from .settings import Settings, change
 from .tokenizer import load_tokenizer
 
@@ -230,7 +230,7 @@ class Training:
             try:
                 self._write_checkpoint(facts, is_best)
             except (checkpoint.WriteError, OSError) as error:
-                tqdm.write(f"warning: no checkpoint of step {self.step}: {error}")
+                warn(f"no checkpoint of step {self.step}: {error}")
             self.directory.write_report()
         barrier(self.world)
 

@@ -28,10 +28,10 @@ def small_config() -> ModelConfig:
     return SMALL
 
 
-@pytest.fixture
-def jsonl(tmp_path):
-    """A real data file of 24 documents, some of them long."""
-    path = tmp_path / "rows.jsonl"
+@pytest.fixture(scope="session")
+def jsonl(tmp_path_factory):
+    """A real data file of 24 documents, some of them long; to be read only."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows = [
         {"text": d.text, "summary": d.summary} for d in corpus.documents("train")[:24]
     ]
