@@ -61,7 +61,7 @@ class Renderer:
     def __init__(self, style: PageStyle = PageStyle()):
         self.style = style
         self._lock = threading.Lock()
-        self._owner, self._store = 0, None
+        self._state: tuple[int, GlyphStore | None] = (0, None)  # (process, its store), set at once
         self._current()
 
     def __reduce__(self):
@@ -83,7 +83,9 @@ class Renderer:
         texts = list(texts)
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("text: must be str")
-        threads = threads or len(os.sched_getaffinity(0))
+        if threads < 0:
+            raise ValueError(f"threads: {threads} must not be negative")
+        threads = threads or _cores()
         if self.style.max_pages and self.style.overflow == "shrink":
             return self._render_shrunk(texts, out, threads)
         layout = _Layout(self._current(), texts, threads)
@@ -99,7 +101,8 @@ class Renderer:
 
     def _render_shrunk(self, texts: list[str], out: np.ndarray | None, threads: int) -> list[Pages]:
         style = self.style
-        sizes = [fit(text, style, style.max_pages, style.min_font_size, style.font_size)
+        sizes = [style.font_size if self.count_pages(text) <= style.max_pages
+                 else fit(text, style, style.max_pages, style.min_font_size, style.font_size - 1)
                  for text in texts]  # fmt: skip
         if any(size is None for size in sizes):
             raise ValueError(f"max_pages: {style.max_pages} are too few for text "
@@ -125,16 +128,17 @@ class Renderer:
     def _current(self) -> GlyphStore:
         """The glyph store; a new one after a fork (another thread may have been inside FreeType)
         and when clusters have piled up."""
-        store, owner = self._store, self._owner
+        owner, store = self._state
         if owner == os.getpid() and len(store) < MOST_COMPOSITES:
             return store
         if owner != os.getpid():
             self._lock = threading.Lock()
         with self._lock:
-            if self._owner != os.getpid() or len(self._store) >= MOST_COMPOSITES:
-                self._store = GlyphStore(self.style)
-                self._owner = os.getpid()
-            return self._store
+            owner, store = self._state
+            if owner != os.getpid() or len(store) >= MOST_COMPOSITES:
+                store = GlyphStore(self.style)
+                self._state = (os.getpid(), store)
+            return store
 
 
 class _Layout:
@@ -178,7 +182,7 @@ class _Layout:
                     chars = sorted({text[p] for p in lost})[:10]
                     raise ValueError(f"text {i}: no font has {len(lost)} characters, first at "
                                      f"{lost[0]}: {ascii(''.join(chars))}")  # fmt: skip
-            if style.shaping == "require" and not style.shaper():
+            if style.shaping == "require" and not self.store.shapes:
                 at = next((k for k, char in enumerate(text) if script_to_shape(ord(char))), None)
                 if at is not None:
                     raise ValueError(f"text {i}: {script_to_shape(ord(text[at]))} at {at} needs "
@@ -199,9 +203,22 @@ class _Layout:
         return results
 
 
+def _cores() -> int:
+    """Cores that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @lru_cache(maxsize=64)
 def _renderer(style: PageStyle) -> Renderer:
     return Renderer(style)
+
+
+@lru_cache(maxsize=256)
+def _measures(style: PageStyle, process: int) -> GlyphStore:
+    """Advances alone, for fit; of this process, as in Renderer._current."""
+    return GlyphStore(style, ink=False)
 
 
 def render_pages(text: str, style: PageStyle = PageStyle(), out: np.ndarray | None = None) -> Pages:
@@ -226,7 +243,7 @@ def fit(text: str, style: PageStyle, pages: int, smallest: int = 6,
         if value < 1:
             raise ValueError(f"{name}: {value} must be at least 1")
     for size in range(largest, smallest - 1, -1):
-        layout = _Layout(GlyphStore(style.at_size(size), ink=False), [text], 1, limit=pages)
+        layout = _Layout(_measures(style.at_size(size), os.getpid()), [text], 1, limit=pages)
         if layout.plan.result(0)[4]:
             return size
     return None

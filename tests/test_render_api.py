@@ -120,8 +120,8 @@ def test_clusters_beyond_the_limit_start_a_new_store(monkeypatch):
         assert np.array_equal(
             renderer.render_pages(text).pages, Renderer(STYLE).render_pages(text).pages
         )
-        stores.add(id(renderer._store))
-    assert len(renderer._store) <= 50
+        stores.add(id(renderer._current()))
+    assert len(stores) > 1 and len(renderer._current()) <= 50
 
 
 def test_the_fingerprint_is_that_of_settings_and_font_bytes_not_names(tmp_path):
