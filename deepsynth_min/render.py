@@ -243,7 +243,10 @@ def fit(text: str, style: PageStyle, pages: int, smallest: int = 6,
         if value < 1:
             raise ValueError(f"{name}: {value} must be at least 1")
     for size in range(largest, smallest - 1, -1):
-        layout = _Layout(_measures(style.at_size(size), os.getpid()), [text], 1, limit=pages)
+        store = _measures(style.at_size(size), os.getpid())
+        if len(store) >= MOST_COMPOSITES:
+            _measures.cache_clear()
+        layout = _Layout(store, [text], 1, limit=pages)
         if layout.plan.result(0)[4]:
             return size
     return None
