@@ -229,4 +229,5 @@ def _fill(model: nn.Module, adapter: dict[str, torch.Tensor], others) -> None:
     for name, view in adapter_views(model).items():
         view.copy_(adapter[name])
     for name, tensor in others.items():
-        model.get_parameter(name).requires_grad_().copy_(tensor)
+        parameter = model.get_parameter(name).requires_grad_()
+        parameter.data = tensor.to(parameter.device)  # in the type that it trained in

@@ -2,10 +2,10 @@
 
     python -m deepsynth_min.export --run DIR --to DIR2 [--merge] [--base DIR3]
 
-In: a run directory. Out: DIR2, which servers and loaders of DeepSeek-OCR take: config, tokenizer and
-processor files of the base byte for byte, every tensor in bf16 under its official name, in shards
-with an index. Of a run that trained an adapter: with --merge such a model, without it the adapter's
-own files, as PEFT and servers read them.
+In: a run directory. Out: DIR2, which servers and loaders of DeepSeek-OCR take: config, tokenizer
+and processor files of the base byte for byte, every tensor in bf16 under its official name, in
+shards with an index. Of a run that trained an adapter: with --merge such a model, without it the
+adapter's own files, as PEFT and servers read them.
 
 The one idea: nothing is believed. What was written is read back strictly, tensor by tensor, and the
 model that it makes must give the logits of the model in memory for a rendered page, but for what
@@ -137,8 +137,10 @@ def compare(written: Tensor, expected: Tensor, where: Path) -> str:
     """What to tell the user. Raises UserError if the logits differ by more than rounding."""
     error = ((written - expected).norm() / expected.norm()).item()
     agree = (written.argmax(-1) == expected.argmax(-1)).float().mean().item()
-    text = (f"logits on a rendered page differ from the model in memory by {error:.2%} of their norm"
-            f"; the most probable token is the same at {agree:.1%} of {len(expected)} positions")  # fmt: skip
+    text = (
+        f"logits on a rendered page differ from the model in memory by {error:.2%} of their norm; "
+        f"the most probable token is the same at {agree:.1%} of {len(expected)} positions"
+    )
     if not error <= TOLERANCE:  # also where it is not a number
         raise UserError(f"{where}: {text}; more than {TOLERANCE:.0%}, so the export is withdrawn")
     return text
@@ -230,7 +232,7 @@ def run(arguments: list[str]) -> None:
     add("--run", required=True, metavar="DIR", help="run directory of a training")
     add("--to", required=True, metavar="DIR", help="directory to write; must not exist")
     add("--merge", action="store_true", help="merge the run's adapter into its base model")
-    add("--base", metavar="DIR", help="merge into this checkpoint's weights, not the quantised ones")
+    add("--base", metavar="DIR", help="merge into this checkpoint, not into quantised weights")
     add("--checkpoint", default="last", metavar="WHICH", help="last, best or a step number")
     add("--shard-size", default="5GB", metavar="SIZE", help="largest file (default: 5GB)")
     add("--push-to-hub", metavar="REPO", help="then upload it to this repository (owner/name)")

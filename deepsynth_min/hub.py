@@ -5,8 +5,8 @@ In: a directory that export.py or a training run has written. Out: a commit that
     python -m deepsynth_min.hub --directory DIR --repo OWNER/NAME [--private]
 
 The one idea: the upload comes last and owns nothing. The files are whole on the disk before it
-starts, so a failure loses nothing, and the command above tries again; files that the hub has already
-are not sent twice. The token is HF_TOKEN's (or that of `hf auth login`), read by huggingface_hub,
+starts, so a failure loses nothing, and the command above tries again; files that the hub has
+already are not sent twice. The token is HF_TOKEN's (or that of `hf auth login`), read by huggingface_hub,
 which also honours HF_ENDPOINT; it is never printed and never written.
 """
 
@@ -53,8 +53,8 @@ def _how_to_load(adapter: bool, base: str) -> str:
             "--adapter THIS_REPOSITORY\n```\n"
         )
     return (
-        "The files have the layout of deepseek-ai/DeepSeek-OCR: whatever loads that model loads this "
-        "one. With deepsynth_min:\n\n"
+        "The files have the layout of deepseek-ai/DeepSeek-OCR: whatever loads that model loads "
+        "this one. With deepsynth_min:\n\n"
         "```\npython -m deepsynth_min.train --model THIS_REPOSITORY\n```\n"
     )
 
@@ -82,7 +82,7 @@ def model_card(settings: Settings, run: Path, checkpoint: Path, adapter: bool) -
     if "lora" in model.tune:
         own = settings.adapter
         rows |= {"LoRA rank": own.lora_rank, "LoRA alpha": own.lora_alpha, "rsLoRA": own.rslora,
-                 "LoRA targets": " ".join(own.lora_targets) or "those of the first adapter"}  # fmt: skip
+                 "LoRA targets": " ".join(own.lora_targets) or "as in --adapter"}  # fmt: skip
     measured = _last_evaluation(run, checkpoint)
     for name in ("loss", "perplexity", "tokens", "samples"):
         if name in measured:
@@ -101,6 +101,16 @@ def model_card(settings: Settings, run: Path, checkpoint: Path, adapter: bool) -
 # -- the upload -----------------------------------------------------------------------------------
 
 
+def _explain(error: BaseException) -> tuple[str, int | None]:
+    """(first lines of an error and of what caused it, the server's status code if it gave one)"""
+    lines, status = [], None
+    while error is not None:
+        lines.append((str(error).strip() or type(error).__name__).splitlines()[0])
+        status = status or getattr(getattr(error, "response", None), "status_code", None)
+        error = error.__cause__
+    return ": ".join(dict.fromkeys(lines)), status
+
+
 def push(directory: Path, repo: str, private: bool = False, pause: float = PAUSE) -> None:
     """Uploads every file of `directory`; prints where to. Raises UserError saying how to go on."""
     from huggingface_hub import HfApi, get_token
@@ -116,8 +126,7 @@ def push(directory: Path, repo: str, private: bool = False, pause: float = PAUSE
             print(f"uploaded to {api.endpoint}/{repo}")
             return
         except Exception as error:  # its network stack's own kinds; none may lose the message below
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            status = getattr(getattr(error, "response", None), "status_code", None)
+            reason, status = _explain(error)
             if status in _FINAL and status not in _PASSING:
                 break
             if attempt < ATTEMPTS:

@@ -1,7 +1,7 @@
 """A small hub on loopback: enough of the real one's HTTP interface to push to and download from.
 
 Requests come from huggingface_hub itself, over sockets. State: the committed files of each
-repository. `fail` maps a kind of request to how many of its next requests answer 503.
+repository. `fail` maps a kind of request to the status codes that its next requests answer.
 """
 
 import base64
@@ -24,7 +24,7 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.tokens: set[str] = set()
         self.requests: list[str] = []
-        self.fail: dict[str, int] = {}
+        self.fail: dict[str, list[int]] = {}
         self.lock = threading.Lock()
 
     @property
@@ -39,7 +39,7 @@ ROUTES = (
     ("batch", "POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch"),
     ("upload", "PUT", r"/upload/(?P<oid>\w+)"),
     ("commit", "POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/main"),
-    ("info", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/[^/?]+)?"),
+    ("info", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/?]+))?"),
     ("tree", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/[^/?]+"),
     ("file", "HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)"),
 )
@@ -61,9 +61,8 @@ class Handler(BaseHTTPRequestHandler):
                     self.server.requests.append(name)
                     if token := self.headers.get("Authorization"):
                         self.server.tokens.add(token)
-                    if self.server.fail.get(name, 0):
-                        self.server.fail[name] -= 1
-                        return self.answer(503, b"out of order")
+                    if statuses := self.server.fail.get(name):
+                        return self.answer(statuses.pop(0), b"out of order")
                     return getattr(self, name)(body, **match.groupdict())
         self.server.requests.append(f"{self.command} {path}")
         return self.answer(404, b"no such page")
@@ -128,7 +127,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json({"commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}",
                           "commitOid": COMMIT})  # fmt: skip
 
-    def info(self, body, repo):
+    def info(self, body, repo, revision):
+        self.server.requests.append(f"info:{revision}")
         files = self.server.repositories.get(repo)
         if files is None:
             return self.answer(404, b"", X_Error_Code="RepoNotFound")

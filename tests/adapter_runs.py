@@ -1,0 +1,41 @@
+"""Short real runs over a small base, for the tests of adapters, exports and uploads."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from deepsynth_min import corpus, train
+from deepsynth_min.checkpoint import save_model
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.tokenizer import EMBEDDED
+
+QUICK = ["--batch-size", "2", "--val-samples", "2", "--log-every", "1", "--lr", "0.01"]
+
+
+def write_base(directory: Path, config, seed: int = 0) -> Path:
+    """A complete model directory, bf16 like the official one, with random weights."""
+    torch.manual_seed(seed)
+    directory.mkdir()
+    save_model(DeepseekOCR(config).bfloat16(), directory, EMBEDDED)
+    return directory
+
+
+def write_rows(path: Path) -> Path:
+    rows = [{"text": d.text[:300], "summary": d.summary} for d in corpus.documents("train")[:12]]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def run(folder: Path, *arguments, out: str = "run") -> Path:
+    """Trains over folder/base on folder/rows.jsonl; returns the run directory."""
+    words = [*QUICK, "--data", folder / "rows.jsonl", "--out", folder / out, *arguments]
+    if "--model" not in words:
+        words += ["--model", folder / "base"]
+    assert train.main([str(word) for word in words]) == 0
+    return folder / out
+
+
+def held_out(run_directory: Path) -> list[float]:
+    lines = (run_directory / "metrics.jsonl").read_text().splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if line["kind"] == "eval"]

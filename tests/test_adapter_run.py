@@ -1,0 +1,133 @@
+"""Runs that train adapters: their checkpoints, resuming, starting from an adapter, and mistakes."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapter_runs import QUICK, held_out, run, write_base, write_rows
+from conftest import SMALL
+from deepsynth_min import evaluate, train
+from deepsynth_min.adapter import CONFIG, OTHERS, TENSORS
+from deepsynth_min.checkpoint import WriteError, whole_directory
+from deepsynth_min.config import UserError
+from deepsynth_min.settings import Settings, change
+from deepsynth_min.train import resolve
+
+KINDS = [("lora", ["--lora-plus-ratio", 4]), ("projector+qlora", ["--quant", "nf4"]),
+         ("qlora", ["--quant", "int8", "--precision", "bf16"])]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    write_base(folder / "base", SMALL)
+    write_rows(folder / "rows.jsonl")
+    for tune, options in KINDS:
+        run(folder, "--tune", tune, *options, "--max-steps", 4, "--save-every", 2, out=tune)
+    return folder
+
+
+@pytest.mark.parametrize("tune, _", KINDS)
+def test_the_loss_falls_and_the_checkpoint_holds_no_base(folder, tune, _):
+    losses = held_out(folder / tune)
+    assert losses[-1] < losses[0] - 0.1
+    checkpoint = folder / tune / "checkpoints" / "step-000004"
+    names = {CONFIG, TENSORS, "optimizer.safetensors", "training.json", "manifest.json"}
+    assert {path.name for path in checkpoint.iterdir()} == (
+        names | {OTHERS} if "projector" in tune else names)  # fmt: skip
+    config = json.loads((checkpoint / CONFIG).read_text())
+    assert config["base_model_name_or_path"] == str(folder / "base")
+
+
+@pytest.mark.parametrize("tune, _", KINDS)
+def test_evaluating_a_checkpoint_gives_the_logged_loss(folder, tune, _):
+    result = evaluate.run(["--run", str(folder / tune)])
+    assert abs(result["loss"] - held_out(folder / tune)[-1]) < 1e-6
+
+
+@pytest.mark.parametrize("tune, _", KINDS)
+def test_a_resumed_run_ends_with_the_same_bytes(folder, tmp_path, tune, _):
+    stopped = tmp_path / "stopped"
+    shutil.copytree(folder / tune, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "step-000004")
+    words = ["--config", stopped / "config.toml", "--out", stopped, "--resume", "auto"]
+    assert train.main(list(map(str, words))) == 0
+    for name in (TENSORS, OTHERS, "optimizer.safetensors"):
+        whole, again = (f / "checkpoints" / "step-000004" / name for f in (folder / tune, stopped))
+        assert whole.exists() == again.exists()
+        if whole.exists():
+            a, b = load_file(whole), load_file(again)
+            assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a), name
+
+
+def test_a_run_over_a_preset_keeps_the_random_weights_it_stands_on(folder, tmp_path):
+    shutil.copyfile(folder / "rows.jsonl", tmp_path / "rows.jsonl")
+    out = run(tmp_path, "--model", "tiny", "--tune", "qlora", "--max-steps", 1)
+    assert {path.name for path in (out / "base").iterdir()} >= {"config.json", "tokenizer.json"}
+    result = evaluate.run(["--run", str(out)])
+    assert abs(result["loss"] - held_out(out)[-1]) < 1e-6
+
+
+def test_training_goes_on_from_an_adapter_with_its_rank_and_scale(folder, tmp_path):
+    shutil.copyfile(folder / "rows.jsonl", tmp_path / "rows.jsonl")
+    first = folder / "lora"
+    out = run(tmp_path, "--model", folder / "base", "--tune", "lora", "--max-steps", 1,
+              "--adapter", first / "checkpoints" / "step-000004")  # fmt: skip
+    assert abs(held_out(out)[0] - held_out(first)[-1]) < 1e-6
+    assert held_out(out)[0] != held_out(first)[0]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--tune", "decoder"], "--tune decoder trains no adapter"),
+        (["--tune", "lora", "--lora-rank", "8"], "--lora-rank 8: the adapter .* has 16"),
+        (["--tune", "lora", "--lora-alpha", "8"], "--lora-alpha 8.0: the adapter .* has 32.0"),
+        (["--tune", "lora", "--rslora"], "--rslora True: the adapter .* has False"),
+        (["--tune", "lora", "--lora-targets", "all"], "decides what it adapts"),
+        (["--tune", "lora", "--model", "tiny"], "tiny has random weights"),
+        (["--tune", "lora", "--weights", "bf16"], "--weights bf16: cannot compute in fp32"),
+    ],
+)
+def test_settings_that_contradict_an_adapter_are_one_line(
+    folder, tmp_path, capsys, options, message
+):
+    adapter = folder / "lora" / "checkpoints" / "step-000004"
+    words = ["--model", folder / "base", "--data", folder / "rows.jsonl", "--out", tmp_path / "r",
+             "--adapter", adapter, *QUICK, *options]  # fmt: skip
+    assert train.main(list(map(str, words))) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.search(message, error) and len(error.splitlines()) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(folder, tmp_path, capsys):
+    other = write_base(tmp_path / "other", SMALL, seed=5)
+    adapter = folder / "lora" / "checkpoints" / "step-000004"
+    words = ["--model", other, "--data", folder / "rows.jsonl", "--out", tmp_path / "r", *QUICK,
+             "--tune", "lora", "--adapter", adapter]  # fmt: skip
+    assert train.main(list(map(str, words))) == 2
+    assert "trained over another base model" in capsys.readouterr().err
+
+
+def test_automatic_values_of_adapters_are_as_documented():
+    world = type("World", (), {"size": 1})
+    settings = change(Settings(), model="some/model", tune="lora")
+    resolved = resolve(settings, 100, world)
+    assert (resolved.adapter.lora_rank, resolved.adapter.lora_alpha) == (16, 32.0)
+    assert resolved.adapter.lora_targets == ("attention+mlp",) and resolved.optim.lr == 1e-4
+
+
+def test_a_directory_gets_its_name_only_when_it_is_whole(tmp_path):
+    with pytest.raises(WriteError, match="could not be written: No space left on device"):
+        with whole_directory(tmp_path / "d") as partial:
+            (partial / "file").write_text("half")
+            with open("/dev/full", "w") as full:
+                full.write("x" * 10_000)
+    with pytest.raises(UserError, match="wrong"), whole_directory(tmp_path / "d"):
+        raise UserError("wrong")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,252 @@
+"""Exported checkpoints: by the published rules, merged as PEFT merges, withdrawn when wrong."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapter_runs import run, write_base, write_rows
+from conftest import SMALL
+from deepsynth_min import export
+from deepsynth_min.adapter import TENSORS
+from deepsynth_min.config import UserError
+from deepsynth_min.lora import pairs
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.quant import packed_weights
+from deepsynth_min.tokenizer import EMBEDDED
+from deepsynth_min.weights import official_views
+from official_rules import official_shapes, problems
+from test_golden import GOLDEN
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """base/, rows.jsonl, and three runs over them: full, lora and qlora."""
+    folder = tmp_path_factory.mktemp("export")
+    write_base(folder / "base", SMALL)
+    (folder / "base" / "processor_config.json").write_text('{"kept":  "byte for byte"}')
+    write_rows(folder / "rows.jsonl")
+    run(folder, "--tune", "decoder", "--max-steps", 1, out="full")
+    run(folder, "--tune", "lora", "--lora-targets", "all", "--max-steps", 2, out="lora")
+    run(folder, "--tune", "projector+qlora", "--max-steps", 2, out="qlora")
+    return folder
+
+
+def exported(folder, tmp_path, which, *arguments):
+    to = tmp_path / "exported"
+    assert export.main(["--run", str(folder / which), "--to", str(to), *map(str, arguments)]) == 0
+    return to
+
+
+def test_the_rules_name_the_official_models_own_tensors():
+    config = json.loads((GOLDEN / "official_config.json").read_text())
+    shapes = json.loads(gzip.decompress((GOLDEN / "official_shapes.json.gz").read_bytes()))
+    assert official_shapes(config) == shapes
+
+
+@pytest.mark.parametrize(
+    "which, options", [("full", []), ("lora", ["--merge"]), ("qlora", ["--merge"])]
+)
+def test_an_export_keeps_every_rule_and_loads_back_strictly(folder, tmp_path, which, options):
+    to = exported(folder, tmp_path, which, *options, "--shard-size", "200KB")
+    assert problems(to, folder / "base") == []
+    shards = sorted(to.glob("*.safetensors"))
+    assert len(shards) > 3
+    for path in shards:  # at most the size asked for, or one larger tensor
+        assert path.stat().st_size < 220_000 or len(load_file(path)) == 1
+    model = DeepseekOCR.from_pretrained(to)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in shards)
+
+
+def test_tiny_exported_keeps_every_rule(tmp_path):
+    run(tmp_path, "--model", "tiny", "--data", write_rows(tmp_path / "r.jsonl"),
+        "--max-steps", 1, out="tiny")  # fmt: skip
+    to = exported(tmp_path, tmp_path, "tiny")
+    assert problems(to, EMBEDDED) == []
+    config = json.loads((to / "config.json").read_text())
+    assert official_views(DeepseekOCR.from_pretrained(to)).keys() == official_shapes(config).keys()
+
+
+def _rewrite(to, change):
+    """Changes the tensors of the last shard, index included."""
+    path = sorted(to.glob("*.safetensors"))[-1]
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    index = json.loads((to / INDEX).read_text())
+    kept = {n: f for n, f in index["weight_map"].items() if f != path.name}
+    index["weight_map"] = kept | dict.fromkeys(tensors, path.name)
+    (to / INDEX).write_text(json.dumps(index))
+
+
+def _fuse(tensors):
+    prefix = "model.layers.1.mlp.experts.1"
+    gate, up = (tensors.pop(f"{prefix}.{kind}_proj.weight") for kind in ("gate", "up"))
+    tensors[f"{prefix}.gate_up_proj.weight"] = torch.cat([gate, up])
+
+
+def _lose_an_expert(tensors):
+    for kind in ("gate", "up", "down"):
+        del tensors[f"model.layers.1.mlp.experts.3.{kind}_proj.weight"]
+
+
+def _add_a_buffer(tensors):
+    tensors["model.vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+
+
+def _widen(tensors):
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].float()
+
+
+def _edit_config(to):
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | {"model_type": "deepseek_v2"}))
+
+
+def _reformat_config(to):
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "fault, named",
+    [
+        (lambda to: _rewrite(to, _fuse), "experts.1.gate_up_proj.weight is no official tensor"),
+        (lambda to: _rewrite(to, _lose_an_expert), "experts.3.up_proj.weight is missing"),
+        (lambda to: _rewrite(to, _add_a_buffer), "position_ids is no official tensor"),
+        (lambda to: _rewrite(to, _widen), "lm_head.weight is F32"),
+        (_edit_config, "model_type = 'deepseek_v2'"),
+        (_reformat_config, "config.json is not the base's"),
+        (lambda to: (to / "processor_config.json").unlink(), "processor_config.json is missing"),
+    ],
+)
+def test_the_rules_notice_planted_faults(folder, tmp_path, fault, named):
+    to = exported(folder, tmp_path, "full")
+    fault(to)
+    found = problems(to, folder / "base")
+    assert any(named in problem for problem in found), found
+
+
+def test_a_merged_export_equals_pefts_merge(folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    from test_adapter import official_tree
+
+    to = exported(folder, tmp_path, "lora", "--merge")
+    adapter = folder / "lora" / "checkpoints" / "step-000002"
+    ours = load_file(to / "model-00001-of-000001.safetensors")
+    base = {n: t.float() for n, t in load_file(folder / "base" / "model.safetensors").items()}
+    merged = peft.PeftModel.from_pretrained(official_tree(base), adapter).merge_and_unload()
+    theirs = dict(merged.named_parameters())
+    assert len(theirs) == 4 * 2 + 3 + 3 + 4 * 3
+    for name, weight in theirs.items():
+        # Both round the same float32 sum to bf16, but for the order of its terms.
+        assert torch.allclose(ours[name].float(), weight, rtol=2**-8, atol=1e-6), name
+        assert not torch.equal(weight, base[name])
+    rest = [name for name in ours if name not in theirs]
+    assert all(torch.equal(ours[name], base[name].bfloat16()) for name in rest)
+
+
+def test_a_merge_over_nf4_unpacks_the_base_or_takes_the_original(folder, tmp_path):
+    settings = export.settings_.load(folder / "qlora" / "config.toml")
+    checkpoint = export.find_run_checkpoint(folder / "qlora", "last")
+    model, _ = export.load_run_model(settings, folder / "qlora", checkpoint, torch.device("cpu"))
+    original = load_file(folder / "base" / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    unpacked = packed_weights(model)[f"{name}.base.weight"].unpack(torch.float32)
+    delta = pairs(model)[name].delta()
+    for folder_name, options, base in (
+        ("a", [], unpacked), ("b", ["--base", folder / "base"], original[f"{name}.weight"].float()),
+    ):  # fmt: skip
+        (tmp_path / folder_name).mkdir()
+        to = exported(folder, tmp_path / folder_name, "qlora", "--merge", *options)
+        written = official_views(DeepseekOCR.from_pretrained(to))
+        ours = written[f"{name}.weight"].float()
+        assert torch.allclose(ours, base + delta, rtol=2**-6, atol=1e-6)
+        projector = written["model.projector.layers.weight"]
+        assert not torch.equal(projector, original["model.projector.layers.weight"])  # it trained
+    assert not torch.allclose(unpacked, base, rtol=0.01)
+
+
+def test_an_adapter_exported_without_merging_is_the_checkpoints(folder, tmp_path, capsys):
+    to = exported(folder, tmp_path, "qlora")
+    newest = folder / "qlora" / "checkpoints" / "step-000002"
+    assert (to / TENSORS).read_bytes() == (newest / TENSORS).read_bytes()
+    assert "--merge makes a model that has it" in capsys.readouterr().out
+    assert (to / "README.md").read_text().startswith("---\nlibrary_name: peft\n")
+
+
+def test_an_export_that_computes_something_else_is_withdrawn(folder, tmp_path, monkeypatch, capsys):
+    honest = export.merged_tensors
+
+    def without_an_adapter(model):
+        for pair in pairs(model).values():
+            pair.B.data.add_(1.0)  # merges something else than what was compared
+        return honest(model)
+
+    monkeypatch.setattr(export, "merged_tensors", without_an_adapter)
+    arguments = ["--run", folder / "lora", "--to", tmp_path / "exported", "--merge"]
+    assert export.main(list(map(str, arguments))) == 2
+    assert "the export is withdrawn" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from deepsynth_min import export
+sys.exit(export.main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(folder, tmp_path):
+    arguments = ["--run", folder / "full", "--to", tmp_path / "exported"]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *map(str, arguments)],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2
+    assert "could not be written" in done.stderr and "File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_shard_is_named(folder, tmp_path):
+    to = exported(folder, tmp_path, "full")
+    path = to / "model-00001-of-000001.safetensors"
+    data = path.read_bytes()
+    for size in (0, 7, 1000, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(UserError, match=f"{path.name}: not a safetensors file"):
+            DeepseekOCR.from_pretrained(to)
+
+
+@pytest.mark.parametrize(
+    "which, options, message",
+    [
+        ("full", ["--merge"], "trained no adapter"),
+        ("lora", ["--base", "x"], "only with --merge"),
+        ("lora", ["--merge", "--shard-size", "5 apples"], "not a size"),
+        ("nothing", [], "not a run directory"),
+        ("lora", ["--checkpoint", "77"], "no such checkpoint"),
+        ("lora", ["--merge", "--base", "nowhere"], "neither a directory nor a hub id"),
+    ],
+)
+def test_wrong_use_is_one_line(folder, tmp_path, capsys, which, options, message):
+    arguments = ["--run", str(folder / which), "--to", str(tmp_path / "e"), *options]
+    assert export.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "e").exists()
+
+
+def test_merging_over_another_base_is_refused(folder, tmp_path, capsys):
+    other = write_base(tmp_path / "other", SMALL, seed=1)
+    arguments = ["--run", folder / "lora", "--to", tmp_path / "e", "--merge", "--base", other]
+    assert export.main(list(map(str, arguments))) == 2
+    assert "trained over another base model" in capsys.readouterr().err
+    shutil.rmtree(other)
+    assert list(tmp_path.iterdir()) == []
