@@ -42,6 +42,7 @@ setup(
     extras_require={
         "images": ["pillow>=10"],  # user-supplied page images
         "shaping": ["uharfbuzz>=0.40", "python-bidi>=0.6"],  # Arabic, Hebrew order, Indic, Thai
-        "test": ["pytest>=8", "hypothesis>=6", "pillow>=10", "peft>=0.15", "pybind11>=2.12"],
+        "test": ["pytest>=8", "hypothesis>=6", "pillow>=10", "peft>=0.15", "pybind11>=2.12",
+                 "uharfbuzz>=0.40", "python-bidi>=0.6"],  # fmt: skip
     },
 )
