@@ -244,12 +244,15 @@ class Loader:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def held_out_batches(rows, builder: SampleBuilder, size: int, rank: int, world: int):
-    """Batches of every `world`-th held-out row, from `rank` on; no row twice, none left out."""
-    for start in range(rank, len(rows), size * world):
-        chosen = tuple(range(start, min(start + size * world, len(rows)), world))
-        samples = [builder(rows[i]) for i in chosen]
-        yield collate(samples, builder.special, chosen)
+def held_out_shares(ends: tuple[int, ...], size: int, rank: int, world: int) -> list[range]:
+    """Rows 0 .. ends[-1] in batches of `size`, none across one of `ends`, every `world`-th of them.
+
+    Whole batches are dealt, so that what is scored together does not depend on the processes.
+    """
+    pieces = zip((0, *ends), ends)
+    batches = [range(i, min(i + size, end)) for begin, end in pieces
+               for i in range(begin, end, size)]  # fmt: skip
+    return batches[rank::world]
 
 
 def steps_per_epoch(rows: int, global_batch: int) -> int:

@@ -1,55 +1,183 @@
-"""Held-out loss: the same sum and count as in training, over rows that training never sees.
+"""Evaluation: held-out loss, does it read, and how near its answers are to the references.
 
-In: a model and held-out rows. Out: {"loss": nats per scored token, "perplexity", "tokens", "samples"}.
+In: a model and held-out rows. Out: one flat dictionary of figures (`evaluate` names them), and a few
+answers to look at.
 
-The one idea: every rank scores its own rows, the sums are added up, and only then is divided; so the
-figure does not depend on the number of processes or on the batch size.
+The one idea: rows are dealt to the ranks in whole batches, sums and counts are added up over ranks
+and batches, and only then is divided. So the figures do not depend on the number of processes: the
+same batches are scored, and what they give is added in float64.
 
 `python -m deepsynth_min.evaluate --run DIR` scores a run's checkpoint in a new process.
 """
 
-import argparse
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
+from statistics import mean, median
 
 import torch
 from tqdm import tqdm
 
-from . import settings as settings_
+from . import ablations, settings as settings_, text_metrics
 from .build import load_run_model
 from .config import UserError
-from .data import SampleBuilder, held_out_batches
+from .data import Sample, SampleBuilder, collate, held_out_shares
 from .distributed import World, start, stop, sum_over_ranks
 from .model import DeepseekOCR
 from .precision import autocast
 from .rows import open_rows
-from .tokenizer import load_tokenizer
+from .search import generate
+from .settings import EvaluationSettings, GenerationSettings, Settings, change
+from .tokenizer import encode, load_tokenizer
+
+SHOWN = 4  # answers that are kept to look at
+HIGHER_IS_BETTER = ("reads/", "rouge", "exact_match", "eos_rate")
 
 
-@torch.no_grad()
-def held_out_loss(
-    model: DeepseekOCR, rows, builder: SampleBuilder, world: World, batch_size: int, precision: str
-) -> dict[str, float]:
-    """Mean loss in nats per scored token over all `rows`, each scored once by one rank."""
-    total = torch.zeros((), dtype=torch.float64, device=world.device)
-    count = samples = 0
-    batches = held_out_batches(rows, builder, batch_size, world.rank, world.size)
-    steps = math.ceil(len(range(world.rank, len(rows), world.size)) / batch_size)
-    quiet, was_training = not world.is_main, model.training
-    model.eval()  # no dropout in adapters
-    for batch in tqdm(batches, "evaluating", steps, leave=False, disable=quiet, unit="batch"):
-        with autocast(world.device, precision):
-            loss, scored = model.loss(batch.to(world.device))
-        total += loss
-        count += scored
-        samples += len(batch.input_ids)
-    model.train(was_training)
-    total, count, samples = sum_over_ranks(world, total, count, samples)
-    loss = total / count
-    perplexity = math.exp(min(loss, 700.0))
-    return {"loss": loss, "perplexity": perplexity, "tokens": int(count), "samples": int(samples)}
+class Evaluator:
+    """A model, the rows that it never trains on, and how to score them."""
+
+    def __init__(self, model: DeepseekOCR, rows, builder: SampleBuilder, world: World):
+        self.model, self.rows, self.builder, self.world = model, rows, builder, world
+        self.settings: Settings = builder.settings
+        self.scorer = text_metrics.rouge_scorer()
+
+    def _loss(self, samples: list[Sample]) -> float:
+        """Summed over the scored tokens of one batch."""
+        batch = collate(samples, self.builder.special)
+        with autocast(self.world.device, self.settings.optim.precision):
+            return float(self.model.loss(batch.to(self.world.device))[0])
+
+    def _shares(self, *ends: int) -> list[range]:
+        size = self.settings.optim.batch_size
+        return held_out_shares(ends, size, self.world.rank, self.world.size)
+
+    def _bar(self, things, what: str):
+        return tqdm(things, what, leave=False, disable=not self.world.is_main, unit="batch")
+
+    def losses(self) -> dict[str, float]:
+        """Held-out loss over all rows; ablations over the first of them."""
+        names = ["loss", "tokens", "samples", "text_tokens", "visual_tokens"]
+        names += [f"{kind}{part}" for kind in ablations.ABLATIONS for part in ("", "/base", "/tokens")]
+        sums = Counter(dict.fromkeys(names, 0.0))
+        ablated = min(self.settings.evaluation.ablation_samples, len(self.rows))
+        partner = ablations.partners(ablated, self.settings.optim.seed) if ablated > 1 else None
+        for chosen in self._bar(self._shares(ablated, len(self.rows)), "evaluating"):
+            rows = [self.rows[i] for i in chosen]
+            samples = [self.builder(row) for row in rows]
+            loss = self._loss(samples)
+            sums.update(loss=loss, tokens=_scored(samples), samples=len(samples))
+            if chosen[0] < ablated:
+                others = [None if partner is None else self.rows[partner[i]] for i in chosen]
+                self._ablate(sums, rows, samples, others, loss)
+        found = dict(zip(names, sum_over_ranks(self.world, *(sums[name] for name in names))))
+        return _mean_losses(found, ablated)
+
+    def _ablate(self, sums: Counter, rows, samples: list[Sample], others, loss: float) -> None:
+        """Adds one batch's losses with something else in the page's place to `sums`."""
+        for kind in ablations.ABLATIONS:
+            changed = [ablations.ablate(sample, kind, row, other, self.builder)
+                       for sample, row, other in zip(samples, rows, others)]  # fmt: skip
+            kept = [sample for sample, new in zip(samples, changed) if new is not None]
+            if kept:
+                base = loss if len(kept) == len(samples) else self._loss(kept)
+                new = self._loss([new for new in changed if new is not None])
+                sums.update({kind: new, f"{kind}/base": base, f"{kind}/tokens": _scored(kept)})
+        for row, sample in zip(rows, samples):
+            if row.text is not None:
+                tokens = len(encode(self.builder.tokenizer, row.text))
+                sums.update(text_tokens=tokens, visual_tokens=sample.visual)
+
+    def answers(self) -> tuple[dict[str, float], list[dict]]:
+        """(figures about generated answers to the first rows, a few of them; these on rank 0)."""
+        most = min(self.settings.evaluation.answer_samples, len(self.rows))
+        names = [*(text_metrics.ROUGE if self.scorer else ()), "cer", "exact_match", "eos_rate",
+                 "repetition"]  # fmt: skip
+        table = [[0.0] * len(names) for _ in range(most)]  # a row is filled in by one rank
+        shown = []
+        for chosen in self._bar(self._shares(most), "answering"):
+            rows = [self.rows[i] for i in chosen]
+            batch = collate([self.builder.prompt(row) for row in rows], self.builder.special)
+            with autocast(self.world.device, self.settings.optim.precision):
+                answers = generate(self.model, batch.to(self.world.device),
+                                   self.settings.generation, self.settings.optim.seed, chosen)  # fmt: skip
+            for i, row, answer in zip(chosen, rows, answers):
+                text = self.builder.tokenizer.decode(answer.ids, skip_special_tokens=True)
+                table[i] = self._compare(row.summary, text, answer)
+                if i < SHOWN:
+                    shown.append({"row": row.where, "reference": row.summary, "answer": text})
+        flat = sum_over_ranks(self.world, *(value for values in table for value in values))
+        columns = [flat[i :: len(names)] for i in range(len(names))]
+        if not most:
+            return {}, []
+        result = {name: mean(column) for name, column in zip(names, columns)}
+        result |= {"cer_median": median(columns[names.index("cer")]), "answers": most}
+        return result, shown
+
+    def _compare(self, reference: str, text: str, answer) -> list[float]:
+        rouge = text_metrics.rouge(self.scorer, reference, text) if self.scorer else []
+        return [*rouge, text_metrics.character_error_rate(reference, text),
+                float(text.strip() == reference.strip()), float(answer.ended),
+                text_metrics.repetition(answer.ids)]  # fmt: skip
+
+    @torch.no_grad()
+    def __call__(self) -> tuple[dict[str, float], list[dict]]:
+        """(figures, answers to look at):
+
+        loss, perplexity         nats per scored token over all held-out rows; exp of it
+        reads/KIND               rise of the loss with KIND in the page's place (ablations.py)
+        compression              text tokens per visual token of those documents
+        rouge1, rouge2, rougeL   F1 of generated answers, if rouge-score is installed
+        cer, cer_median          characters to change per character of the reference
+        exact_match, eos_rate    share of answers equal to the reference; that ended by themselves
+        repetition               share of runs of 4 tokens that came before in the same answer
+        """
+        was_training = self.model.training
+        self.model.eval()  # no dropout in adapters
+        result = self.losses()
+        more, shown = self.answers()
+        self.model.train(was_training)
+        return result | more, shown
+
+
+def _scored(samples: list[Sample]) -> int:
+    return sum(len(sample.ids) - sample.prompt for sample in samples)
+
+
+def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
+    loss = sums["loss"] / sums["tokens"]
+    result = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)),
+              "tokens": int(sums["tokens"]), "samples": int(sums["samples"])}  # fmt: skip
+    for kind in ablations.ABLATIONS:
+        if tokens := sums[f"{kind}/tokens"]:
+            result[f"reads/{kind}"] = (sums[kind] - sums[f"{kind}/base"]) / tokens
+    if sums["visual_tokens"]:
+        result["compression"] = sums["text_tokens"] / sums["visual_tokens"]
+    return result | ({"ablated": ablated} if ablated else {})
+
+
+def cost(result: dict[str, float], metric: str) -> float:
+    """The figure by which checkpoints are compared, turned so that lower is better."""
+    return -result[metric] if metric.startswith(HIGHER_IS_BETTER) else result[metric]
+
+
+def check_metric(settings: Settings) -> None:
+    """Raises UserError if --best names a figure that will not be there."""
+    if settings.evaluation.best.startswith("rouge") and text_metrics.rouge_scorer() is None:
+        raise UserError(f"--best {settings.evaluation.best}: {NO_ROUGE}")
+
+
+NO_ROUGE = "ROUGE needs rouge-score: pip install 'deepsynth-min[eval]'"
+
+
+def describe(result: dict[str, float]) -> str:
+    """The figures that are worth a line while training."""
+    parts = [f"held-out loss {result['loss']:.4f} (perplexity {result['perplexity']:.2f})"]
+    names = {"reads/shuffled": "reads/shuffled {:+.4f}", "reads/blank": "reads/blank {:+.4f}",
+             "rougeL": "ROUGE-L {:.3f}", "cer": "CER {:.3f}", "eos_rate": "ended {:.0%}"}  # fmt: skip
+    return ", ".join(parts + [form.format(result[n]) for n, form in names.items() if n in result])
 
 
 def find_run_checkpoint(run: Path, which: str) -> Path:
@@ -67,28 +195,34 @@ def find_run_checkpoint(run: Path, which: str) -> Path:
 
 
 def run(arguments: list[str]) -> dict[str, float]:
-    parser = settings_.OneLineParser(
-        "python -m deepsynth_min.evaluate",
-        description="Scores a checkpoint of a run on the run's held-out rows.",
-    )
+    concerns = {"evaluation": EvaluationSettings, "generation": GenerationSettings}
+    parser = settings_.make_parser(concerns, "python -m deepsynth_min.evaluate",
+                                   "Scores a checkpoint of a run on the run's held-out rows. "
+                                   "Settings default to those of the run.")  # fmt: skip
+    parser.usage = "python -m deepsynth_min.evaluate --run DIR [--setting value ...]"
     parser.add_argument("--run", required=True, metavar="DIR", help="run directory of a training")
     parser.add_argument("--checkpoint", default="last", metavar="WHICH",
                         help="last, best or a step number (default: last)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads per process; 0: all")
     given = parser.parse_args(arguments)
     directory = Path(given.run)
     if not (directory / "config.toml").is_file():
         raise UserError(f"{directory}: not a run directory (no config.toml)")
     settings = settings_.load(directory / "config.toml")
+    settings = change(settings, **settings_.checked(vars(given), concerns.values()))
     checkpoint = find_run_checkpoint(directory, given.checkpoint)
-    world = start(given.device, settings.run.threads)
+    world = start(given.device, given.threads or settings.run.threads)
     model, base = load_run_model(settings, directory, checkpoint, world.device)
     builder = SampleBuilder(settings, model.config, load_tokenizer(base))
     _, held_out = open_rows(settings.data, settings.optim.seed)
-    optim = settings.optim
-    result = held_out_loss(model, held_out, builder, world, optim.batch_size, optim.precision)
+    evaluator = Evaluator(model, held_out, builder, world)
+    result, _ = evaluator()
     if world.is_main:
         print(json.dumps({"checkpoint": str(checkpoint), **result}))
+        notes = [ablations.warning(result), None if evaluator.scorer else NO_ROUGE]
+        for note in filter(None, notes):
+            print(f"warning: {note}", file=sys.stderr)
     return result
 
 

@@ -87,8 +87,8 @@ class RunDirectory:
             facts = checkpoint.read_facts(path)
             if facts["step"] <= step:
                 self.mark("last", path.name)
-                if facts.get("held_out_loss") is not None:
-                    scored[path.name] = facts["held_out_loss"]
+                if facts.get("score") is not None:  # of --best, lower is better
+                    scored[path.name] = facts["score"]
         if scored:
             self.mark("best", min(scored, key=scored.get))
 

@@ -106,9 +106,32 @@ class OptimSettings:
     seed: int = 0  # of initial weights, sampling and the held-out choice
 
 
+Metric = Literal[
+    "loss", "reads/blank", "reads/shuffled", "rouge1", "rouge2", "rougeL", "cer", "cer_median",
+    "exact_match",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    ablation_samples: int = 32  # held-out rows scored again without their page, to see if it reads
+    answer_samples: int = 8  # held-out rows that an answer is generated for
+    best: Metric = "loss"  # the checkpoint with the best such figure is kept
+    patience: int = 0  # stop after so many evaluations that were not the best; 0: never
+
+    def __post_init__(self):
+        kind, needed = self.best.split("/")[0], None
+        if kind == "reads" and self.ablation_samples < 2:
+            needed = "--ablation-samples of 2 or more"
+        if kind not in ("reads", "loss") and not self.answer_samples:
+            needed = "--answer-samples"
+        if needed:
+            raise UserError(f"--best {self.best}: needs {needed}")
+
+
 @dataclass(frozen=True)
 class GenerationSettings:
-    max_new_tokens: int = 96  # an answer ends here at the latest
+    max_new_tokens: int = 64  # an answer ends here at the latest
     beams: int = 1  # beam search with so many; 1: the likeliest token each time, or sampling
     temperature: float = 0.0  # of sampling; 0: none
     top_p: float = 1.0  # sample among the likeliest tokens that have this probability together
@@ -144,6 +167,7 @@ class Settings:
     page: PageSettings = field(default_factory=PageSettings)
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
@@ -155,6 +179,7 @@ _AT_LEAST = {
     "log_every": 1, "max_skips": 1, "timeout": 1, "check_every": 0, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
     "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0, "lora_rank": 0, "lora_alpha": 0,
     "lora_dropout": 0, "lora_plus_ratio": 0.01,
+    "ablation_samples": 0, "answer_samples": 0, "patience": 0,
     "max_new_tokens": 1, "beams": 1, "temperature": 0, "top_p": 0, "no_repeat_ngram": 0,
 }  # fmt: skip
 _AT_MOST = {"max_tiles": 9, "val_fraction": 0.9, "warmup_ratio": 1, "min_lr_ratio": 1,

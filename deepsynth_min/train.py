@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, freeze, hub, settings as settings_
+from . import ablations, checkpoint, freeze, hub, settings as settings_
 from .build import build_model, is_adapted, keep_preset, resolve_adapter
 from .config import PRESETS, UserError
 from .data import Cursor, Loader, SampleBuilder, steps_per_epoch
@@ -24,7 +24,7 @@ from .distributed import (
     GradientReducer, World, barrier, broadcast_text, check_same_parameters, start, stop,
     sum_over_ranks,
 )  # fmt: skip
-from .evaluate import held_out_loss
+from .evaluate import NO_ROUGE, Evaluator, check_metric, cost, describe
 from .export import stage_for_hub
 from .metrics import Meter
 from .model import DeepseekOCR, parameter_summary
@@ -41,6 +41,7 @@ RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
 
 def resolve(settings: Settings, rows: int, world: World) -> Settings:
     """Settings in which every automatic value is replaced by what it stands for."""
+    check_metric(settings)
     optim = settings.optim
     steps = optim.max_steps
     if not steps:
@@ -91,6 +92,7 @@ class Training:
         self.model, self.base = build_model(settings, world.device, self.directory.path)
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(settings, self.model.config, tokenizer)
+        self.evaluator = Evaluator(self.model, self.held_out, self.builder, world)
         self.builder(rows[0])  # a page setting that cannot work is found before anything is written
         self.policy = freeze.freeze(self.model, settings.model.tune)
         optim = settings.optim
@@ -101,6 +103,7 @@ class Training:
         )  # fmt: skip
         self.scaler = LossScaler(optim.precision == "fp16", world.device)
         self.step, self.best, self.saved, self.unlogged = 0, None, None, []
+        self.stale = 0  # evaluations since the best
         self.tried = None  # the step of the last attempt to save
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
@@ -126,7 +129,9 @@ class Training:
         if found:
             path = Path(found)
             state = checkpoint.load(path, self.model, self.optimizer, self.scaler, self.facts)
-            self.step, self.best, self.unlogged = state["step"], state["best"], state["unlogged"]
+            self.step, self.unlogged = state["step"], state["unlogged"]
+            if state["best_metric"] == self.settings.evaluation.best:
+                self.best, self.stale = state["best"], state["stale"]
             self.saved = self.tried = self.step
         if self.world.is_main and resume != "none":
             print(f"resuming after step {self.step} from {found}" if found
@@ -206,26 +211,35 @@ class Training:
         raise RuntimeError(f"{row} steps in a row had a loss or gradient that is not finite and were "
                            f"skipped; the rows they were made of: {path}")  # fmt: skip
 
-    def evaluate(self) -> float:
-        optim = self.settings.optim
-        result = held_out_loss(self.model, self.held_out, self.builder, self.world,
-                               optim.batch_size, optim.precision)  # fmt: skip
+    def evaluate(self) -> dict[str, float]:
+        result, shown = self.evaluator()
         if self.world.is_main:
             self.directory.log("eval", step=self.step, **result)
-            tqdm.write(f"step {self.step:>6}: held-out loss {result['loss']:.4f} "
-                       f"(perplexity {result['perplexity']:.2f})")  # fmt: skip
-        return result["loss"]
+            self.directory.log("answers", step=self.step, shown=shown)
+            tqdm.write(f"step {self.step:>6}: {describe(result)}")
+        return result
 
-    def save(self, loss: float | None, meter: Meter) -> None:
-        """A checkpoint of the present step; `loss` is its held-out loss, if known.
+    def _is_best(self, result: dict[str, float]) -> bool:
+        """Whether this evaluation is the best one so far; counts those since."""
+        score = cost(result, self.settings.evaluation.best)
+        better = self.best is None or score < self.best
+        self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
+        return better
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done, or --patience is at its end."""
+        patience = self.settings.evaluation.patience
+        return self.step >= self.settings.optim.max_steps or 0 < patience <= self.stale
+
+    def save(self, result: dict[str, float] | None, is_best: bool, meter: Meter) -> None:
+        """A checkpoint of the present step; `result` is its evaluation, if there was one.
 
         If the disk refuses it, that is a warning: the one before is still there.
         """
-        self.tried = self.step
-        is_best = loss is not None and (self.best is None or loss < self.best)
-        self.best = loss if is_best else self.best
-        facts = {**self.facts, "best": self.best, "held_out_loss": loss,
-                 "unlogged": meter.unlogged()}  # fmt: skip
+        self.tried, metric = self.step, self.settings.evaluation.best
+        facts = {**self.facts, "best": self.best, "best_metric": metric, "stale": self.stale,
+                 "score": result and cost(result, metric), "unlogged": meter.unlogged()}  # fmt: skip
         if self.world.is_main:
             try:
                 self._write_checkpoint(facts, is_best)
@@ -255,7 +269,7 @@ class Training:
                    disable=not world.is_main)  # fmt: skip
         meter.start(self.unlogged)
         try:
-            while self.step < steps:
+            while not self.finished:
                 batches = meter.waiting(loader.__next__)
                 count, stopping = sum_over_ranks(
                     world, sum(batch.count for batch in batches), stopper.asked
@@ -270,29 +284,39 @@ class Training:
                     bar.set_postfix(loss=f"{loss:.3f}")
                     self._check_skips()
                 evaluated = done or _due(self.step, every.eval_every)
+                is_best = False
                 if evaluated:
                     last = meter.paused(self.evaluate)
-                if done or _due(self.step, every.save_every):
-                    meter.paused(lambda: self.save(last if evaluated else None, meter))
+                    is_best = self._is_best(last)
+                if self.finished or is_best or _due(self.step, every.save_every):
+                    result = last if evaluated else None
+                    meter.paused(lambda: self.save(result, is_best, meter))
                 if _due(self.step, every.check_every):
                     meter.paused(lambda: check_same_parameters(world, self.trainable))
         finally:
             bar.close()
             loader.close()
-        if self.step < steps and self.tried != self.step:
-            self.save(None, meter)
+        if not self.finished and self.tried != self.step:
+            self.save(None, False, meter)
         freeze.check_end(self.model, self.frozen)
         if world.is_main:
             self._conclude(first, last)
 
-    def _conclude(self, first: float | None, last: float | None) -> None:
+    def _conclude(self, first: dict | None, last: dict | None) -> None:
         self.directory.write_report()
         where = self.directory.path
-        if self.step < self.settings.optim.max_steps:
+        if not self.finished:
             print(f"stopped after step {self.step}; go on with --out {where} --resume auto")
             return
+        if self.step < self.settings.optim.max_steps:
+            metric = self.settings.evaluation.best
+            print(f"ended early: {metric} was not better in {self.stale} evaluations (--patience)")
         if first is not None:
-            print(f"held-out loss {first:.4f} -> {last:.4f} nats per token")
+            print(f"held-out loss {first['loss']:.4f} -> {last['loss']:.4f} nats per token")
+        if last is not None:
+            notes = [ablations.warning(last), None if self.evaluator.scorer else NO_ROUGE]
+            for note in filter(None, notes):
+                print(f"warning: {note}")
         print(f"frozen parameters unchanged: {len(self.frozen)} tensors")
         if self.saved is not None:
             print(f"checkpoint: {self.directory.checkpoints / f'step-{self.saved:06}'}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deepsynth_min.config import PRESETS, UserError
-from deepsynth_min.data import Cursor, Loader, SampleBuilder, collate, held_out_batches, share
+from deepsynth_min.data import Cursor, Loader, SampleBuilder, collate, held_out_shares, share
 from deepsynth_min.images import choose_grid, cut_tiles, prepare
 from deepsynth_min.rows import EmbeddedRows, Row
 from deepsynth_min.settings import Settings, change
@@ -206,12 +206,11 @@ def test_an_error_in_a_background_thread_reaches_the_loop(tokenizer):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_held_out_rows_are_scored_once_each(tokenizer, world):
-    builder = make_builder(tokenizer)
-    rows = [row(summary=str(i)) for i in range(11)]
-    seen = [i for rank in range(world)
-            for batch in held_out_batches(rows, builder, 4, rank, world) for i in batch.rows]  # fmt: skip
-    assert sorted(seen) == list(range(11))
+def test_held_out_rows_are_dealt_once_each_in_batches_that_one_process_makes_too(world):
+    dealt = [held_out_shares((5, 11), 4, rank, world) for rank in range(world)]
+    batches = sorted((batch for own in dealt for batch in own), key=lambda batch: batch[0])
+    assert [list(batch) for batch in batches] == [[0, 1, 2, 3], [4], [5, 6, 7, 8], [9, 10]]
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_an_error(tokenizer):

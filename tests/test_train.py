@@ -17,7 +17,8 @@ from deepsynth_min.checkpoint import save as save_checkpoint  # noqa: F401 (the 
 from deepsynth_min.config import PRESETS
 from deepsynth_min.model import DeepseekOCR
 
-QUICK = ["--batch-size", "2", "--val-samples", "4", "--log-every", "1"]
+QUICK = ["--batch-size", "2", "--val-samples", "4", "--log-every", "1", "--answer-samples", "1",
+         "--max-new-tokens", "4"]
 
 
 def run(*arguments, out: Path) -> int:

@@ -1,0 +1,72 @@
+"""Does it read? The same answers are scored again, with something else in the page's place.
+
+In: a sample as training sees it. Out: the sample with
+    blank      an empty page of the same size
+    shuffled   the pages of another held-out document
+    without    no page at all
+    text       the document's own text, cut to as many text tokens as the page has visual tokens
+
+The one idea: a model can lower its loss without looking at the page, by learning what answers are
+like. Then nothing changes when the page does. How much the loss per scored token rises (`reads/...`,
+nats) is what the page is worth: against nothing, against a wrong page, and against plain text of the
+same length, where a negative figure says that text would have served better.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from .data import Sample, SampleBuilder
+from .rows import Row
+from .tokenizer import encode
+
+ABLATIONS = ("blank", "shuffled", "without", "text")
+LEAST = 0.01  # nats per token: below this, the right page is as good as a wrong one
+
+
+def partners(rows: int, seed: int) -> np.ndarray:
+    """For each row another one, the same at every evaluation: one cycle through all rows."""
+    order = np.random.RandomState([seed % 2**32, 4]).permutation(rows)
+    partner = np.empty(rows, dtype=np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def _in_place(sample: Sample, ids: list[int], visual: int, pages, tiles, grids) -> Sample:
+    """The sample with `ids` between BOS and the instruction, where its visual tokens were."""
+    whole = [*sample.ids[:1], *ids, *sample.ids[1 + sample.visual :]]
+    prompt = sample.prompt + len(ids) - sample.visual
+    return Sample(whole, prompt, visual, pages, tiles, grids, 0)
+
+
+def ablate(sample: Sample, kind: str, row: Row, other: Row | None, builder: SampleBuilder):
+    """The changed sample; None where `kind` says nothing about this row (text of an image, say)."""
+    image = [builder.special.image]
+    if kind == "blank":
+        paper = 0 if builder.settings.page.invert and row.text is not None else 255
+        return replace(sample, pages=np.full_like(sample.pages, paper),
+                       tiles=[np.full_like(tile, paper) for tile in sample.tiles])  # fmt: skip
+    if kind == "shuffled":
+        if other is None:
+            return None
+        page = builder.prompt(other)
+        return _in_place(sample, image * page.visual, page.visual, page.pages, page.tiles,
+                         page.grids)  # fmt: skip
+    ids = []
+    if kind == "text":
+        if row.text is None:
+            return None
+        ids = encode(builder.tokenizer, row.text)[: sample.visual]
+    return _in_place(sample, ids, 0, sample.pages[:0], [], [])
+
+
+def warning(result: dict[str, float]) -> str | None:
+    """A plain sentence if the page makes no difference; `result` as `evaluate` gives it."""
+    for kind, what in (("shuffled", "another document's page"), ("blank", "an empty page")):
+        found = result.get(f"reads/{kind}")
+        if found is not None:
+            return None if found >= LEAST else (
+                f"with {what} in place of the right one the loss changes by {found:+.4f} nats per "
+                "token: the model does not read the page, it guesses from what answers are like"
+            )  # fmt: skip
+    return None
