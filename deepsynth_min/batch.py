@@ -41,6 +41,7 @@ class Batch:
     grids           [N, 2] int64 or None, tiles per page as (w, h); (1, 1) means no tiles
     rows            numbers of the data rows, for messages
     missing         characters of all pages that could not be drawn as they should
+    owners          the sample, 0 .. B-1, that each page belongs to
 
     Raises ValueError if the visual tokens of all pages do not fill image_mask exactly.
     """
@@ -54,6 +55,7 @@ class Batch:
     grids: Tensor | None = None
     rows: tuple[int, ...] = ()
     missing: int = 0
+    owners: tuple[int, ...] = ()
     image_index: Tensor | None = None  # flat positions in [B*T] of the visual tokens, in order
     score_index: Tensor | None = None  # flat positions in [B*T] that predict a scored token
     targets: Tensor | None = None  # [L] the scored tokens

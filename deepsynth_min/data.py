@@ -180,6 +180,7 @@ def collate(samples: list[Sample], special, rows: tuple[int, ...] = ()) -> Batch
         ids, attention_mask, image_mask, labels, pages, _stack(tiles) if tiles else None,
         torch.tensor(grids_) if tiles else None, rows,
         missing=sum(sample.missing for sample in samples),
+        owners=tuple(b for b, sample in enumerate(samples) for _ in sample.pages),
     )  # fmt: skip
 
 

@@ -86,6 +86,20 @@ class AdapterSettings:
 
 
 @dataclass(frozen=True)
+class AugmentSettings:
+    augment: bool = False  # change the pages of training samples, as a scanner would
+    augment_rotation: float = 3.0  # degrees, at most, either way
+    augment_perspective: float = 0.03  # how much nearer one edge may be than the middle
+    augment_scale: float = 0.2  # from 1 - this to 1 + this
+    augment_shift: float = 0.03  # share of half a page
+    augment_brightness: float = 0.1  # share of the range from ink to paper
+    augment_contrast: float = 0.2  # from 1 - this to 1 + this
+    augment_blur: float = 0.7  # px, standard deviation of the widest
+    augment_noise: float = 0.05  # standard deviation of the strongest, as a share of the range
+    augment_flip: float = 0.0  # share of pages that are mirrored, their text with them
+
+
+@dataclass(frozen=True)
 class OptimSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # compute type
     weights: Literal["fp32", "bf16"] = "fp32"  # what trains is kept in; bf16: rounded at random
@@ -166,6 +180,7 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     page: PageSettings = field(default_factory=PageSettings)
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
@@ -179,10 +194,14 @@ _AT_LEAST = {
     "log_every": 1, "max_skips": 1, "timeout": 1, "check_every": 0, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
     "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0, "lora_rank": 0, "lora_alpha": 0,
     "lora_dropout": 0, "lora_plus_ratio": 0.01,
-    "ablation_samples": 0, "answer_samples": 0, "patience": 0,
+    "ablation_samples": 0, "answer_samples": 0, "patience": 0, "augment_rotation": 0,
+    "augment_perspective": 0, "augment_scale": 0, "augment_shift": 0, "augment_brightness": 0,
+    "augment_contrast": 0, "augment_blur": 0, "augment_noise": 0, "augment_flip": 0,
     "max_new_tokens": 1, "beams": 1, "temperature": 0, "top_p": 0, "no_repeat_ngram": 0,
 }  # fmt: skip
-_AT_MOST = {"max_tiles": 9, "val_fraction": 0.9, "warmup_ratio": 1, "min_lr_ratio": 1,
+_AT_MOST = {"augment_rotation": 180, "augment_perspective": 0.4, "augment_scale": 0.9,
+            "augment_shift": 1, "augment_brightness": 1, "augment_contrast": 1, "augment_blur": 20,
+            "augment_noise": 1, "augment_flip": 1, "max_tiles": 9, "val_fraction": 0.9, "warmup_ratio": 1, "min_lr_ratio": 1,
             "top_p": 1, "beta1": 0.9999, "beta2": 0.99999, "seed": 2**62, "lora_dropout": 0.9,
             "lora_rank": 1024}  # fmt: skip
 

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from . import ablations, checkpoint, freeze, hub, settings as settings_
+from .augment import MIRRORED, augment_batch, check as check_augment
 from .build import build_model, is_adapted, keep_preset, resolve_adapter
 from .config import PRESETS, UserError
 from .data import Cursor, Loader, SampleBuilder, steps_per_epoch
@@ -42,6 +43,7 @@ RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
 def resolve(settings: Settings, rows: int, world: World) -> Settings:
     """Settings in which every automatic value is replaced by what it stands for."""
     check_metric(settings)
+    check_augment(settings)
     optim = settings.optim
     steps = optim.max_steps
     if not steps:
@@ -148,6 +150,8 @@ class Training:
               f"{len(self.held_out):,} held out; pages of {self.builder.side} px")  # fmt: skip
         if s.model.model in PRESETS:
             print("the weights are random: a preset is for trying out, not a trained model")
+        if s.augment.augment and s.augment.augment_flip:
+            print(f"warning: {MIRRORED}")
         print_summary(self.model, s.model.tune)
         print(f"{s.optim.max_steps:,} steps of {self.facts['global_batch']} samples, "
               f"{self.world.size} process(es) on {self.world.device.type}; "
@@ -164,9 +168,10 @@ class Training:
         torch.manual_seed(place % 2**63)
         loss_sum = torch.zeros((), device=world.device)
         for number, batch in enumerate(batches, 1):
+            batch = self._augmented(batch.to(world.device), number - 1)
             self.reducer.armed = number == len(batches)
             with autocast(world.device, optim.precision):
-                loss, _, balance = self.model.loss_terms(batch.to(world.device), optim.balance > 0)
+                loss, _, balance = self.model.loss_terms(batch, optim.balance > 0)
             target = loss / count
             if balance is not None:
                 target = target + optim.balance * balance / self.facts["global_batch"]
@@ -179,6 +184,15 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return loss_sum, norm, count
+
+    def _augmented(self, batch, micro: int):
+        """What a page becomes depends on where its sample stands in the run, on nothing else."""
+        settings, world = self.settings, self.world
+        size = settings.optim.batch_size * world.size
+        first = self.step * self.facts["global_batch"] + micro * size + world.rank
+        paper = 0.0 if settings.page.invert else 255.0
+        return augment_batch(batch, settings.augment, settings.optim.seed,
+                             range(first, first + size, world.size), paper)  # fmt: skip
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
