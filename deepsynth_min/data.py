@@ -2,10 +2,8 @@
 
 In: rows, a tokenizer, the mode and the page style. Out: a stream of `Batch`es for one rank.
 
-The one idea is the cursor. All samples that a run will ever see form one endless sequence: epoch
-after epoch, each a permutation made from (seed, epoch). Step s takes the s-th piece of it, and each
-rank and micro-step a fixed part of that piece. So what a step trains on is a pure function of
-(seed, step, global batch size), whatever the number of processes, and resuming needs only the step.
+The one idea: which rows a step trains on is a pure function (order.py), and making a sample holds no
+state, so threads work ahead without a lock, and a run can be taken up at any step.
 
 A sequence is: BOS, image tokens, the tokens of "\\n<instruction>", the answer, EOS. Only the answer
 and EOS are scored.
@@ -25,6 +23,7 @@ from .config import ModelConfig, UserError
 from .font import FontChain
 from .images import cut_tiles, grids, open_image, prepare
 from .loss import IGNORE
+from .order import Order, share
 from .render import PageStyle, render_pages
 from .rows import Row
 from .settings import MODES, TILE, Settings, page_side
@@ -72,9 +71,7 @@ class SampleBuilder:
         values["margin"] = page.margin if page.margin >= 0 else self.side // 32
         try:
             style = PageStyle(width=width, height=height, fonts=page.font, **values)
-            chain = FontChain(style.sources(), style.font_size, style.hinting)
-            for number in range(len(style.sources())):
-                chain.face(number)  # a font that cannot be opened is found now
+            FontChain(style.sources(), style.font_size)  # a font that cannot be used is found now
         except (ValueError, OSError) as error:
             raise UserError(f"page settings: {error}") from None
         return style
@@ -185,32 +182,15 @@ def collate(samples: list[Sample], special, rows: tuple[int, ...] = ()) -> Batch
 
 
 def _stack(pieces: list[np.ndarray]) -> torch.Tensor:
-    """[n, C, h, w] arrays one after another; grey ones become colour where any has colour."""
+    """[n, C, h, w] arrays one after another; grey ones become colour where any has colour.
+
+    By numpy: torch would start a team of threads for it, which the training step needs.
+    """
     channels = max(piece.shape[1] for piece in pieces)
-    return torch.cat([torch.from_numpy(p).expand(-1, channels, -1, -1) for p in pieces])
-
-
-class Cursor:
-    """The endless sequence of samples: position -> row, from the seed alone."""
-
-    def __init__(self, rows: int, seed: int):
-        self.rows, self.seed = rows, seed
-        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
-
-    def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.rows)
-        if epoch != self.epoch:
-            # RandomState, since numpy has frozen its streams for good.
-            random = np.random.RandomState([self.seed % 2**32, 2, epoch])
-            self.epoch, self.order = epoch, random.permutation(self.rows)
-        return int(self.order[place])
-
-
-def share(step: int, micro: int, rank: int, world: int, settings) -> range:
-    """Positions of the samples of one micro-step on one rank; `settings` has the batch sizes."""
-    size, accumulate = settings.batch_size, settings.accumulate
-    start = ((step * accumulate + micro) * world + rank) * size
-    return range(start, start + size)
+    shapes = [(len(piece), channels, *piece.shape[2:]) for piece in pieces]
+    return torch.from_numpy(
+        np.concatenate([np.broadcast_to(piece, shape) for piece, shape in zip(pieces, shapes)])
+    )
 
 
 class Loader:
@@ -219,15 +199,17 @@ class Loader:
     def __init__(self, rows, builder: SampleBuilder, settings: Settings, rank=0, world=1, step=0):
         self.rows, self.builder, self.settings = rows, builder, settings
         self.rank, self.world, self.step = rank, world, step
-        self.cursor = Cursor(len(rows), settings.optim.seed)
+        optim = settings.optim
+        global_batch = optim.batch_size * optim.accumulate * world
+        self.order = Order(rows, optim.seed, global_batch, settings.data.bucket)
         self.pool = ThreadPoolExecutor(settings.data.workers, thread_name_prefix="data")
         self.ahead: deque = deque()
         self.next_micro = step * settings.optim.accumulate
 
     def _submit(self) -> None:
         step, micro = divmod(self.next_micro, self.settings.optim.accumulate)
-        positions = share(step, micro, self.rank, self.world, self.settings.optim)
-        chosen = tuple(self.cursor[position] for position in positions)
+        size, rows = self.settings.optim.batch_size, self.order.step(step)
+        chosen = tuple(share(rows, micro, self.rank, self.world, size))
         self.ahead.append(self.pool.submit(self._make, chosen))
         self.next_micro += 1
 

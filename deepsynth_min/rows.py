@@ -2,8 +2,8 @@
 
 In: `--data`: "embedded", a .jsonl file or a folder of them. Out: a sequence of `Row`s.
 
-The one idea: the file stays on disk. One pass checks every row and remembers where it starts; after
-that a row is one `pread` and one `json.loads`, from any thread. A row that cannot be used stops the
+The one idea: the file stays on disk. One pass checks every row and notes where it starts (index.py);
+after that a row is one `pread` and one `json.loads`, from any thread. A row that cannot be used stops the
 run before it starts and is named by file and line: nothing is ever dropped in silence.
 """
 
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from . import corpus
 from .config import UserError
+from .index import row_index
+from .order import Permutation
 from .settings import DataSettings
 
 
@@ -39,6 +40,10 @@ class EmbeddedRows:
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    def size(self, i: int) -> int:
+        """Characters of text and summary."""
+        return len(self.documents[i].text) + len(self.documents[i].summary)
 
     def __getitem__(self, i: int) -> Row:
         document = self.documents[i]
@@ -64,33 +69,39 @@ class JsonlRows:
             self.files = [given]
         else:
             raise UserError(f"{path}: no such file")
-        pieces = [self._index(number, progress) for number in range(len(self.files))]
-        self.table = np.concatenate(pieces)  # [rows, 4]: file, offset, length, line
-        if not len(self.table):
+        how = {"fields": [settings.text_field, settings.summary_field,
+                          settings.instruction_field],
+               "anywhere": settings.images_anywhere, "answered": answered}  # fmt: skip
+        self.indices = [
+            row_index(file, lambda line, n, file=file: self._parse(line, file, n), how, progress)
+            for file in self.files
+        ]
+        self.ends = np.cumsum([len(index) for index in self.indices])
+        if not len(self):
             raise UserError(f"{path}: no rows")
+        self.sizes = [file.stat().st_size for file in self.files]
         self.handles: dict[int, int] = {}
 
-    def _index(self, number: int, progress: bool) -> np.ndarray:
-        file, entries, offset = self.files[number], [], 0
-        size = os.path.getsize(file)
-        with (
-            open(file, "rb") as lines,
-            tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {file.name}", leave=False,
-                 disable=not progress or size < 50_000_000) as bar,
-        ):  # fmt: skip
-            for line_number, line in enumerate(lines, 1):
-                if line.strip():
-                    self._parse(line, file, line_number)
-                    entries.append((number, offset, len(line), line_number))
-                offset += len(line)
-                bar.update(len(line))
-        return np.array(entries, dtype=np.int64).reshape(-1, 4)
-
     def __len__(self) -> int:
-        return len(self.table)
+        return int(self.ends[-1])
+
+    def _place(self, i: int) -> tuple[int, int, int, int]:
+        """(file, offset, bytes up to the next row, line number) of row i."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        number = int(np.searchsorted(self.ends, i, side="right"))
+        index = self.indices[number]
+        place = i - (int(self.ends[number]) - len(index))
+        offset, line = index[place].tolist()
+        end = int(index[place + 1, 0]) if place + 1 < len(index) else self.sizes[number]
+        return number, offset, end - offset, line
+
+    def size(self, i: int) -> int:
+        """Bytes of row i: how long its text and answer are, roughly."""
+        return self._place(i)[2]
 
     def __getitem__(self, i: int) -> Row:
-        number, offset, length, line_number = self.table[i].tolist()
+        number, offset, length, line_number = self._place(i)
         if number not in self.handles:
             self.handles[number] = os.open(self.files[number], os.O_RDONLY)
         line = os.pread(self.handles[number], length, offset)
@@ -144,17 +155,25 @@ def _text(values: dict, name: str, where: str) -> str:
     return text
 
 
-class Subset:
-    """Some rows of others, in a given order."""
+class View:
+    """Rows `start` .. `stop` of others, in the order of a permutation, or in their own."""
 
-    def __init__(self, rows, chosen: np.ndarray):
-        self.rows, self.chosen = rows, chosen
+    def __init__(self, rows, start: int, stop: int, order: Permutation | None = None):
+        self.rows, self.start, self.stop, self.order = rows, start, stop, order
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return self.stop - self.start
+
+    def _row(self, i: int) -> int:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.start + i if self.order is None else self.order[self.start + i]
+
+    def size(self, i: int) -> int:
+        return self.rows.size(self._row(i))
 
     def __getitem__(self, i: int) -> Row:
-        return self.rows[int(self.chosen[i])]
+        return self.rows[self._row(i)]
 
 
 def open_rows(settings: DataSettings, seed: int, progress: bool = False):
@@ -169,7 +188,7 @@ def open_rows(settings: DataSettings, seed: int, progress: bool = False):
     elif held_out is train:
         train, held_out = _split(train, settings, seed)
     if settings.val_samples and len(held_out) > settings.val_samples:
-        held_out = Subset(held_out, np.arange(settings.val_samples))
+        held_out = View(held_out, 0, settings.val_samples)
     return train, held_out
 
 
@@ -177,6 +196,6 @@ def _split(rows, settings: DataSettings, seed: int):
     """A share of the rows is held out: the same for the same seed and number of rows."""
     if len(rows) < 2:
         raise UserError(f"{settings.data}: one row cannot be split; give --val-data")
-    order = np.random.RandomState([seed % 2**32, 1]).permutation(len(rows))
+    order = Permutation(len(rows), seed, 1)
     size = min(len(rows) - 1, max(1, round(len(rows) * settings.val_fraction)))
-    return Subset(rows, np.sort(order[size:])), Subset(rows, order[:size])
+    return View(rows, size, len(rows), order), View(rows, 0, size, order)

@@ -48,6 +48,7 @@ class DataSettings:
     instruction_field: str = "instruction"  # name of the field with a row's own instruction
     instruction: str = "Summarize the document in one sentence. "  # prompt after the page
     images_anywhere: bool = False  # let image paths in rows leave the folder of the data file
+    bucket: int = 16  # steps whose samples are sorted by length together, so that less is padded; 0: none
     workers: int = 1  # background threads that render and tokenise ahead
     prefetch: int = 4  # micro-batches prepared ahead
 
@@ -188,7 +189,7 @@ class Settings:
 
 
 _AT_LEAST = {
-    "val_samples": 0, "workers": 1, "prefetch": 1, "font_size": 0, "margin": -1, "max_pages": 0,
+    "val_samples": 0, "bucket": 0, "workers": 1, "prefetch": 1, "font_size": 0, "margin": -1, "max_pages": 0,
     "max_tiles": 2, "columns": 1, "batch_size": 1, "accumulate": 1, "max_steps": 0, "epochs": 0, "lr": 0,
     "weight_decay": 0, "clip": 0, "balance": 0, "eval_every": 0, "save_every": 0, "keep": 1,
     "log_every": 1, "max_skips": 1, "timeout": 1, "check_every": 0, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,

@@ -20,7 +20,7 @@ from . import ablations, checkpoint, freeze, hub, settings as settings_
 from .augment import MIRRORED, augment_batch, check as check_augment
 from .build import build_model, is_adapted, keep_preset, resolve_adapter
 from .config import PRESETS, UserError
-from .data import Cursor, Loader, SampleBuilder, steps_per_epoch
+from .data import Loader, SampleBuilder, steps_per_epoch
 from .distributed import (
     GradientReducer, World, barrier, broadcast_text, check_same_parameters, start, stop,
     sum_over_ranks,
@@ -30,6 +30,7 @@ from .export import stage_for_hub
 from .metrics import Meter
 from .model import DeepseekOCR, parameter_summary
 from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw
+from .order import Order
 from .precision import autocast, set_parameter_types
 from .rows import open_rows
 from .run_directory import RunDirectory, default_name, warn
@@ -109,7 +110,8 @@ class Training:
         self.tried = None  # the step of the last attempt to save
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
-            "seed": optim.seed, "rows": len(rows), "tune": settings.model.tune,
+            "seed": optim.seed, "rows": len(rows), "bucket": settings.data.bucket,
+            "tune": settings.model.tune,
         }  # fmt: skip
         self._resume()
         freeze.check_start(self.model, self.optimizer, self.policy)
@@ -215,9 +217,9 @@ class Training:
         row, most = int(self.scaler.row), self.settings.run.max_skips
         if row < most:
             return
-        cursor, size = Cursor(len(self.rows), self.settings.optim.seed), self.facts["global_batch"]
-        steps = range(self.step - row, self.step)
-        rows = {step: [cursor[step * size + i] for i in range(size)] for step in steps}
+        order = Order(self.rows, self.facts["seed"], self.facts["global_batch"],
+                      self.facts["bucket"])  # fmt: skip
+        rows = {step: order.step(step) for step in range(self.step - row, self.step)}
         path = self.directory.path / "skipped.json"
         if self.world.is_main:
             where = {step: [self.rows[i].where for i in chosen] for step, chosen in rows.items()}
@@ -315,6 +317,7 @@ class Training:
         freeze.check_end(self.model, self.frozen)
         if world.is_main:
             self._conclude(first, last)
+        barrier(world)  # no process leaves while another still talks to it
 
     def _conclude(self, first: dict | None, last: dict | None) -> None:
         self.directory.write_report()

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from deepsynth_min.config import PRESETS, UserError
-from deepsynth_min.data import Cursor, Loader, SampleBuilder, collate, held_out_shares, share
+from deepsynth_min.data import Loader, SampleBuilder, collate, held_out_shares
 from deepsynth_min.images import choose_grid, cut_tiles, prepare
-from deepsynth_min.rows import EmbeddedRows, Row
+from deepsynth_min.rows import EmbeddedRows, Row, View
 from deepsynth_min.settings import Settings, change
 from deepsynth_min.tokenizer import encode, load_tokenizer
 
@@ -158,27 +158,6 @@ def test_grey_pages_and_colour_images_share_a_batch(tmp_path, tokenizer):
     assert batch.pages[0, 0].equal(batch.pages[0, 2]) and batch.pages[1, 1].max() == 0
 
 
-def test_every_epoch_is_a_permutation_and_differs_from_the_last():
-    cursor = Cursor(17, seed=5)
-    epochs = [[cursor[e * 17 + i] for i in range(17)] for e in range(3)]
-    assert all(sorted(epoch) == list(range(17)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    again = Cursor(17, seed=5)
-    assert [again[i] for i in (40, 3, 20)] == [epochs[2][6], epochs[0][3], epochs[1][3]]
-
-
-@pytest.mark.parametrize("world, size, accumulate", [(1, 8, 1), (1, 2, 4), (2, 4, 1), (4, 1, 2)])
-def test_a_step_has_the_same_samples_however_it_is_divided(world, size, accumulate):
-    optim = replace(Settings().optim, batch_size=size, accumulate=accumulate)
-    seen = sorted(
-        position
-        for rank in range(world)
-        for micro in range(accumulate)
-        for position in share(7, micro, rank, world, optim)
-    )
-    assert seen == list(range(56, 64))
-
-
 def test_the_loader_gives_the_same_batches_from_any_step_on_with_any_number_of_threads(tokenizer):
     rows = EmbeddedRows("val")
 
@@ -199,7 +178,7 @@ def test_the_loader_gives_the_same_batches_from_any_step_on_with_any_number_of_t
 def test_an_error_in_a_background_thread_reaches_the_loop(tokenizer):
     settings = change(Settings(), max_pages=1, batch_size=1)
     builder = SampleBuilder(settings, PRESETS["tiny"], tokenizer)
-    loader = Loader([row("word " * 3000)], builder, settings)
+    loader = Loader(View([row("word " * 3000)], 0, 1), builder, change(settings, bucket=0))
     with pytest.raises(UserError, match="file.jsonl:1"):
         next(loader)
     loader.close()

@@ -31,7 +31,10 @@ def test_every_file_named_exists_and_every_module_is_named():
 
 
 def test_every_option_named_exists():
-    launcher = {"--standalone", "--nproc-per-node", "--nnodes", "--help", "--config"}
+    launcher = {"--standalone", "--nproc-per-node", "--nnodes", "--help", "--config",
+                "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
+                "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task",
+                "--signal", "--requeue"}  # fmt: skip
     others = {"--run", "--checkpoint", "--out"}
     concerns = [type(concern) for concern in vars(S.Settings()).values()]
     known = {"--" + name.replace("_", "-") for c in concerns for name in c.__dataclass_fields__}

@@ -15,14 +15,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deepsynth_min import corpus
-from deepsynth_min.data import SampleBuilder, collate, share
+from deepsynth_min.data import SampleBuilder, collate
 from deepsynth_min.distributed import (
-    GradientReducer, check_same_parameters, start, stop, sum_over_ranks,
+    GradientReducer, barrier, check_same_parameters, start, stop, sum_over_ranks,
 )  # fmt: skip
 from deepsynth_min.freeze import freeze
 from deepsynth_min.lora import LoraConfig, attach, choose
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
+from deepsynth_min.order import share
 from deepsynth_min.rows import Row
 from deepsynth_min.settings import Settings, change
 from deepsynth_min.tokenizer import load_tokenizer
@@ -97,8 +98,9 @@ def train(world, folder: str, name: str, size: int, accumulate: int, tune="proje
     for step in range(steps):
         batches = []
         for micro in range(accumulate):
-            chosen = share(step, micro, world.rank, world.size, settings.optim)
-            batches.append(collate([rows[i % 16] for i in chosen], builder.special))
+            step_rows = [i % 16 for i in range(step * 8, step * 8 + 8)]
+            chosen = share(step_rows, micro, world.rank, world.size, size)
+            batches.append(collate([rows[i] for i in chosen], builder.special))
         (count,) = sum_over_ranks(world, sum(batch.count for batch in batches))
         total = backward(model, ddp, batches, count, world, reducer)
         losses.append(sum_over_ranks(world, total)[0] / count)
@@ -114,4 +116,5 @@ if __name__ == "__main__":
     world = start("cpu", threads=1)
     for options in json.loads(sys.argv[2]):
         train(world, sys.argv[1], **options)
+    barrier(world)  # no process leaves while another still talks to it
     stop()

@@ -1,0 +1,99 @@
+"""Data at scale: time to the first batch, resident memory and rows per second, by number of rows.
+
+    python bench/data_scale.py                       # 100,000 and 10,000,000 rows (1.3 GB, removed again)
+    python bench/data_scale.py --rows 1000 100000
+
+Makes a .jsonl file, then starts a new process on it twice: without an index, which checks every row
+and writes one, and with it. Each process builds the trainer's own loader and draws batches.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import environment, finish, table
+
+BATCHES = 200
+
+
+def make(path: Path, rows: int) -> None:
+    """Rows of about 130 bytes, all different."""
+    with open(path, "w", encoding="utf-8") as out:
+        for i in range(rows):
+            text = f"Report {i}: the pump at station {i * 7919 % 99991} was repaired in {i % 48} hours."
+            row = {"text": text, "summary": f"Pump repaired in {i % 48} hours."}
+            out.write(json.dumps(row) + "\n")
+
+
+def resident() -> int:
+    """Bytes of this process's own memory (Linux: without pages of mapped files, which the system
+    may drop at any time; elsewhere the largest it ever had)."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def start(path: str) -> dict:
+    """In a new process: open, draw the first batch, then more."""
+    from deepsynth_min.config import PRESETS
+    from deepsynth_min.data import Loader, SampleBuilder
+    from deepsynth_min.rows import open_rows
+    from deepsynth_min.settings import Settings, change
+    from deepsynth_min.tokenizer import load_tokenizer
+
+    settings = change(Settings(), data=path)
+    builder = SampleBuilder(settings, PRESETS["tiny"], load_tokenizer())
+    before, began = resident(), time.perf_counter()
+    train, held_out = open_rows(settings.data, seed=0)
+    opened = time.perf_counter() - began
+    loader = Loader(train, builder, settings)
+    next(loader)
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    for _ in range(BATCHES):
+        next(loader)
+    rate = BATCHES * settings.optim.batch_size / (time.perf_counter() - began)
+    loader.close()
+    return {"rows": len(train) + len(held_out), "open_s": opened, "first_batch_s": first,
+            "rows_per_s": rate, "grown_bytes": resident() - before}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 10_000_000])
+    parser.add_argument("--start", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.start:
+        print(json.dumps(start(given.start)))
+        return
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        environ = {**os.environ, "XDG_CACHE_HOME": folder}
+        for rows in given.rows:
+            path = Path(folder) / f"{rows}.jsonl"
+            make(path, rows)
+            for index in ("made", "present"):
+                command = [sys.executable, __file__, "--start", str(path)]
+                out = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+                found = json.loads(out.stdout.splitlines()[-1])
+                results.append({"index": index, "file_bytes": path.stat().st_size, **found,
+                                "asked": rows})  # fmt: skip
+            path.unlink()
+    print(table(
+        [(f"{r['asked']:,}", r["index"], f"{r['first_batch_s']:.2f} s",
+          f"{r['grown_bytes'] / 2**20:.0f} MiB", f"{r['rows_per_s']:.0f}") for r in results],
+        ("rows", "index", "first batch after", "memory grown", "rows/s drawn and tokenised"),
+    ))  # fmt: skip
+    finish({"bench": "data_scale", "results": results, **environment("torch", "numpy")})
+
+
+if __name__ == "__main__":
+    main()

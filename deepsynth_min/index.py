@@ -1,0 +1,81 @@
+"""Where each row of a data file starts: found once, kept on disk, mapped into memory.
+
+In: a .jsonl file and a function that checks one line. Out: int64 [rows, 2], the byte offset and the
+line number of each row.
+
+The one idea: a file is read from end to end once, to check every row and to note where it starts;
+for a large one the notes go to the cache folder, under a name made from the file's path, size, time
+of change and the way it was checked. After that a start costs one memory map, however many rows
+there are, and no row is ever held in memory.
+"""
+
+import hashlib
+import json
+import os
+from array import array
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+CACHED_FROM = 32 * 2**20  # bytes of data: reading less again is as fast as keeping notes
+_BUFFER = 1 << 16  # numbers collected before they are written
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/deepsynth_min, by default ~/.cache/deepsynth_min."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "deepsynth_min"
+
+
+def row_index(file: Path, check, how: dict, progress: bool = False) -> np.ndarray:
+    """int64 [rows, 2] of `file`. `check(line, line_number)` raises for a row that cannot be used;
+    `how` is what its verdict depends on. Blank lines are no rows."""
+    state = file.stat()
+    if state.st_size < CACHED_FROM:
+        numbers = array("q")
+        _scan(file, check, progress, numbers, lambda: None)
+        return np.array(numbers, dtype=np.int64).reshape(-1, 2)
+    facts = [str(file.resolve()), state.st_size, state.st_mtime_ns, how, 1]
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    notes = cache_folder() / f"{name}.rows"
+    if not notes.is_file() or not notes.stat().st_size or notes.stat().st_size % 16:
+        _write(notes, file, check, progress)
+    return np.memmap(notes, dtype=np.int64, mode="r").reshape(-1, 2)
+
+
+def _write(notes: Path, file: Path, check, progress: bool) -> None:
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    partial = notes.with_name(f".{notes.name}.{os.getpid()}.partial")
+    numbers = array("q")
+    try:
+        with open(partial, "wb") as out:
+
+            def spill() -> None:
+                numbers.tofile(out)
+                del numbers[:]
+
+            _scan(file, check, progress, numbers, spill)
+            spill()
+        os.replace(partial, notes)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _scan(file: Path, check, progress: bool, numbers: array, full) -> None:
+    """Appends (offset, line number) of every row; calls `full` when the buffer should be emptied."""
+    size, offset = file.stat().st_size, 0
+    quiet = not progress or size < CACHED_FROM
+    with (
+        open(file, "rb") as lines,
+        tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {file.name}", leave=False,
+             disable=quiet) as bar,
+    ):  # fmt: skip
+        for line_number, line in enumerate(lines, 1):
+            if line.strip():
+                check(line, line_number)
+                numbers.extend((offset, line_number))
+                if len(numbers) >= _BUFFER:
+                    full()
+            offset += len(line)
+            bar.update(len(line))

@@ -1,0 +1,71 @@
+"""The row index: kept on disk for large files, made again when the file or the question changes."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from deepsynth_min import index
+from deepsynth_min.config import UserError
+from deepsynth_min.rows import JsonlRows
+from deepsynth_min.settings import DataSettings
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file that counts as large, and a cache folder of its own."""
+    monkeypatch.setattr(index, "CACHED_FROM", 1000)
+    monkeypatch.setattr(index, "_BUFFER", 16)  # many spills
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"text": f"text {i}", "summary": "s" * (i % 7)} | {"summary": f"s{i}"})
+             for i in range(200)]  # fmt: skip
+    path.write_text("\n\n".join(lines) + "\n")
+    return path
+
+
+def notes(tmp_path) -> list:
+    return list((tmp_path / "cache" / "deepsynth_min").iterdir())
+
+
+def test_the_second_start_reads_no_row(tmp_path, large, monkeypatch):
+    first = JsonlRows(str(large), DataSettings())
+    (kept,) = notes(tmp_path)
+    assert kept.stat().st_size == 200 * 16
+    monkeypatch.setattr(index, "_scan", None)  # would fail if it were called
+    again = JsonlRows(str(large), DataSettings())
+    assert isinstance(again.indices[0], np.memmap)
+    assert [again[i] for i in (0, 77, 199)] == [first[i] for i in (0, 77, 199)]
+    assert again[77].where.endswith(":155") and again[77].text == "text 77"
+    assert again.size(77) == len(json.dumps({"text": "text 77", "summary": "s77"})) + 2
+
+
+def test_a_changed_file_or_other_field_names_are_indexed_anew(tmp_path, large):
+    JsonlRows(str(large), DataSettings())
+    large.write_text(large.read_text().replace("text 5", "TEXT 5"))
+    os.utime(large, ns=(1, 1))
+    assert JsonlRows(str(large), DataSettings())[5].text == "TEXT 5"
+    assert len(notes(tmp_path)) == 2
+    with pytest.raises(UserError, match="rows.jsonl:1: no field 'body'"):
+        JsonlRows(str(large), DataSettings(text_field="body"))
+    assert len(notes(tmp_path)) == 2  # nothing half-made stays
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 17])
+def test_notes_that_cannot_be_right_are_made_again(tmp_path, large, content):
+    JsonlRows(str(large), DataSettings())
+    (kept,) = notes(tmp_path)
+    kept.write_bytes(content)
+    assert len(JsonlRows(str(large), DataSettings())) == 200
+
+
+def test_a_folder_counts_through_its_files(tmp_path):
+    for name, count in (("a", 3), ("b", 1), ("c", 2)):
+        rows = [json.dumps({"text": f"{name}{i}", "summary": "s"}) + "\n" for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    rows = JsonlRows(str(tmp_path), DataSettings())
+    assert [rows[i].text for i in range(len(rows))] == ["a0", "a1", "a2", "b0", "c0", "c1"]
+    for i in (-1, 6):
+        with pytest.raises(IndexError):
+            rows[i]
