@@ -1,134 +1,262 @@
-"""Metrics -> one self-contained HTML page: curves, rendered pages, settings.
+"""Metrics -> one self-contained HTML page: curves, does it read, answers beside pages, settings.
 
-In: a run directory. Out: the text of report.html; it opens from disk, without a network.
+In: run directories. Out: the text of report.html; it opens from disk, without a network.
 
-The one idea: plain SVG and a few lines of CSS, no script and no library. A point tells its step and
-value when the pointer rests on it (the SVG `title` element), and the colours follow the reader's
-light or dark setting.
+    python -m deepsynth_min.report RUN [RUN ...] [--out FILE]
+
+The one idea: plain SVG and CSS, no script and no library. Two radio buttons choose between steps and
+time, both of which are in the page; the colours follow the reader's light or dark setting. Several
+runs are drawn into the same charts, and only the settings in which they differ are set side by side.
 """
 
 import base64
 import html
 import json
+import sys
+import tomllib
 from pathlib import Path
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 240, 56, 24  # px of a chart and of its axes
+from . import ablations, checkpoint
+from .charts import bars, chart
+from .config import UserError
+from .settings import OneLineParser
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2330; --soft: #667085; --line: #d5dae3;
-        --paper: #ffffff; --a: #2563c9; --b: #c2410c; }
+:root { color-scheme: light dark; --ink: #1d2330; --soft: #5d6878; --line: #d5dae3; --paper: #fff;
+  --c0: #2563c9; --c1: #c2410c; --c2: #15803d; --c3: #9333ea; --c4: #b45309; --c5: #0e7490; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9f0; --soft: #98a2b3; --line: #343b4a; --paper: #14171f; --a: #6ea8ff;
-          --b: #ff9a62; } }
+  :root { --ink: #e6e9f0; --soft: #98a2b3; --line: #343b4a; --paper: #14171f;
+    --c0: #6ea8ff; --c1: #ff9a62; --c2: #5fd38d; --c3: #c792ff; --c4: #f2b84b; --c5: #4fd0e0; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 1340px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
-.axis { stroke: var(--line); } .a { stroke: var(--a); } .b { stroke: var(--b); }
-polyline { fill: none; stroke-width: 1.8; } circle { fill: var(--paper); stroke-width: 1.6; }
-.pages { display: flex; flex-wrap: wrap; gap: 1rem; }
-.pages img { max-width: 300px; border: 1px solid var(--line); }
+  max-width: 1340px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: .4rem 0; } figure { margin: 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));
+  gap: 1.2rem; }
+svg { width: 100%; height: auto; } svg.bars { max-width: 760px; display: block; }
+svg text { fill: var(--soft); font-size: 12px; } .axis { stroke: var(--line); }
+polyline { fill: none; stroke-width: 1.8; } .dashed { stroke-dasharray: 5 4; }
+.hit { fill: transparent; stroke: none; } .seen { fill: var(--paper); stroke-width: 1.4; }
+.point:hover .seen { r: 5; } .note { border-left: 4px solid var(--c1); padding: .2rem .8rem; }
+table { border-collapse: collapse; } td, th { border: 1px solid var(--line); padding: .3rem .6rem;
+  text-align: left; vertical-align: top; } td.number { text-align: right; }
+.answers img { width: 260px; image-rendering: auto; border: 1px solid var(--line); }
+.answers td { max-width: 34rem; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: .8rem; font-size: 12.5px; }
-.key { color: var(--soft); } .key b { font-weight: 600; } .key .a { color: var(--a); }
-.key .b { color: var(--b); }
-"""
+.key b { font-weight: 600; margin-left: .7rem; font-size: .85rem; }
+#by-step:checked ~ .time, #by-time:checked ~ .step { display: none; }
+""" + "".join(
+    f".c{i} {{ stroke: var(--c{i}); }} b.c{i} {{ color: var(--c{i}); }} "
+    f"rect.c{i} {{ fill: var(--c{i}); stroke: none; }}\n" for i in range(6)
+)  # fmt: skip
+
+KINDS = {"blank": "an empty page", "shuffled": "another page", "without": "no page",
+         "text": "as much text"}  # fmt: skip
 
 
 def metric_lines(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl; without the last one if a kill tore it apart."""
+    """The lines of metrics.jsonl; one that a kill tore apart, or that is not ours, is left out."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def read_metrics(run: Path) -> dict[str, list[dict]]:
-    """{"train": [...], "eval": [...]} of metrics.jsonl, in the order written."""
-    lines: dict[str, list[dict]] = {"train": [], "eval": []}
-    for values in metric_lines(run):
-        lines.setdefault(values["kind"], []).append(values)
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict) and isinstance(values.get("kind"), str) and (
+            isinstance(values.get("step"), int)
+        ):  # fmt: skip
+            lines.append(values)
     return lines
 
 
-def _ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round values between low and high."""
-    span = max(high - low, 1e-12)
-    size = 10.0 ** len(str(int(span)))
-    while span / size < most - 1:
-        size = next(size * f for f in (0.5, 0.2, 0.1) if span / (size * f) >= most - 1 or f == 0.1)
-    first = int(low / size) * size
-    return [v for i in range(50) if low <= (v := first + i * size) <= high + 1e-9][: most * 3]
+def read_metrics(run: Path) -> dict[str, list[dict]]:
+    """{"train": [...], "eval": [...], "answers": [...]} of metrics.jsonl, in the order written.
+
+    Each line gets `minutes`, of training alone: evaluating and saving are left out.
+    """
+    lines: dict[str, list[dict]] = {"train": [], "eval": [], "answers": []}
+    minutes, samples = 0.0, 0
+    for values in metric_lines(run):
+        if values["kind"] == "train":
+            rate = values["samples_per_s"]
+            minutes += (values["samples"] - samples) / rate / 60 if rate else 0.0
+            samples = values["samples"]
+        lines.setdefault(values["kind"], []).append({**values, "minutes": minutes})
+    return lines
 
 
-def chart(title: str, series: list[tuple[str, str, list[tuple[float, float]]]]) -> str:
-    """A line chart; series are (css class, name, [(step, value)])."""
-    points = [point for _, _, line in series for point in line]
-    if not points:
-        return ""
-    xs, ys = zip(*points)
-    x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
-    x1, y1 = (x1 if x1 > x0 else x0 + 1), (y1 if y1 > y0 else y0 + (abs(y0) or 1) * 0.1)
+class Run:
+    """One run directory, as the report sees it; `css` is its colour among several."""
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 12)
-        return across, 12 + (y1 - y) / (y1 - y0) * (HEIGHT - BOTTOM - 24)
+    def __init__(self, path: Path, number: int):
+        self.path, self.name, self.css = path, path.resolve().name, f"c{number % 6}"
+        self.lines = read_metrics(path)
+        config = path / "config.toml"
+        self.config = config.read_text(encoding="utf-8") if config.exists() else ""
 
-    parts = []
-    for value in _ticks(y0, y1):
-        _, y = place(x0, value)
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in _ticks(x0, x1):
-        x, _ = place(value, y0)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 4}" text-anchor="middle">{value:.6g}</text>')
-    for css, name, line in series:
-        corners = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in line)
-        parts.append(f'<polyline class="{css}" points="{corners}"/>')
-        for x, y in line:
-            cx, cy = place(x, y)
-            label = html.escape(f"{name}, step {x:g}: {y:.5g}")
-            parts.append(f'<circle class="{css}" cx="{cx:.1f}" cy="{cy:.1f}" r="2.6">'
-                         f"<title>{label}</title></circle>")  # fmt: skip
-    key = " ".join(f'<b class="{css}">{html.escape(name)}</b>' for css, name, _ in series)
-    return (f'<figure><h2>{html.escape(title)} <span class="key">{key}</span></h2>'
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
-            f'{"".join(parts)}</svg></figure>')  # fmt: skip
+    @property
+    def last(self) -> dict:
+        return (self.lines["eval"] or [{}])[-1]
+
+    def column(self, kind: str, key: str, x: str, scale: float = 1.0) -> list[tuple[float, float]]:
+        return [(line[x], line[key] * scale) for line in self.lines[kind] if key in line]
 
 
-def _column(lines: list[dict], key: str, scale: float = 1.0) -> list[tuple[float, float]]:
-    return [(line["step"], line[key] * scale) for line in lines if key in line]
+def curves(runs: list[Run], x: str) -> str:
+    """All charts over "step" or "minutes"."""
+    one = len(runs) == 1
+
+    def lines(title: str, *columns: tuple[str, str, str, float]) -> str:
+        """A column is (kind, key, name, scale); the second of a run is dashed, or coloured."""
+        series = [
+            (f"c{i}" if one else f"{run.css}{' dashed' * (i > 0)}",
+             name if one else f"{run.name}{', ' * bool(name)}{name}", run.column(kind, key, x, scale))
+            for run in runs for i, (kind, key, name, scale) in enumerate(columns)
+        ]  # fmt: skip
+        return chart(title, series, x)
+
+    return "".join((
+        lines("Loss, nats per scored token", ("train", "loss", "training" if one else "", 1.0),
+              ("eval", "loss", "held out", 1.0)),
+        lines("Does it read: rise of the loss without the right page",
+              ("eval", "reads/shuffled", "another page", 1.0),
+              ("eval", "reads/blank", "an empty page", 1.0)),
+        lines("Character error rate of answers", ("eval", "cer", "mean" if one else "", 1.0),
+              ("eval", "cer_median", "median", 1.0)),
+        lines("ROUGE-L of answers", ("eval", "rougeL", "", 1.0)),
+        lines("Learning rate", ("train", "lr", "", 1.0)),
+        lines("Gradient norm, before clipping", ("train", "grad_norm", "", 1.0)),
+        lines("Samples per second", ("train", "samples_per_s", "", 1.0)),
+        lines("Peak memory of rank 0, MiB", ("train", "peak_memory_bytes", "", 2.0**-20)),
+    ))  # fmt: skip
 
 
-def page(run: Path) -> str:
-    """The whole report of one run."""
-    metrics = read_metrics(run)
-    train, held_out = metrics["train"], metrics["eval"]
-    charts = [
-        chart("Loss, nats per scored token", [("a", "training", _column(train, "loss")),
-                                              ("b", "held out", _column(held_out, "loss"))]),
-        chart("Learning rate", [("a", "rate", _column(train, "lr"))]),
-        chart("Gradient norm, before clipping", [("a", "norm", _column(train, "grad_norm"))]),
-        chart("Samples per second", [("a", "samples/s", _column(train, "samples_per_s"))]),
-        chart("Peak memory, MiB", [("a", "rank 0", _column(train, "peak_memory_bytes", 2**-20))]),
+def reading(runs: list[Run]) -> str:
+    """Ablation bars of each run's last evaluation, and a plain word where it does not read."""
+    groups = [
+        (what, [(run.css, run.name, run.last[f"reads/{kind}"]) for run in runs
+                if f"reads/{kind}" in run.last])
+        for kind, what in KINDS.items()
     ]  # fmt: skip
-    images = "".join(
-        f'<img alt="{html.escape(path.name)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}">'
-        for path in sorted((run / "pages").glob("*.png"))
+    drawn = bars(groups)
+    if not drawn:
+        return ""
+    notes = "".join(f'<p class="note">{html.escape(run.name)}: {html.escape(found)}.</p>'
+                    for run in runs if (found := ablations.warning(run.last)))  # fmt: skip
+    return ("<h2>Does it read?</h2><p>Rise of the held-out loss, in nats per scored token, with "
+            f"something else in the page's place, at the last evaluation.</p>{notes}{drawn}")  # fmt: skip
+
+
+def _table(head: list[str], rows: list[list[str]], number: bool = False) -> str:
+    """Cells are HTML already."""
+    css = ' class="number"' if number else ""
+    body = "".join(
+        "<tr>" + f"<th>{row[0]}</th>" + "".join(f"<td{css}>{cell}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
     )
-    config = run / "config.toml"
-    settings = html.escape(config.read_text(encoding="utf-8")) if config.exists() else ""
-    ends = ""
-    if held_out:
-        ends = (f"Held-out loss {held_out[0]['loss']:.4f} at step {held_out[0]['step']}, "
-                f"{held_out[-1]['loss']:.4f} at step {held_out[-1]['step']}.")  # fmt: skip
-    title = html.escape(run.name)
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def figures(runs: list[Run]) -> str:
+    """Every figure of the last evaluations, a column for each run."""
+    names = list(dict.fromkeys(n for run in runs for n in run.last if n not in ("kind", "minutes")))
+    if not names:
+        return ""
+    rows = [[name, *(f"{run.last[name]:.6g}" if name in run.last else "" for run in runs)]
+            for name in names]  # fmt: skip
+    head = ["last evaluation", *(html.escape(run.name) for run in runs)]
+    return "<h2>Figures</h2>" + _table(head, rows, number=True)
+
+
+def _image(path: Path) -> str:
+    if not path.exists():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(path.name)}" src="data:image/png;base64,{data}">'
+
+
+def answers(run: Run) -> str:
+    """Pages beside the reference and what the model wrote at the last evaluation."""
+    shown = (run.lines["answers"] or [{"shown": []}])[-1]
+    rows = [[_image(run.path / "pages" / f"held-out-{i}.png"), html.escape(found["reference"]),
+             html.escape(found["answer"])] for i, found in enumerate(shown["shown"])]  # fmt: skip
+    if not rows:
+        pages = sorted((run.path / "pages").glob("*.png"))
+        return f'<div class="answers">{"".join(map(_image, pages))}</div>' if pages else ""
+    head = ["first page, as the model sees it", "reference", f"answer at step {shown['step']}"]
+    return f'<div class="answers">{_table(head, rows)}</div>'
+
+
+def differences(runs: list[Run]) -> str:
+    """The settings in which the runs differ."""
+    tables = [
+        {f"{t}.{name}": value for t, table in tomllib.loads(run.config).items()
+         for name, value in table.items()} for run in runs
+    ]  # fmt: skip
+    names = dict.fromkeys(name for table in tables for name in table)
+    rows = [[name, *(html.escape(str(table.get(name, ""))) for table in tables)] for name in names
+            if len({str(table.get(name)) for table in tables}) > 1]  # fmt: skip
+    return "<h2>What differs</h2>" + _table(["setting", *(html.escape(r.name) for r in runs)], rows)
+
+
+def page(*paths: Path) -> str:
+    """The whole report of one run, or of several side by side."""
+    runs = [Run(Path(path), number) for number, path in enumerate(paths)]
+    title = html.escape(" · ".join(run.name for run in runs))
+    ends = [f"{html.escape(run.name)}: held-out loss {run.lines['eval'][0]['loss']:.4f} at step "
+            f"{run.lines['eval'][0]['step']}, {run.last['loss']:.4f} at step {run.last['step']}."
+            for run in runs if run.lines["eval"]]  # fmt: skip
+    parts = [f"<h1>{title}</h1><p>{'<br>'.join(ends)}</p><h2>Curves</h2>",
+             '<input type="radio" name="over" id="by-step" checked><label for="by-step">over steps'
+             '</label> <input type="radio" name="over" id="by-time"><label for="by-time">over '
+             "minutes of training</label>",
+             f'<div class="charts step">{curves(runs, "step")}</div>',
+             f'<div class="charts time">{curves(runs, "minutes")}</div>',
+             reading(runs), figures(runs), differences(runs) if len(runs) > 1 else ""]  # fmt: skip
+    for run in runs:
+        parts.append(f"<h2>Pages and answers: {html.escape(run.name)}</h2>{answers(run)}")
+        parts.append(f"<details><summary>Settings: {html.escape(run.name)}</summary>"
+                     f"<pre>{html.escape(run.config)}</pre></details>")  # fmt: skip
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
-        f'<h1>{title}</h1><p>{ends}</p><div class="charts">{"".join(charts)}</div>'
-        f'<h2>Pages, as the model sees them</h2><div class="pages">{images}</div>'
-        f"<h2>Settings</h2><pre>{settings}</pre></body></html>\n"
+        f"{''.join(parts)}</body></html>\n"
     )
+
+
+def write(arguments: list[str]) -> None:
+    parser = OneLineParser("python -m deepsynth_min.report",
+                           description="One HTML page about one run, or about several.")  # fmt: skip
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directory")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="default: report.html in the run; comparison.html for several")  # fmt: skip
+    given = parser.parse_args(arguments)
+    for run in given.runs:
+        if not (run / "metrics.jsonl").is_file():
+            raise UserError(f"{run}: not a run directory (no metrics.jsonl)")
+    one = given.runs[0] / "report.html"
+    out = given.out or (one if len(given.runs) == 1 else Path("comparison.html"))
+    try:
+        checkpoint.write_text(out, page(*given.runs))
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{given.runs[0]}: damaged metrics or settings ({error})") from None
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}") from None
+    print(out)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        write(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -232,6 +232,7 @@ class Training:
         if self.world.is_main:
             self.directory.log("eval", step=self.step, **result)
             self.directory.log("answers", step=self.step, shown=shown)
+            self.directory.write_report()
             tqdm.write(f"step {self.step:>6}: {describe(result)}")
         return result
 

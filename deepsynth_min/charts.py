@@ -1,0 +1,106 @@
+"""Numbers -> SVG: line charts and bars for report.py.
+
+In: series of points. Out: SVG text, coloured by CSS classes c0, c1, ... of the page.
+
+The one idea: no script. A point tells its place and value when the pointer rests on it (the SVG
+`title` element), on a disc larger than what is drawn.
+"""
+
+import html
+import math
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 250, 58, 34, 10  # px of a chart and of its margins
+MOST = 400  # points of a series that are drawn; a longer one is thinned out
+Point = tuple[float, float]
+Series = tuple[str, str, list[Point]]  # css classes, name, points (x, y)
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """At most `most` round values (1, 2 or 5 times a power of ten apart) from low to high."""
+    span = high - low
+    if span <= 0:
+        return [low]
+    size = 10.0 ** math.floor(math.log10(span / most))
+    size = next(size * f for f in (1, 2, 5, 10, 20) if span / (size * f) <= most - 1)
+    first = math.ceil(low / size - 1e-9)
+    return [n * size for n in range(first, math.floor(high / size + 1e-9) + 1)]
+
+
+def _thinned(points: list[Point]) -> list[Point]:
+    """Finite points, at most MOST of them, the last among them."""
+    points = [p for p in points if all(map(math.isfinite, p))]
+    step = math.ceil(len(points) / MOST) or 1
+    return points[::-1][::step][::-1]
+
+
+def _range(values) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - (abs(low) or 1) * 0.05, high + (abs(high) or 1) * 0.05)
+
+
+def _axes(xs: tuple[float, float], ys: tuple[float, float], place, unit: str) -> list[str]:
+    parts = []
+    for value in ticks(*ys):
+        _, y = place(xs[0], value)
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                     f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>')  # fmt: skip
+    for value in ticks(*xs):
+        x, _ = place(value, ys[0])
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.8g}'
+                     "</text>")  # fmt: skip
+    middle = (LEFT + WIDTH) / 2
+    parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{unit}</text>')
+    return parts
+
+
+def chart(title: str, series: list[Series], unit: str) -> str:
+    """A line chart with a key; "" if there is nothing to draw. `unit`: what x counts."""
+    series = [(css, name, _thinned(points)) for css, name, points in series]
+    series = [(css, name, points) for css, name, points in series if points]
+    if not series:
+        return ""
+    xs = _range([x for _, _, points in series for x, _ in points])
+    ys = _range([y for _, _, points in series for _, y in points])
+
+    def place(x: float, y: float) -> Point:
+        across = LEFT + 6 + (x - xs[0]) / (xs[1] - xs[0]) * (WIDTH - LEFT - 14)
+        return across, TOP + (ys[1] - y) / (ys[1] - ys[0]) * (HEIGHT - BOTTOM - TOP)
+
+    parts = _axes(xs, ys, place, unit)
+    for css, name, points in series:
+        corners = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in points)
+        parts.append(f'<polyline class="{css}" points="{corners}"/>')
+        for x, y in points:
+            cx, cy = place(x, y)
+            label = html.escape(f"{name}, {unit} {x:.6g}: {y:.5g}")
+            parts.append(f'<g class="{css} point"><title>{label}</title>'
+                         f'<circle class="seen" cx="{cx:.1f}" cy="{cy:.1f}" r="2.4"/>'
+                         f'<circle class="hit" cx="{cx:.1f}" cy="{cy:.1f}" r="8"/></g>')  # fmt: skip
+    key = "".join(f'<b class="{css}">{html.escape(name)}</b>' for css, name, _ in series)
+    title = html.escape(title)
+    return (f'<figure><h3>{title} <span class="key">{key}</span></h3>'
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
+            f'{"".join(parts)}</svg></figure>')  # fmt: skip
+
+
+def bars(groups: list[tuple[str, list[tuple[str, str, float]]]]) -> str:
+    """Horizontal bars from 0, in groups (label, [(css class, name, value)])."""
+    rows = [(label, *bar) for label, group in groups for bar in group if math.isfinite(bar[2])]
+    if not rows:
+        return ""
+    low, high = min(0.0, *(row[3] for row in rows)), max(0.0, *(row[3] for row in rows))
+    left, right, line = 190, WIDTH - 70, 24
+    scale = (right - left) / ((high - low) or 1)
+    zero, parts, before = left - low * scale, [], None
+    for i, (label, css, name, value) in enumerate(rows):
+        y, end = i * line + 4, zero + value * scale
+        if label != before:
+            parts.append(f'<text x="0" y="{y + 14}">{html.escape(label)}</text>')
+        parts.append(f'<rect class="{css}" x="{min(zero, end):.1f}" y="{y}" height="16" '
+                     f'width="{max(abs(end - zero), 0.5):.1f}"><title>'
+                     f'{html.escape(f"{name}, {label}: {value:+.4f}")}</title></rect>'
+                     f'<text x="{max(zero, end) + 6:.1f}" y="{y + 13}">{value:+.4f}</text>')  # fmt: skip
+        before = label
+    height = len(rows) * line + 6
+    axis = f'<line class="axis" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{height}"/>'
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="bars">{axis}{"".join(parts)}</svg>'

@@ -1,0 +1,168 @@
+"""The report, read as a browser reads it: parsed, not compared with itself."""
+
+import base64
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from deepsynth_min import report, settings as S
+from deepsynth_min.charts import MOST, chart, ticks
+from deepsynth_min.preview import png
+
+VOID = {"meta", "input", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and text; fails where tags do not close in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.found = [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        element = {"tag": tag, "inside": [e["tag"] for e in self.open], "text": "", **dict(attributes)}
+        self.found.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def texts(self, tag: str) -> list[str]:
+        return [e["text"] for e in self.found if e["tag"] == tag]
+
+
+def make_run(path: Path, loss: float, **settings) -> Path:
+    """A run directory with three logging steps, two evaluations and a page."""
+    (path / "pages").mkdir(parents=True)
+    lines = [{"kind": "eval", "step": 0, "loss": 9.0, "reads/shuffled": 0.0, "cer": 1.0}]
+    for step in (10, 20, 30):
+        lines.append({"kind": "train", "step": step, "samples": 60 * step, "loss": loss + 1 / step,
+                      "lr": 1e-3, "grad_norm": math.nan if step == 20 else 1.0,
+                      "samples_per_s": 10.0 if step == 10 else 5.0, "peak_memory_bytes": 2**30})  # fmt: skip
+    lines.append({"kind": "eval", "step": 30, "loss": loss, "reads/shuffled": 0.001,
+                  "reads/text": -0.25, "cer": 0.5, "rougeL": 0.25})  # fmt: skip
+    shown = [{"row": "val 0", "reference": "<b>Tea & cake</b>", "answer": "<script>alert(1)"}]
+    lines.append({"kind": "answers", "step": 30, "shown": shown})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "config.toml").write_text(S.to_toml(S.change(S.Settings(), **settings)), "utf-8")
+    image = np.full((8, 8), 255, np.uint8)
+    (path / "pages" / "held-out-0.png").write_bytes(png(image))
+    return path
+
+
+@pytest.fixture
+def one(tmp_path) -> Path:
+    return make_run(tmp_path / "one", 4.0)
+
+
+def test_the_page_is_well_formed_and_needs_nothing_from_outside(one):
+    text = report.page(one)
+    page = Page(text)
+    assert not [e for e in page.found if e["tag"] in ("script", "link", "iframe", "object")]
+    sources = [v for e in page.found for k, v in e.items() if k in ("src", "href", "srcset")]
+    assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"url\(|@import|https?:", text)
+    image = base64.b64decode(sources[0].split(",")[1])
+    assert image == (one / "pages" / "held-out-0.png").read_bytes()
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_each_value_can_be_read_by_pointing_at_it_over_steps_and_over_time(one):
+    titles = Page(report.page(one)).texts("title")
+    for expected in ("training, step 10: 4.1", "training, step 30: 4.0333", "held out, step 30: 4",
+                     "another page, step 30: 0.001", "mean, step 30: 0.5",
+                     # 600 samples at 10 a second, then 600 and 600 at 5: a minute, three, five
+                     "training, minutes 1: 4.1", "training, minutes 3: 4.05",
+                     "training, minutes 5: 4.0333", "held out, minutes 5: 4"):  # fmt: skip
+        assert expected in titles
+    assert not [title for title in titles if "nan" in title]
+
+
+def test_answers_are_text_beside_their_page(one):
+    page = Page(report.page(one))
+    cells = [e["text"] for e in page.found if e["tag"] == "td" and "details" not in e["inside"]]
+    assert "<b>Tea & cake</b>" in cells and "<script>alert(1)" in cells
+
+
+def test_a_model_that_does_not_read_is_called_so_and_bars_go_both_ways(one):
+    page = Page(report.page(one))
+    assert any("does not read the page" in text for text in page.texts("p"))
+    bars = [e for e in page.found if e["tag"] == "rect"]
+    zero = float(next(e["x1"] for e in page.found if e["tag"] == "line" and e.get("y1") == "0"))
+    ends = [(float(e["x"]), float(e["x"]) + float(e["width"])) for e in bars]
+    assert len(bars) == 2 and ends[0][0] == pytest.approx(zero, abs=0.2) and ends[1][1] == (
+        pytest.approx(zero, abs=0.2))  # shuffled: +0.001 to the right; text: -0.25 to the left
+
+
+def test_several_runs_share_the_charts_and_only_their_differences_are_set_side_by_side(
+    one, tmp_path
+):
+    two = make_run(tmp_path / "two", 3.0, lr=0.5)
+    page = Page(report.page(one, two))
+    titles = page.texts("title")
+    assert "one, held out, step 30: 4" in titles and "two, held out, step 30: 3" in titles
+    rows = [e["text"] for e in page.found if e["tag"] == "tr"]
+    assert [row for row in rows if row.startswith("optim.")] == ["optim.lr0.00.5"]
+
+
+def test_a_point_stands_where_its_value_is():
+    text = chart("Line", [("c0", "y", [(0.0, 0.0), (5.0, 5.0), (10.0, 10.0)])], "step")
+    svg = ElementTree.fromstring(re.search(r"<svg.*</svg>", text)[0])
+    spots = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter("circle")
+             if c.get("class") == "seen"]  # fmt: skip
+    (x0, y0), (x1, y1), (x2, y2) = spots
+    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1) and y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
+    assert x0 < x2 and y0 > y2  # up is more
+
+
+def test_long_series_are_thinned_and_keep_their_end():
+    text = chart("Long", [("c0", "y", [(float(i), 1.0) for i in range(10_001)])], "step")
+    titles = re.findall(r"<title>(.*?)</title>", text)
+    assert len(titles) <= MOST and titles[-1].startswith("y, step 10000")
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (-3, 7), (1e-6, 2e-6), (0, 123456), (8.29, 8.31)])
+def test_ticks_are_round_evenly_apart_and_inside(low, high):
+    found = ticks(low, high)
+    gaps = {float(f"{b - a:.6g}") for a, b in zip(found, found[1:])}
+    assert 2 <= len(found) <= 6 and len(gaps) == 1 and f"{gaps.pop():e}"[0] in "125"
+    assert low - 1e-9 <= found[0] and found[-1] <= high * (1 + 1e-9)
+
+
+def test_an_empty_or_torn_run_still_has_a_report(tmp_path, capsys):
+    run = tmp_path / "new"
+    run.mkdir()
+    assert Page(report.page(run)).texts("h1") == ["new"]
+    (run / "metrics.jsonl").write_text('{"kind": "eval", "step": 0, "loss": 5.0}\n{"kind": "tra')
+    assert "5.0000 at step 0" in report.page(run)
+
+
+def test_the_command_writes_one_file_and_names_mistakes(one, tmp_path, capsys):
+    assert report.main([str(one)]) == 0
+    assert (one / "report.html").read_text("utf-8") == report.page(one)
+    assert report.main([str(one), str(one), "--out", str(tmp_path / "both.html")]) == 0
+    assert capsys.readouterr().out.split() == [str(one / "report.html"), str(tmp_path / "both.html")]
+    for arguments, message in ((["/no/such"], "/no/such: not a run directory"), ([], "RUN"),
+                               ([str(one), "--out", "/no/such/x.html"], "No such file")):  # fmt: skip
+        assert report.main(arguments) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and message in lines[0]
