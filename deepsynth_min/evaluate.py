@@ -200,7 +200,9 @@ def run(arguments: list[str]) -> dict[str, float]:
                                    "Scores a checkpoint of a run on the run's held-out rows. "
                                    "Settings default to those of the run.")  # fmt: skip
     parser.usage = "python -m deepsynth_min.evaluate --run DIR [--setting value ...]"
-    parser.add_argument("--run", required=True, metavar="DIR", help="run directory of a training")
+    # torchrun takes a `--run` for its own, wherever it stands; hence the second name.
+    parser.add_argument("--run", "--run-dir", dest="run", required=True, metavar="DIR",
+                        help="run directory of a training; under torchrun: --run-dir")  # fmt: skip
     parser.add_argument("--checkpoint", default="last", metavar="WHICH",
                         help="last, best or a step number (default: last)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")

@@ -1,0 +1,214 @@
+"""Does it read? The ablations on models of which it is known, and what training makes of them."""
+
+import json
+import os
+import subprocess
+import sys
+from statistics import mean, median
+
+import jiwer
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SMALL
+
+from deepsynth_min import ablations, evaluate, train
+from deepsynth_min.data import SampleBuilder, collate
+from deepsynth_min.distributed import World
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.rows import Row
+from deepsynth_min.search import greedy
+from deepsynth_min.settings import Settings, change
+from deepsynth_min.tokenizer import encode, load_tokenizer
+
+WORLD = World(0, 1, torch.device("cpu"))
+TEXTS = {"dark": "M" * 300, "light": ". " * 40}  # three pages, and one
+
+
+def rows(number: int = 8) -> list[Row]:
+    """What is asked can be answered from the page alone: which kind it is of."""
+    kinds = [kind for _ in range(number) for kind in TEXTS][:number]
+    return [Row(str(i), kind, TEXTS[kind]) for i, kind in enumerate(kinds)]
+
+
+def make(**changes) -> tuple[DeepseekOCR, SampleBuilder]:
+    torch.manual_seed(0)
+    small = {"batch_size": 3, "max_new_tokens": 4, "font_size": 10, "margin": 4}
+    settings = change(Settings(), **(small | changes))
+    return DeepseekOCR(SMALL), SampleBuilder(settings, SMALL, load_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def reader() -> tuple[DeepseekOCR, SampleBuilder]:
+    """A model that was trained to say of which kind its pages are, which only they can tell it."""
+    torch.set_num_threads(1)  # tiny products: a second thread only waits
+    model, builder = make()
+    batch = collate([builder(row) for row in rows(2)], builder.special)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(110):
+        total, count = model.loss(batch)
+        (total / count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(total.detach()) / count < 0.1
+    return model, builder
+
+
+def loss_with(model, builder, row: Row, pages=None, ids=None) -> tuple[float, int]:
+    """The twin: one row, its sequence laid out by hand, scored from all logits."""
+    paper = pages == "paper"
+    pages = None if paper else pages
+    sample = builder(row)
+    visual = sample.visual if pages is None else builder.prompt(pages).visual
+    front = [builder.special.image] * visual if ids is None else ids
+    answer = [*encode(builder.tokenizer, row.summary), builder.special.eos]
+    asked = encode(builder.tokenizer, "\n" + builder.settings.data.instruction)
+    whole = torch.tensor([builder.special.bos, *front, *asked, *answer])
+    x = model.model.embed_tokens(whole)
+    if ids is None:
+        drawn = sample.pages if pages is None else builder.prompt(pages).pages
+        drawn = torch.from_numpy(drawn)
+        x[1 : 1 + visual] = model.encode_pages(torch.full_like(drawn, 255) if paper else drawn)
+    hidden, _ = model.hidden(x[None])
+    logits = F.linear(hidden[0], model.lm_head.weight)[-len(answer) - 1 : -1]
+    return float(F.cross_entropy(logits, torch.tensor(answer), reduction="sum")), len(answer)
+
+
+@torch.no_grad()
+def test_ablations_are_differences_of_losses_in_nats_per_token(reader):
+    model, builder = reader
+    data = rows(5)
+    partner = ablations.partners(5, seed=0)
+    result = evaluate.Evaluator(model, data, builder, WORLD).losses()
+    plain = [loss_with(model, builder, row) for row in data]
+    tokens = sum(count for _, count in plain)
+    assert result["loss"] == pytest.approx(sum(loss for loss, _ in plain) / tokens, abs=1e-4)
+
+    def reads(losses) -> float:
+        return sum(a - b for (a, _), (b, _) in zip(losses, plain)) / tokens
+
+    text = [encode(builder.tokenizer, row.text)[: builder(row).visual] for row in data]
+    for kind, expected in {
+        "shuffled": [loss_with(model, builder, r, data[p]) for r, p in zip(data, partner)],
+        "blank": [loss_with(model, builder, row, "paper") for row in data],
+        "without": [loss_with(model, builder, row, ids=[]) for row in data],
+        "text": [loss_with(model, builder, row, ids=ids) for row, ids in zip(data, text)],
+    }.items():
+        assert result[f"reads/{kind}"] == pytest.approx(reads(expected), abs=1e-3), kind
+    visual = sum(builder(row).visual for row in data)
+    lengths = [len(encode(builder.tokenizer, row.text)) for row in data]
+    assert result["compression"] == pytest.approx(sum(lengths) / visual)
+
+
+def test_a_model_that_must_copy_from_the_page_loses_much_without_it(reader):
+    result, _ = evaluate.Evaluator(reader[0], rows(), reader[1], WORLD)()
+    assert result["reads/shuffled"] > 0.3 and result["reads/without"] > 0.1
+    assert ablations.warning(result) is None
+    assert result["exact_match"] == result["eos_rate"] == 1 and result["cer"] == 0
+
+
+def test_a_model_that_cannot_see_the_page_loses_nothing_and_a_warning_says_so():
+    model, builder = make()
+    with torch.no_grad():  # attention adds nothing: each token knows itself only
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+    result, _ = evaluate.Evaluator(model, rows(), builder, WORLD)()
+    for kind in ablations.ABLATIONS:
+        assert abs(result[f"reads/{kind}"]) < 1e-5
+    assert "does not read the page" in ablations.warning(result)
+
+
+def test_partners_are_others_the_same_for_a_seed_and_each_row_is_one_once():
+    for n in range(2, 30):
+        partner = ablations.partners(n, seed=n)
+        assert sorted(partner) == list(range(n)) and all(p != i for i, p in enumerate(partner))
+        assert partner.tolist() == ablations.partners(n, seed=n).tolist()
+
+
+@torch.no_grad()
+def test_figures_about_answers_are_those_of_the_answers_taken_one_by_one():
+    model, builder = make(max_new_tokens=12, answer_samples=4)
+    data = rows(6)
+    result, shown = evaluate.Evaluator(model, data, builder, WORLD).answers()
+    texts = []
+    for row in data[:4]:
+        ids = greedy(model, collate([builder.prompt(row)], builder.special), 12)[0]
+        texts.append(builder.tokenizer.decode(ids))
+    rates = [jiwer.cer(row.summary, text) for row, text in zip(data, texts)]
+    assert [found["answer"] for found in shown] == texts and result["answers"] == 4
+    assert result["cer"] == pytest.approx(mean(rates)) and result["exact_match"] == 0
+    assert result["cer_median"] == pytest.approx(median(rates))
+
+
+def test_rows_of_images_have_no_text_to_put_in_the_place_of_their_page(tmp_path):
+    from PIL import Image
+
+    Image.new("L", (128, 128), 90).save(tmp_path / "a.png")
+    images = [Row("i", "dark", images=(tmp_path / "a.png",)) for _ in range(2)]
+    model, builder = make()
+    result = evaluate.Evaluator(model, images, builder, WORLD).losses()
+    assert "reads/text" not in result and "compression" not in result
+    assert result["reads/blank"] != 0 and result["reads/shuffled"] == pytest.approx(0, abs=1e-6)
+    mixed = evaluate.Evaluator(model, [*images, *rows(2)], builder, WORLD).losses()
+    alone = evaluate.Evaluator(model, rows(2), builder, WORLD).losses()
+    assert mixed["reads/text"] == pytest.approx(alone["reads/text"], abs=1e-5)
+
+
+# -- in training ----------------------------------------------------------------------------------
+
+QUICK = ["--batch-size", "2", "--val-samples", "5", "--max-new-tokens", "3", "--save-every", "0",
+         "--eval-every", "1", "--threads", "1"]  # fmt: skip
+
+
+def train_with(out, *arguments) -> list[dict]:
+    """Runs the trainer; returns its evaluations."""
+    assert train.main([*QUICK, "--out", str(out), *map(str, arguments)]) == 0
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "eval"]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run whose steps are too small to change the loss: it never gets better than at first."""
+    out = tmp_path_factory.mktemp("run") / "r"
+    arguments = ["--max-steps", 9, "--patience", 2, "--lr", 1e-30, "--weight-decay", 0]
+    return out, arguments, train_with(out, *arguments)
+
+
+def test_training_ends_when_patience_does_keeps_the_best_and_stays_ended(stopped, capsys):
+    out, arguments, evaluations = stopped
+    assert [line["step"] for line in evaluations] == [0, 1, 2, 3]
+    assert (out / "best").read_text() == "step-000001\n"
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000001", "step-000003"]
+    assert train_with(out, *arguments, "--resume", "auto") == evaluations
+    assert "loss was not better in 2 evaluations" in capsys.readouterr().out
+
+
+def test_two_processes_find_exactly_the_figures_of_one(stopped):
+    out, _, evaluations = stopped
+    command = ["-m", "deepsynth_min.evaluate", "--run-dir", str(out), "--threads", "1"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([sys.executable, *launcher, *command], capture_output=True, text=True,
+                          check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    two = json.loads(done.stdout.splitlines()[-1])
+    one = evaluate.run(command[2:])
+    assert {name: two[name] for name in one} == one
+    assert one == {name: evaluations[-1][name] for name in one} and "rougeL" in one
+
+
+def test_the_best_checkpoint_is_the_one_with_the_best_metric(tmp_path, capsys):
+    evaluations = train_with(tmp_path / "r", "--max-steps", 4, "--best", "reads/blank", "--lr", 0.02)
+    best = max(evaluations[1:], key=lambda line: line["reads/blank"])
+    assert (tmp_path / "r" / "best").read_text() == f"step-{best['step']:06}\n"
+    printed = capsys.readouterr()
+    assert "nats per token" in printed.out
+
+
+def test_a_metric_that_will_not_be_there_is_a_users_mistake(tmp_path, capsys):
+    for arguments, message in (
+        (["--best", "cer", "--answer-samples", "0"], "--best cer: needs --answer-samples"),
+        (["--best", "reads/blank", "--ablation-samples", "0"], "needs --ablation-samples"),
+        (["--best", "beauty"], "--best"),
+    ):
+        assert train.main([*arguments, "--out", str(tmp_path / "r")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "r").exists()
