@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from .decoder import Experts, compute_dtype, mix_experts
 
 BLOCK, BLOCK_OF_ABSMAX = 64, 256
+PART = 2**20  # weights packed at a time; whole blocks
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,23 @@ class Packed(nn.Module):
             self.register_buffer("levels", levels.view(weight.shape))
             self.register_buffer("absmax", absmax.float())
             return
-        levels, state = library.quantize_4bit(
-            weight, blocksize=BLOCK, compress_statistics=config.double, quant_type=config.kind
-        )
-        self.register_buffer("levels", levels)  # [weights / 2, 1], two a byte
-        self.register_buffer("absmax", state.absmax)  # [weights / 64] float32, or uint8 if double
+        n, device = weight.numel(), weight.device
+        levels = torch.empty(-(-n // 2), 1, dtype=torch.uint8, device=device)  # two a byte
+        absmax = torch.empty(-(-n // BLOCK), device=device)
+        # In parts, for the kernel's own memory is many times its input.
+        for start in range(0, n, PART):
+            part, state = library.quantize_4bit(
+                weight.view(-1)[start : start + PART], blocksize=BLOCK, quant_type=config.kind
+            )
+            levels[start // 2 :][: len(part)] = part
+            absmax[start // BLOCK :][: len(state.absmax)] = state.absmax
+        self.register_buffer("levels", levels)
         if config.double:
-            self.register_buffer("absmax_absmax", state.state2.absmax)  # [weights / 64 / 256]
-            self.register_buffer("absmax_mean", state.offset)
+            mean = absmax.mean()
+            absmax, state = library.quantize_blockwise(absmax - mean, blocksize=BLOCK_OF_ABSMAX)
+            self.register_buffer("absmax_absmax", state.absmax)  # [weights / 64 / 256] float32
+            self.register_buffer("absmax_mean", mean)
+        self.register_buffer("absmax", absmax)  # float32, or with double quantisation uint8
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
         """The weight, as near as its levels come."""

@@ -140,42 +140,64 @@ def check_names(found: dict[str, tuple], expected: dict[str, tuple], where: str)
         raise UserError(f"{where}: tensors do not fit the model; " + "; ".join(problems))
 
 
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file ({error})") from None
+
+
 def open_tensors(directory: Path, stack: ExitStack) -> dict[str, safe_open]:
     """Tensor name -> the opened file that holds it; nothing is read yet. Raises UserError."""
     source = {}
     for path in _tensor_files(directory):
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a safetensors file ({error})") from None
+        file = stack.enter_context(_open(path))
         source |= {name: file for name in file.keys()}
     return source
 
 
+def _read_pieces(views: dict[str, Tensor], places: dict[str, Path], at_once: int = 16) -> None:
+    """Fills each view with the tensor of its name.
+
+    Files are opened anew for every few: what was read of a mapped file counts as this process's
+    memory until it is closed.
+    """
+    names = list(views)
+    for start in range(0, len(names), at_once):
+        group = names[start : start + at_once]
+        for path in dict.fromkeys(places[name] for name in group):
+            with _open(path) as file:
+                for name in group:
+                    if places[name] == path:
+                        views[name].copy_(file.get_tensor(name))
+
+
 @torch.no_grad()
 def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -> None:
-    """Fills a module that was built on the meta device, one tensor at a time.
+    """Fills a module that was built on the meta device, one parameter at a time.
 
     dtype None keeps what the file holds. Raises UserError on anything that does not fit.
     """
-    with ExitStack() as stack:
-        source = open_tensors(directory, stack)
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in source.items()}
-        expected = {name: tuple(view.shape) for name, view in official_views(module).items()}
-        check_names(shapes, expected, str(directory))
-        for name, parameter in list(module.named_parameters()):
-            official = list(official_pieces(name, parameter))
-            stored = source[official[0]].get_slice(official[0]).get_dtype()
-            kind = dtype or _TYPES.get(stored, torch.float32)
-            filled = torch.empty(parameter.shape, dtype=kind, device=device)
-            for piece, view in official_pieces(name, filled).items():
-                view.copy_(source[piece].get_tensor(piece))
-            owner, _, last = name.rpartition(".")
-            owner = module.get_submodule(owner)
-            if hasattr(owner, "receive"):  # a quantised module packs what it is given
-                owner.receive(last, filled)
-            else:
-                setattr(owner, last, nn.Parameter(filled, requires_grad=parameter.requires_grad))
+    places, shapes, types = {}, {}, {}
+    for path in _tensor_files(directory):
+        with _open(path) as file:
+            for name in file.keys():
+                part = file.get_slice(name)
+                places[name], shapes[name] = path, tuple(part.get_shape())
+                types[name] = _TYPES.get(part.get_dtype(), torch.float32)
+    expected = {name: tuple(view.shape) for name, view in official_views(module).items()}
+    check_names(shapes, expected, str(directory))
+    for name, parameter in list(module.named_parameters()):
+        pieces = official_pieces(name, parameter)
+        kind = dtype or types[next(iter(pieces))]
+        filled = torch.empty(parameter.shape, dtype=kind, device=device)
+        _read_pieces(official_pieces(name, filled), places)
+        owner, _, last = name.rpartition(".")
+        owner = module.get_submodule(owner)
+        if hasattr(owner, "receive"):  # a quantised module packs what it is given
+            owner.receive(last, filled)
+        else:
+            setattr(owner, last, nn.Parameter(filled, requires_grad=parameter.requires_grad))
 
 
 def save_weights(module: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:

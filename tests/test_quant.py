@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepsynth_min import freeze
+from deepsynth_min import freeze, quant
 from deepsynth_min.config import ModelConfig
 from deepsynth_min.freeze import FreezeError
 from deepsynth_min.lora import LoraConfig, attach, choose, pairs
@@ -35,6 +35,19 @@ def test_nf4_takes_the_nearest_of_the_papers_levels_times_the_blocks_absmax():
     twin = (levels[nearest] * absmax).view_as(weight)
     ours = Packed(weight, QuantConfig("nf4", double=False)).unpack(torch.float32)
     assert torch.allclose(ours, twin, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind, double", KINDS[:3])
+def test_packing_in_parts_gives_what_bitsandbytes_gives_for_the_whole(monkeypatch, kind, double):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    torch.manual_seed(0)
+    weight = torch.randn(3, 128, 192)
+    monkeypatch.setattr(quant, "PART", 64 * 100)
+    whole = quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type=kind)
+    ours = Packed(weight, QuantConfig(kind, double))
+    assert torch.equal(ours.levels, whole[0])
+    assert torch.equal(ours.unpack(torch.float32), dequantize_4bit(*whole))
 
 
 def test_int8_is_within_half_a_step_of_each_row():
