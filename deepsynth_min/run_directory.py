@@ -23,6 +23,7 @@ from .config import UserError
 from .data import SampleBuilder
 from .preview import png
 from .settings import Settings, to_toml
+from .sinks import numbers_of, open_sinks
 
 PREVIEWS = 4
 
@@ -43,6 +44,7 @@ class RunDirectory:
         """Raises UserError if the path cannot be used."""
         self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.sinks: list = []
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {path}: is a file")
         # A checkpoint given by name may start a new directory; `auto` looks into this one.
@@ -54,6 +56,7 @@ class RunDirectory:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             checkpoint.write_text(self.path / "config.toml", to_toml(settings))
+            self.sinks = open_sinks(settings.run, self.path)
         except OSError as error:
             raise UserError(f"--out {self.path}: {error.strerror}") from None
 
@@ -100,6 +103,8 @@ class RunDirectory:
                 file.write(line)
 
         self._try(append, "a line of metrics")
+        for sink in self.sinks:
+            sink(numbers_of(kind, values), values["step"])
 
     def mark(self, marker: str, name: str) -> None:
         checkpoint.write_text(self.path / marker, name + "\n")

@@ -171,6 +171,8 @@ class RunSettings:
     resume: str = "none"  # auto: go on from the newest checkpoint in --out; or a checkpoint; or none
     push_to_hub: str = ""  # at the end, upload model or adapter to this repository (owner/name)
     private: bool = False  # make that repository private, if it is new
+    tensorboard: bool = False  # write the figures for TensorBoard too, to tensorboard/ in --out
+    wandb: str = ""  # send the figures to this project of Weights & Biases too
     device: str = "auto"  # auto, cpu, cuda, ...
     threads: int = 0  # CPU threads per process; 0: share the cores between the processes
 

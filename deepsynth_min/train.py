@@ -35,6 +35,7 @@ from .precision import autocast, set_parameter_types
 from .rows import open_rows
 from .run_directory import RunDirectory, default_name, warn
 from .settings import Settings, change
+from .sinks import check_sinks
 from .tokenizer import load_tokenizer
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
@@ -45,6 +46,7 @@ def resolve(settings: Settings, rows: int, world: World) -> Settings:
     """Settings in which every automatic value is replaced by what it stands for."""
     check_metric(settings)
     check_augment(settings)
+    check_sinks(settings)
     optim = settings.optim
     steps = optim.max_steps
     if not steps:

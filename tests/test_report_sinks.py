@@ -1,0 +1,48 @@
+"""Sinks repeat metrics.jsonl, and are not there unless asked for."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from deepsynth_min import sinks, train
+
+COMMON = ["--max-steps", "2", "--batch-size", "1", "--val-samples", "1", "--log-every", "1",
+          "--answer-samples", "0", "--threads", "1"]  # fmt: skip
+
+
+def test_tensorboard_gets_every_figure_of_the_metrics(tmp_path):
+    pytest.importorskip("tensorboard")  # extra [log]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "r"
+    assert train.main([*COMMON, "--tensorboard", "--out", str(out)]) == 0
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    found = {(name, event.step): event.value
+             for name in events.Tags()["scalars"] for event in events.Scalars(name)}  # fmt: skip
+    expected = {}
+    for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
+        kind, step = line.pop("kind"), line.pop("step")
+        expected |= {(f"{kind}/{name}", step): value for name, value in line.items()
+                     if not isinstance(value, list)}  # fmt: skip
+    assert found == pytest.approx(expected, rel=1e-6) and ("eval/reads/blank", 2) in found
+
+
+def test_without_being_asked_for_neither_package_is_imported():
+    code = ("import sys, deepsynth_min.train; "
+            "print([m for m in sys.modules if m.split('.')[0] in ('tensorboard', 'wandb')])")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("option", [["--tensorboard"], ["--wandb", "project"]])
+def test_a_package_that_is_missing_is_named_before_anything_is_written(
+    tmp_path, capsys, monkeypatch, option
+):
+    monkeypatch.setitem(sinks.NEEDS, option[0][2:], "no_such_package_anywhere")
+    assert train.main([*COMMON, *option, "--out", str(tmp_path / "r")]) == 2
+    line = capsys.readouterr().err.strip()
+    assert line == f"error: {option[0]}: not installed: pip install 'deepsynth-min[log]'"
+    assert not (tmp_path / "r").exists()
