@@ -13,12 +13,57 @@ Letters used in the shape comments of the whole package:
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+import os
+import stat
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 
 class UserError(ValueError):
     """A mistake of the user's: shown as one line naming what and where, exit code 2."""
+
+
+def one_line(error: object, most: int = 1000) -> str:
+    """A message on one line: what cannot be printed is escaped, a long one loses its middle."""
+    text = str(error)
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... {text[-(most // 2) :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def find_file(path: str | os.PathLike, where: str = "", missing: str = "no such file") -> Path:
+    """The path of a regular file; reading a pipe or a device might never end. Raises UserError."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise UserError(f"{where}{path}: {missing}") from None
+    except OSError as error:
+        raise UserError(f"{where}{path}: {error.strerror}") from None
+    except ValueError:  # a NUL, or half of a surrogate pair
+        raise UserError(f"{where}{path}: not a possible file name") from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{where}{path}: not a regular file")
+    return Path(path)
+
+
+def read_text(path: str | os.PathLike, where: str = "") -> str:
+    """Content of a UTF-8 file that the user named. Raises UserError."""
+    try:
+        return find_file(path, where).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{where}{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}{path}: not UTF-8 at byte {error.start}") from None
+
+
+def read_json(path: str | os.PathLike) -> object:
+    """Content of a JSON file that the user named. Raises UserError."""
+    try:
+        return json.loads(read_text(path))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -90,6 +135,47 @@ _ONLY = {
 }  # fmt: skip
 
 
+# Other names that our fields have in the official file.
+_OFFICIAL = {"neck": "neck_channels", "window": "window_size", "downsample": "downsample_channels",
+             "global_layers": "global_attn_indexes",
+             "page_size": "candidate_resolutions"}  # fmt: skip
+_MAY_BE_ZERO = ("n_shared_experts", "first_k_dense_replace", "bos_token_id", "eos_token_id",
+                "global_layers")  # fmt: skip
+# Far beyond any model that there is; a number above it would only exhaust memory and patience.
+_MOST = {"layers": 256, "num_hidden_layers": 256, "n_routed_experts": 2048, "image_size": 8192,
+         "page_size": 8192, "vocab_size": 2**24}  # fmt: skip
+_MOST_ELSE = 2**20
+
+
+def _check_numbers(section, name: str) -> None:
+    """Raises UserError unless every field of a section is a number such as a model can have."""
+    for f in fields(section):
+        value, least = getattr(section, f.name), 0 if f.name in _MAY_BE_ZERO else 1
+        most = _MOST.get(f.name, _MOST_ELSE)
+        if f.type is bool:
+            fits, kind = isinstance(value, bool), "true or false"
+        elif f.type is float:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits, kind = number and 0 < value <= 1e12, "a positive number"
+        elif f.type is int:
+            fits, kind = type(value) is int and least <= value <= most, "a whole number"
+        elif f.type == tuple[int, ...]:
+            fits = isinstance(value, tuple) and all(
+                type(v) is int and least <= v <= most for v in value
+            )
+            kind = "a list of whole numbers"
+        else:  # a section of its own
+            continue
+        if not fits:
+            limits = "" if f.type in (bool, float) else f" from {least} to {most}"
+            shown = f"{name}{_OFFICIAL.get(f.name, f.name)} = {value!r:.100}"
+            raise UserError(f"{shown} is not {kind}{limits}")
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """One DeepSeek-OCR: encoder, projector, decoder. `page_size` is its native page side in px."""
@@ -101,13 +187,21 @@ class ModelConfig:
 
     def __post_init__(self):
         sam, clip, dec = self.sam, self.clip, self.decoder
+        width = "vision_config.width."
+        sections = {f"{width}sam_vit_b.": sam, f"{width}clip-l-14-224.": clip,
+                    "language_config.": dec, "": self}  # fmt: skip
+        for name, section in sections.items():
+            _check_numbers(section, name)
         checks = {
-            "sam width must be a multiple of its heads": sam.width % sam.heads == 0,
-            "clip width must be a multiple of its heads": clip.width % clip.heads == 0,
-            "sam downsample must name two widths": len(sam.downsample) == 2,
-            "the last sam downsample width must be the clip width":
-                sam.downsample[-1] == clip.width,
-            "sam global_attn_indexes must be layer indices":
+            "vision_config.image_size must be a multiple of 64": sam.image_size % 64 == 0,
+            "clip-l-14-224.image_size must be a multiple of its patch_size":
+                clip.image_size % clip.patch_size == 0,
+            "sam_vit_b.width must be a multiple of its heads": sam.width % sam.heads == 0,
+            "clip-l-14-224.width must be a multiple of its heads": clip.width % clip.heads == 0,
+            "sam_vit_b.downsample_channels must be two widths": len(sam.downsample) == 2,
+            "the last of sam_vit_b.downsample_channels must be the width of clip-l-14-224":
+                sam.downsample[-1:] == (clip.width,),
+            "sam_vit_b.global_attn_indexes must be layer indices":
                 all(0 <= i < sam.layers for i in sam.global_layers),
             "hidden_size must be a multiple of num_attention_heads":
                 dec.hidden_size % dec.num_attention_heads == 0,
@@ -116,11 +210,11 @@ class ModelConfig:
                 dec.num_attention_heads % dec.num_key_value_heads == 0,
             "num_experts_per_tok must lie in 1..n_routed_experts":
                 1 <= dec.num_experts_per_tok <= dec.n_routed_experts,
-            "the page size must be a multiple of 64": self.page_size % 64 == 0,
+            "candidate_resolutions: the page size must be a multiple of 64": self.page_size % 64 == 0,
         }  # fmt: skip
         for claim, holds in checks.items():
             if not holds:
-                raise UserError(f"model config: {claim}")
+                raise UserError(claim)
 
     @property
     def feature_width(self) -> int:
@@ -135,44 +229,46 @@ class ModelConfig:
             raise UserError(f"{where}: no language_config; not a DeepSeek-OCR checkpoint")
         for key, allowed in _ONLY.items():
             if key in language and language[key] not in allowed:
-                raise UserError(f"{where}: language_config.{key} = {language[key]!r} is not supported")
+                shown = f"language_config.{key} = {language[key]!r:.100}"
+                raise UserError(f"{where}: {shown} is not supported")
         try:
             vision = official["vision_config"]
             sam, clip = vision["width"]["sam_vit_b"], vision["width"]["clip-l-14-224"]
-            page = official.get("candidate_resolutions", [[vision["image_size"]]])[0][0]
             sam_config = SamConfig(
                 width=sam["width"], layers=sam["layers"], heads=sam["heads"],
-                image_size=vision["image_size"], global_layers=tuple(sam["global_attn_indexes"]),
-                downsample=tuple(sam["downsample_channels"]),
+                image_size=vision["image_size"], global_layers=_tuple(sam["global_attn_indexes"]),
+                downsample=_tuple(sam["downsample_channels"]),
                 neck=sam.get("neck_channels", SamConfig.neck),
                 window=sam.get("window_size", SamConfig.window),
             )  # fmt: skip
             clip_config = ClipConfig(**{key: clip[key] for key in asdict(ClipConfig())})
         except (KeyError, TypeError, IndexError) as error:
-            raise UserError(f"{where}: vision_config lacks or misstates {error}") from error
+            raise UserError(f"{where}: vision_config lacks or misstates {error}") from None
+        try:
+            page = official.get("candidate_resolutions", [[vision["image_size"]]])[0][0]
+        except (KeyError, TypeError, IndexError):
+            raise UserError(f"{where}: candidate_resolutions is no list of page sizes") from None
         known = {key: language[key] for key in asdict(DecoderConfig()) if key in language}
-        for key, value in known.items():
-            kind = type(getattr(DecoderConfig, key))
-            if isinstance(value, bool) != (kind is bool) or not isinstance(value, (kind, int)):
-                raise UserError(f"{where}: language_config.{key} = {value!r} is not a {kind.__name__}")
         known.setdefault("num_key_value_heads", known.get("num_attention_heads", 10))
-        config = cls(sam_config, clip_config, DecoderConfig(**known), page)
+        try:
+            config = cls(sam_config, clip_config, DecoderConfig(**known), page)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         projector = official.get("projector_config", {})
+        if not isinstance(projector, dict):
+            raise UserError(f"{where}: projector_config is not an object")
         expected = {"projector_type": "linear", "input_dim": config.feature_width,
                     "n_embed": config.decoder.hidden_size}  # fmt: skip
         for key, value in expected.items():
             if projector.get(key, value) != value:
-                raise UserError(f"{where}: projector_config.{key} = {projector[key]!r}, not {value!r}")
+                raise UserError(f"{where}: projector_config.{key} = {projector[key]!r:.100}, "
+                                f"not {value!r}")  # fmt: skip
         return config
 
     @classmethod
     def from_file(cls, path: Path) -> "ModelConfig":
-        try:
-            official = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not JSON ({error})") from None
+        """Raises UserError naming the file."""
+        official = read_json(path)
         if not isinstance(official, dict):
             raise UserError(f"{path}: not a JSON object")
         return cls.from_dict(official, str(path))

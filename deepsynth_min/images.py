@@ -3,17 +3,21 @@
 In: an image file, the mode. Out: the global view, uint8 [3, side, side], and in gundam mode the
 tiles [w*h, 3, 640, 640] with their grid.
 
-The one idea: do what the model's own training did. Orientation from EXIF, RGB; small pages are
+The one idea: do what the model's own training did. Orientation from EXIF, RGB, what is transparent
+shows white paper; small pages are
 stretched to the square, large ones fitted into it and padded with grey (127); gundam adds tiles of
 640 px where the image is larger than one, on the grid whose shape is nearest to the image's.
 Source: the official processor of DeepSeek-OCR (Wei et al. 2025).
 """
 
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 
-from .config import UserError
+from .config import UserError, find_file
 from .settings import TILE
 
 STRETCHED_UP_TO = 640  # px: modes tiny and small; larger pages are padded
@@ -42,19 +46,50 @@ def choose_grid(width: int, height: int, most: int) -> tuple[int, int]:
     return best
 
 
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
+MOST_PIXELS = 178_956_970  # of one image: where Pillow, too, takes it for an attack
+
+
 def open_image(path: Path, where: str):
     """A Pillow image, turned upright, in RGB. Raises UserError naming `where` and the file."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
         raise UserError(f"{where}: images need Pillow: pip install 'deepsynth-min[images]'") from None
+    find_file(path, f"{where}: ", "no such image")
+    # Pillow's plugins raise what they like for a damaged file.
+    damage = (OSError, ValueError, SyntaxError, NotImplementedError, RuntimeError, EOFError,
+              ArithmeticError, LookupError, AttributeError, TypeError, MemoryError, struct.error,
+              zlib.error, Image.DecompressionBombError)  # fmt: skip
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # metadata is no matter
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"{where}: {path}: no such image") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: {path}: not a readable image ({error})") from None
+        with Image.open(path, formats=FORMATS) as image:
+            # Of a phone's JPEG (MPO), the first picture is the photograph, others are made of it.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                problem = f"holds {image.n_frames} pictures; give each a file of its own"
+            elif image.mode in ("I", "F"):
+                problem = f"pixels of 32 bits (mode {image.mode}) have no known white"
+            elif image.width * image.height > MOST_PIXELS:
+                problem = f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}"
+            else:
+                return _on_white_paper(ImageOps.exif_transpose(image))
+    except damage as error:
+        problem = f"not a readable image ({error})"
+    raise UserError(f"{where}: {path}: {problem}")
+
+
+def _on_white_paper(image):
+    """RGB of an 8- or 16-bit image in any mode; transparency shows white."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):  # 16 bits of grey, which Pillow would clip to 8
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = Image.alpha_composite(
+            Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+        )
+    return image.convert("RGB")
 
 
 def _array(image) -> np.ndarray:

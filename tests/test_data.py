@@ -8,7 +8,7 @@ import torch
 
 from deepsynth_min.config import PRESETS, UserError
 from deepsynth_min.data import Loader, SampleBuilder, collate, held_out_shares
-from deepsynth_min.images import choose_grid, cut_tiles, prepare
+from deepsynth_min.images import choose_grid, cut_tiles, open_image, prepare
 from deepsynth_min.rows import EmbeddedRows, Row, View
 from deepsynth_min.settings import Settings, change
 from deepsynth_min.tokenizer import encode, load_tokenizer
@@ -146,6 +146,76 @@ def test_an_image_is_turned_as_its_exif_says_and_a_broken_one_is_named(tmp_path,
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="f:1: .*bad.png: not a readable image"):
         builder(Row("f:1", "s", None, (tmp_path / "bad.png",)))
+
+
+def _drawn(kind: str):
+    """Black ink at the left of white paper, 40 x 20 px, stored in one of Pillow's modes."""
+    Image = pytest.importorskip("PIL.Image")
+    grey = np.full((20, 40), 255, np.uint8)
+    grey[:, :10] = 0
+    if kind == "16 bits":
+        return Image.fromarray(grey.astype(np.uint16) * 257)
+    if kind == "32 bits":
+        return Image.fromarray(grey.astype(np.int32) * 257)
+    if kind == "float":
+        return Image.fromarray(grey.astype(np.float32) / 255)
+    if kind == "ink with alpha":
+        return Image.fromarray(np.stack([grey * 0] * 3 + [255 - grey], -1))
+    return Image.fromarray(grey).convert(kind)
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [("1", "a.png"), ("L", "a.png"), ("LA", "a.png"), ("P", "a.png"), ("RGBA", "a.png"),
+     ("CMYK", "a.tif"), ("16 bits", "a.png"), ("16 bits", "a.tif"), ("ink with alpha", "a.png"),
+     ("ink with alpha", "a.webp"), ("RGB", "a.bmp"), ("L", "a.pgm"), ("P", "a.gif")],
+)  # fmt: skip
+def test_ink_is_black_and_paper_white_whatever_an_image_is_stored_as(tmp_path, kind, name):
+    _drawn(kind).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+    pixels = np.asarray(open_image(tmp_path / name, "f:1"))
+    assert pixels.shape == (20, 40, 3)
+    assert (pixels[:, :10] == 0).all() and (pixels[:, 10:] == 255).all()
+
+
+@pytest.mark.parametrize("mode, clear", [("P", 0), ("L", 0), ("RGB", (0, 0, 0))])
+def test_a_transparent_colour_is_paper(tmp_path, mode, clear):
+    image = _drawn("L").convert(mode)
+    clear = image.getpixel((0, 0)) if mode == "P" else clear
+    image.save(tmp_path / "a.png", transparency=clear)
+    assert (np.asarray(open_image(tmp_path / "a.png", "f:1")) == 255).all()
+
+
+def test_images_without_a_known_meaning_are_refused_by_name(tmp_path):
+    for kind in ("32 bits", "float"):
+        _drawn(kind).save(tmp_path / "a.tif")
+        with pytest.raises(UserError, match="f:1: .*a.tif: pixels of 32 bits"):
+            open_image(tmp_path / "a.tif", "f:1")
+    for name in ("a.gif", "a.tif", "a.webp"):
+        other = _drawn("RGB").rotate(180)
+        _drawn("RGB").save(tmp_path / name, save_all=True, append_images=[other])
+        with pytest.raises(UserError, match=f"f:1: .*{name}: holds 2 pictures"):
+            open_image(tmp_path / name, "f:1")
+    _drawn("RGB").save(tmp_path / "a.pcx")
+    with pytest.raises(UserError, match="f:1: .*a.pcx: not a readable image"):
+        open_image(tmp_path / "a.pcx", "f:1")
+
+
+def test_a_damaged_image_is_refused_and_never_ends_otherwise(tmp_path):
+    random = np.random.default_rng(0)
+    for kind, name in (("P", "a.png"), ("RGB", "a.jpg"), ("16 bits", "a.tif"), ("RGB", "a.webp"),
+                       ("P", "a.gif"), ("RGB", "a.bmp")):  # fmt: skip
+        path = tmp_path / name
+        _drawn(kind).save(path)
+        whole = path.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for at in random.integers(0, len(whole), 4):
+                damaged[at] = random.integers(256)
+            path.write_bytes(damaged[: random.integers(len(whole) // 2, len(whole) + 1)])
+            try:
+                open_image(path, "f:1")
+            except UserError as error:
+                assert str(error).startswith(f"f:1: {path}: ")
 
 
 def test_grey_pages_and_colour_images_share_a_batch(tmp_path, tokenizer):

@@ -120,7 +120,7 @@ def test_a_damaged_model_directory(capsys, tmp_path, checkpoint, file, content, 
     [
         ("use_mla", True, "use_mla = True is not supported"),
         ("topk_method", "group_limited_greedy", "is not supported"),
-        ("hidden_size", "64", "hidden_size = '64' is not a int"),
+        ("hidden_size", "64", "hidden_size = '64' is not a whole number"),
         ("num_experts_per_tok", 99, "num_experts_per_tok must lie in"),
     ],
 )
