@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -21,11 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import UserError
+from .config import UserError, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
+          "F64": torch.float32}  # as stored -> as kept  # fmt: skip
 
 
 def official_pieces(name: str, parameter: Tensor) -> dict[str, Tensor]:
@@ -74,10 +76,10 @@ def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") 
     HF_TOKEN by way of huggingface_hub. Raises UserError.
     """
     path = Path(directory_or_hub_id)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
         return path
     name = str(directory_or_hub_id)
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -94,26 +96,27 @@ def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") 
     try:
         return Path(snapshot_download(name, **wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name}: not a directory, and the hub did not give it: {reason}") from None
 
 
 def _tensor_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint, each known to exist."""
     index = directory / INDEX
-    if (directory / SINGLE).is_file():
+    if os.path.isfile(directory / SINGLE):
         return [directory / SINGLE]
-    if not index.is_file():
+    if not os.path.isfile(index):
         raise UserError(f"{directory}: neither {SINGLE} nor {INDEX}")
+    listed = read_json(index)
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(listed["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not a weight index ({error})") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index}: {name!r} is not a file name in this directory")
-        if not (directory / name).is_file():
-            raise UserError(f"{index} names {name}, which is not there")
+            raise UserError(f"{index}: {name!r:.100} is not a file name in this directory")
+        if not os.path.isfile(directory / name):
+            raise UserError(f"{index} names {name!r:.100}, which is not there")
     return [directory / name for name in names]
 
 
@@ -142,9 +145,12 @@ def check_names(found: dict[str, tuple], expected: dict[str, tuple], where: str)
 
 def _open(path: Path) -> safe_open:
     try:
+        open(path, "rb").close()  # safetensors calls a file that may not be read absent
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
 
 
 def open_tensors(directory: Path, stack: ExitStack) -> dict[str, safe_open]:
@@ -157,7 +163,7 @@ def open_tensors(directory: Path, stack: ExitStack) -> dict[str, safe_open]:
 
 
 def _read_pieces(views: dict[str, Tensor], places: dict[str, Path], at_once: int = 16) -> None:
-    """Fills each view with the tensor of its name.
+    """Fills each view with the tensor of its name. Raises UserError for values that are not finite.
 
     Files are opened anew for every few: what was read of a mapped file counts as this process's
     memory until it is closed.
@@ -170,6 +176,9 @@ def _read_pieces(views: dict[str, Tensor], places: dict[str, Path], at_once: int
                 for name in group:
                     if places[name] == path:
                         views[name].copy_(file.get_tensor(name))
+                        low, high = torch.aminmax(views[name])  # NaN if there is one
+                        if not (low.isfinite() and high.isfinite()):
+                            raise UserError(f"{path}: {name} holds values that are not finite")
 
 
 @torch.no_grad()
@@ -184,12 +193,15 @@ def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -
             for name in file.keys():
                 part = file.get_slice(name)
                 places[name], shapes[name] = path, tuple(part.get_shape())
-                types[name] = _TYPES.get(part.get_dtype(), torch.float32)
+                if part.get_dtype() not in _TYPES:
+                    raise UserError(f"{path}: {name} is of type {part.get_dtype()}, not one of "
+                                    + ", ".join(_TYPES))  # fmt: skip
+                types[name] = _TYPES[part.get_dtype()]
     expected = {name: tuple(view.shape) for name, view in official_views(module).items()}
     check_names(shapes, expected, str(directory))
     for name, parameter in list(module.named_parameters()):
-        pieces = official_pieces(name, parameter)
-        kind = dtype or types[next(iter(pieces))]
+        held = [types[piece] for piece in official_pieces(name, parameter)]
+        kind = dtype or reduce(torch.promote_types, held)
         filled = torch.empty(parameter.shape, dtype=kind, device=device)
         _read_pieces(official_pieces(name, filled), places)
         owner, _, last = name.rpartition(".")

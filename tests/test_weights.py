@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from deepsynth_min.config import UserError
 from deepsynth_min.model import DeepseekOCR
@@ -47,6 +47,7 @@ def test_the_type_asked_for_is_the_type_loaded(tmp_path):
         ({"weight_map": {"a": "gone.safetensors"}}, "is not there"),
         ({"weights": {}}, "not a weight index"),
         ([], "not a weight index"),
+        ({"weight_map": {"a": "x" * 300}}, "is not there"),
     ],
 )
 def test_a_wrong_index_is_named(tmp_path, index, message):
@@ -57,7 +58,59 @@ def test_a_wrong_index_is_named(tmp_path, index, message):
         load_weights(model, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./a/b", "/a/b", "a/b/c"])
+def test_an_index_nested_without_end_is_named(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="index.json: not JSON"):
+        load_weights(torch.nn.Linear(1, 1), tmp_path)
+
+
+def load_changed(tmp_path, name: str, change) -> torch.nn.Module:
+    """The golden model with one tensor changed in its file."""
+    tensors = load_file(GOLDEN / "model.safetensors")
+    tensors[name] = change(tensors[name])
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((GOLDEN / "config.json").read_bytes())
+    return DeepseekOCR.from_pretrained(tmp_path)
+
+
+EXPERT = "model.layers.1.mlp.experts.{}.down_proj.weight"
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_tensors_of_other_types_are_refused_by_name(tmp_path, kind):
+    with pytest.raises(UserError, match=r"model.safetensors: lm_head.weight is of type"):
+        load_changed(tmp_path, "lm_head.weight", lambda t: t.to(kind))
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", EXPERT.format(3)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path, name, value):
+    def change(tensor):
+        tensor.view(-1)[tensor.numel() // 2] = value
+        return tensor
+
+    with pytest.raises(UserError, match=f"{name} holds values that are not finite"):
+        load_changed(tmp_path, name, change)
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_experts_of_several_types_keep_the_widest(tmp_path, number):
+    """Whichever expert is stored in fewer bits, no other loses any."""
+    model = load_changed(tmp_path, EXPERT.format(number), lambda t: t.bfloat16())
+    original, loaded = load_file(GOLDEN / "model.safetensors"), official_views(model)
+    for other in range(8):
+        name = EXPERT.format(other)
+        expected = original[name].bfloat16() if other == number else original[name]
+        assert loaded[name].dtype == torch.float32 and loaded[name].equal(expected.float())
+
+
+def test_double_precision_is_kept_as_single(tmp_path):
+    model = load_changed(tmp_path, "lm_head.weight", lambda t: t.double())
+    original = load_file(GOLDEN / "model.safetensors")["lm_head.weight"]
+    assert model.lm_head.weight.dtype == torch.float32 and model.lm_head.weight.equal(original)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./a/b", "/a/b", "a/b/c", "x" * 5000, "a\0b"])
 def test_what_is_neither_directory_nor_hub_id_is_an_error(name):
     with pytest.raises(UserError, match="neither a directory nor a hub id"):
         find_checkpoint(name)
