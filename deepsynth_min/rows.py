@@ -7,6 +7,7 @@ after that a row is one `pread` and one `json.loads`, from any thread. A row tha
 run before it starts and is named by file and line: nothing is ever dropped in silence.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from . import corpus
-from .config import UserError
+from .config import UserError, find_file
 from .index import row_index
 from .order import Permutation
 from .settings import DataSettings
@@ -41,6 +42,9 @@ class EmbeddedRows:
     def __len__(self) -> int:
         return len(self.documents)
 
+    def signature(self) -> str:
+        return f"embedded {self.split}"
+
     def size(self, i: int) -> int:
         """Characters of text and summary."""
         return len(self.documents[i].text) + len(self.documents[i].summary)
@@ -60,22 +64,17 @@ class JsonlRows:
         self, path: str, settings: DataSettings, progress: bool = False, answered: bool = True
     ):
         self.settings, self.answered = settings, answered
-        given = Path(path)
-        if given.is_dir():
-            self.files = sorted(given.glob("*.jsonl"))
-            if not self.files:
-                raise UserError(f"{path}: no .jsonl file in this folder")
-        elif given.is_file():
-            self.files = [given]
-        else:
-            raise UserError(f"{path}: no such file")
+        self.files = _files(path)
         how = {"fields": [settings.text_field, settings.summary_field,
                           settings.instruction_field],
                "anywhere": settings.images_anywhere, "answered": answered}  # fmt: skip
-        self.indices = [
-            row_index(file, lambda line, n, file=file: self._parse(line, file, n), how, progress)
-            for file in self.files
-        ]
+        try:
+            self.indices = [
+                row_index(file, lambda line, n, f=file: self._parse(line, f, n), how, progress)
+                for file in self.files
+            ]
+        except OSError as error:
+            raise UserError(f"{error.filename or path}: {error.strerror}") from None
         self.ends = np.cumsum([len(index) for index in self.indices])
         if not len(self):
             raise UserError(f"{path}: no rows")
@@ -95,6 +94,16 @@ class JsonlRows:
         offset, line = index[place].tolist()
         end = int(index[place + 1, 0]) if place + 1 < len(index) else self.sizes[number]
         return number, offset, end - offset, line
+
+    def signature(self) -> str:
+        """Tells this data from other data: the size, beginning and end of each file."""
+        digest = hashlib.sha256()
+        for file, size in zip(self.files, self.sizes):
+            with open(file, "rb") as content:
+                digest.update(b"%d" % size + content.read(1 << 16))
+                content.seek(max(0, size - (1 << 16)))
+                digest.update(content.read())
+        return digest.hexdigest()[:16]
 
     def size(self, i: int) -> int:
         """Bytes of row i: how long its text and answer are, roughly."""
@@ -120,6 +129,10 @@ class JsonlRows:
         instruction = None
         if values.get(names.instruction_field) is not None:
             instruction = _text(values, names.instruction_field, where)
+        sources = dict.fromkeys((names.text_field, "image", "images"))
+        sources = [name for name in sources if values.get(name) is not None]
+        if len(sources) > 1:
+            raise UserError(f"{where}: both {sources[0]!r} and {sources[1]!r}; a row has one")
         images = values.get("images", values.get("image"))
         if names.text_field in values or images is None:
             return Row(where, summary, _text(values, names.text_field, where), (), instruction)
@@ -131,18 +144,34 @@ class JsonlRows:
 
     def _image_path(self, folder: Path, image: str, where: str) -> Path:
         path = folder / image
-        if not self.settings.images_anywhere and not path.resolve().is_relative_to(folder.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(folder.resolve())
+        except (OSError, ValueError, RuntimeError):  # too long, a NUL, a circle of links
+            raise UserError(f"{where}: image {image!r:.200}: not a possible file name") from None
+        if not self.settings.images_anywhere and not inside:
             raise UserError(f"{where}: image {image!r} is outside of the data folder; "
                             "--images-anywhere allows it")  # fmt: skip
-        if not path.is_file():
-            raise UserError(f"{where}: {path}: no such image")
-        return path
+        return find_file(path, f"{where}: ", "no such image")
+
+
+def _files(path: str) -> list[Path]:
+    """The data files that a path stands for. Raises UserError."""
+    if not os.path.isdir(path):
+        return [find_file(path)]
+    try:
+        names = sorted(name for name in os.listdir(path) if name.endswith(".jsonl"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if not names:
+        raise UserError(f"{path}: no .jsonl file in this folder")
+    return [find_file(Path(path) / name) for name in names]
 
 
 def _text(values: dict, name: str, where: str) -> str:
     """A field that must be a text with something in it."""
     if name not in values:
-        raise UserError(f"{where}: no field {name!r}; found: {', '.join(map(repr, values))}")
+        found = ", ".join(map(repr, list(values)[:10])) + (", ..." if len(values) > 10 else "")
+        raise UserError(f"{where}: no field {name!r}; found: {found}")
     text = values[name]
     if not isinstance(text, str):
         raise UserError(f"{where}: field {name!r} is a {type(text).__name__}, not a text")
@@ -163,6 +192,9 @@ class View:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def signature(self) -> str:
+        return f"{self.rows.signature()} {self.start}..{self.stop}"
 
     def _row(self, i: int) -> int:
         if not 0 <= i < len(self):
@@ -185,6 +217,10 @@ def open_rows(settings: DataSettings, seed: int, progress: bool = False):
         train = held_out = JsonlRows(settings.data, settings, progress)
     if settings.val_data:
         held_out = JsonlRows(settings.val_data, settings, progress)
+        files = [] if settings.data == "embedded" else train.files
+        for file in held_out.files:
+            if any(os.path.samefile(file, other) for other in files):
+                raise UserError(f"--val-data {file}: is in --data too, so nothing is held out")
     elif held_out is train:
         train, held_out = _split(train, settings, seed)
     if settings.val_samples and len(held_out) > settings.val_samples:

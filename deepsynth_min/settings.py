@@ -52,6 +52,14 @@ class DataSettings:
     workers: int = 1  # background threads that render and tokenise ahead
     prefetch: int = 4  # micro-batches prepared ahead
 
+    def __post_init__(self):
+        names = {}
+        for option in ("text_field", "summary_field", "instruction_field"):
+            other = names.setdefault(getattr(self, option), option)
+            if other != option:
+                options = ["--" + name.replace("_", "-") for name in (other, option)]
+                raise UserError(f"{' and '.join(options)}: both are {getattr(self, option)!r}")
+
 
 @dataclass(frozen=True)
 class PageSettings:

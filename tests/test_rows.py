@@ -1,6 +1,7 @@
 """Data files: every row that cannot be used is an error that names file and line."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,14 @@ def write(tmp_path, content: str | bytes, name="rows.jsonl") -> str:
         ('{"images": [], "summary": "a"}', "images a list of paths"),
         ('{"images": [3], "summary": "a"}', "images a list of paths"),
         ("[" * 100_000, "not JSON"),
+        ('{"text": 1' + "0" * 5000 + "}", "not JSON"),
+        ('{"image": "a\\u0000b", "summary": "a"}', "not a possible file name"),
+        ('{"image": "a\\ud800b", "summary": "a"}', "not a possible file name"),
+        ('{"image": "' + "x" * 5000 + '", "summary": "a"}', "File name too long"),
+        ('{"image": "' + "x/" * 5000 + '", "summary": "a"}', "File name too long"),
+        ('{"image": ".", "summary": "a"}', "not a regular file"),
+        ('{"text": "a", "image": "b.png", "summary": "a"}', "both 'text' and 'image'"),
+        ('{"images": ["a.png"], "image": "b.png", "summary": "a"}', "both 'image' and 'images'"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path, line, message):
@@ -64,6 +73,60 @@ def test_a_missing_file_and_an_empty_folder_are_errors(tmp_path):
         JsonlRows(str(tmp_path / "none.jsonl"), DataSettings())
     with pytest.raises(UserError, match="no .jsonl file"):
         JsonlRows(str(tmp_path), DataSettings())
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link", "pipe"])
+def test_only_regular_files_of_a_folder_are_data(tmp_path, kind):
+    write(tmp_path, GOOD, "a.jsonl")
+    other = tmp_path / "b.jsonl"
+    if kind == "folder":
+        other.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(other)
+    else:
+        other.symlink_to("nowhere")
+    with pytest.raises(UserError, match="b.jsonl: "):
+        JsonlRows(str(tmp_path), DataSettings())
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "\ud800", "/dev/zero", "/proc/1/mem"])
+def test_what_cannot_be_a_data_file_is_refused(path):
+    with pytest.raises(UserError):
+        JsonlRows(path, DataSettings())
+
+
+def test_a_data_file_that_the_system_does_not_give_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path, GOOD)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("deepsynth_min.rows.row_index", refuse)  # root may read everything
+    with pytest.raises(UserError, match="rows.jsonl: Permission denied"):
+        JsonlRows(path, DataSettings())
+
+
+def test_a_row_of_very_many_fields_lists_a_few(tmp_path):
+    path = write(tmp_path, json.dumps({f"field {i}": i for i in range(20_000)}))
+    with pytest.raises(UserError) as raised:
+        JsonlRows(path, DataSettings())
+    assert str(raised.value).endswith("'field 9', ...")
+
+
+def test_rows_held_out_are_not_rows_trained_on(tmp_path):
+    path = write(tmp_path, GOOD * 3)
+    (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
+    for data, val in ((path, path), (path, str(tmp_path / "link.jsonl")), (str(tmp_path), path)):
+        with pytest.raises(UserError, match="--val-data .*jsonl: is in --data too"):
+            open_rows(DataSettings(data=data, val_data=val), seed=0)
+
+
+def test_two_fields_of_one_name_are_refused():
+    """An instruction that is the answer would give it away."""
+    with pytest.raises(UserError, match="--summary-field and --instruction-field: both are"):
+        DataSettings(instruction_field="summary")
+    with pytest.raises(UserError, match="--text-field and --summary-field"):
+        DataSettings(text_field="summary")
 
 
 def test_rows_read_at_random_are_the_rows_as_written(tmp_path):
