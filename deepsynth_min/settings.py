@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from .config import PRESETS, UserError
+from .config import PRESETS, UserError, read_text
 
 
 Tune = Literal[
@@ -213,7 +213,8 @@ _AT_LEAST = {
 _AT_MOST = {"augment_rotation": 180, "augment_perspective": 0.4, "augment_scale": 0.9,
             "augment_shift": 1, "augment_brightness": 1, "augment_contrast": 1, "augment_blur": 20,
             "augment_noise": 1, "augment_flip": 1, "max_tiles": 9, "val_fraction": 0.9, "warmup_ratio": 1, "min_lr_ratio": 1,
-            "top_p": 1, "beta1": 0.9999, "beta2": 0.99999, "seed": 2**62, "lora_dropout": 0.9,
+            "batch_size": 65536, "accumulate": 65536, "prefetch": 1024, "workers": 256,
+            "threads": 1024, "timeout": 10**7, "top_p": 1, "beta1": 0.9999, "beta2": 0.99999, "seed": 2**62, "lora_dropout": 0.9,
             "lora_rank": 1024}  # fmt: skip
 
 
@@ -231,7 +232,16 @@ def _choices(kind) -> tuple | None:
 def _checked(name: str, kind, value, where: str):
     """The value in the field's type. Raises UserError naming setting, value and place."""
     option = "--" + name.replace("_", "-")
-    wrong = UserError(f"{where}{option}: {value!r} is not {_describe(kind)}")
+    try:
+        return _fitting(name, kind, value, f"{where}{option}")
+    except UserError:
+        raise
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits
+        raise UserError(f"{where}{option}: {error}") from None
+
+
+def _fitting(name: str, kind, value, option: str):
+    wrong = UserError(f"{option}: {value!r} is not {_describe(kind)}")
     if choices := _choices(kind):
         if value not in choices:
             raise wrong
@@ -245,10 +255,15 @@ def _checked(name: str, kind, value, where: str):
         raise wrong
     if kind is float and not math.isfinite(value):
         raise wrong
+    if kind is str or get_origin(kind) is tuple:
+        text = value if kind is str else "".join(value)
+        if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+            raise UserError(f"{option}: {value!r} is not valid text (a NUL, or half a character)")
     if name in _AT_LEAST and not value >= _AT_LEAST[name]:
-        raise UserError(f"{where}{option}: {value} is below {_AT_LEAST[name]}")
-    if name in _AT_MOST and not value <= _AT_MOST[name]:
-        raise UserError(f"{where}{option}: {value} is above {_AT_MOST[name]}")
+        raise UserError(f"{option}: {value} is below {_AT_LEAST[name]}")
+    most = _AT_MOST.get(name, 2**62 if kind is int else math.inf)
+    if kind in (int, float) and not value <= most:
+        raise UserError(f"{option}: {value} is above {most}")
     return value
 
 
@@ -300,11 +315,11 @@ def make_parser(concerns: dict[str, type], program: str, description: str) -> On
 def _read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
     """{setting: value} of a TOML file with one table per concern. Unknown keys are errors."""
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: {error}") from None
+        tables = tomllib.loads(read_text(path, "--config "))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--config {path}: not TOML ({error})") from None
     values = {}
     for title, table in tables.items():
         if title not in concerns or not isinstance(table, dict):
@@ -373,7 +388,7 @@ def to_toml(settings: Settings) -> str:
             # JSON strings, numbers, booleans and lists of strings are valid TOML.
             text = json.dumps(
                 list(value) if isinstance(value, tuple) else value, ensure_ascii=False
-            )
+            ).replace("\x7f", "\\u007f")  # the one that TOML wants escaped and JSON does not
             lines.append(f"{g.name} = {text}  # {comments[g.name]}")
         lines.append("")
     return "\n".join(lines)
@@ -391,7 +406,7 @@ def page_side(mode: str, native: int) -> int:
         return native
     if mode in MODES:
         return MODES[mode]
-    if mode.isdecimal() and int(mode) > 0 and int(mode) % 64 == 0 and int(mode) <= 8192:
+    if re.fullmatch("[0-9]{1,4}", mode) and 0 < int(mode) <= 8192 and int(mode) % 64 == 0:
         return int(mode)
     raise UserError(
         f"--mode: {mode!r} is neither {', '.join(MODES)}, auto nor a multiple of 64 (up to 8192)"

@@ -10,7 +10,7 @@ from deepsynth_min.config import UserError
 
 def test_what_a_run_writes_is_what_it_reads(tmp_path):
     given = S.parse(["--lr", "0.125", "--font", 'a "quoted".ttf', "ü.otf", "--images-anywhere",
-                     "--tune", "all", "--instruction", "Was steht da?\nKurz."])  # fmt: skip
+                     "--tune", "all", "--instruction", "Was steht da?\nKurz.\x7f"])  # fmt: skip
     path = tmp_path / "config.toml"
     path.write_text(S.to_toml(given), encoding="utf-8")
     assert S.load(path) == given
@@ -46,7 +46,22 @@ def test_every_setting_has_an_option_and_a_help_text(capsys):
         (["--lr", "inf"], "--lr: inf is not a number"),
         (["--tune", "most"], "invalid choice: 'most'"),
         (["--val-fraction", "1.5"], "--val-fraction: 1.5 is above 0.9"),
-        (["--config", "/no/such.toml"], "/no/such.toml: No such file"),
+        (["--lr", "9" * 400], "--lr: inf is not a number"),
+        (["--max-steps", "9" * 30], "--max-steps: 9999"),
+        (["--max-steps", "9" * 5000], "--max-steps: invalid int value"),
+        (["--prefetch", "1025"], "--prefetch: 1025 is above 1024"),
+        (["--accumulate", "65537"], "--accumulate: 65537 is above 65536"),
+        (["--batch-size", "65537"], "--batch-size: 65537 is above 65536"),
+        (["--threads", "1025"], "--threads: 1025 is above 1024"),
+        (["--workers", "257"], "--workers: 257 is above 256"),
+        (["--timeout", "9" * 20], "--timeout: 99999"),
+        (["--instruction", "\ud800"], "--instruction: '\\ud800' is not valid text"),
+        (["--font", "a.ttf", "b\0.ttf"], "is not valid text"),
+        (["--out", "a\0b"], "--out: 'a\\x00b' is not valid text"),
+        (["--config", "a\0b"], "not a possible file name"),
+        (["--config", "/dev/zero"], "--config /dev/zero: not a regular file"),
+        (["--config", "x" * 5000], "File name too long"),
+        (["--config", "/no/such.toml"], "/no/such.toml: no such file"),
     ],
 )
 def test_a_wrong_argument_is_one_line_that_names_it(arguments, message):
@@ -66,6 +81,13 @@ def test_a_wrong_argument_is_one_line_that_names_it(arguments, message):
         ("[optim]\nbatch_size = true\n", "--batch-size: True is not a whole number"),
         ("[page]\nfont = 'one.ttf'\n", "--font: 'one.ttf' is not a list of strings"),
         ("[optim\n", "c.toml"),
+        ("[optim]\nlr = 1" + "0" * 400 + "\n", "--lr: int too large"),
+        ("[optim]\nlr = 1" + "0" * 5000 + "\n", "c.toml: not TOML"),
+        ("[optim]\nlr = 0x1" + "0" * 5000 + "\n", "--lr: "),
+        ("[page]\nfont = [0x1" + "0" * 5000 + "]\n", "--font: "),
+        ("[optim]\nlr = " + "[" * 50_000 + "\n", "c.toml: not TOML"),
+        ("[optim]\nlr = 2020-01-01\n", "is not a number"),
+        ("[data]\ninstruction = 'a\0b'\n", "c.toml"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, message):
@@ -81,7 +103,7 @@ def test_a_mode_is_a_name_or_a_multiple_of_64(mode, side):
     assert S.page_side(mode, native=320) == side
 
 
-@pytest.mark.parametrize("mode", ["100", "0", "-64", "huge", "64.0", "8256", ""])
+@pytest.mark.parametrize("mode", ["100", "0", "-64", "huge", "64.0", "8256", "", "٦٤", "²", "9" * 5000])
 def test_any_other_mode_is_an_error(mode):
     with pytest.raises(UserError, match="--mode"):
         S.page_side(mode, native=256)
