@@ -32,7 +32,7 @@ from .optim import LossScaler, prepare_state, restore_state, state_tensors
 from .weights import check_names, load_weights, save_weights
 
 MANIFEST = "manifest.json"
-_STEP = re.compile(r"step-(\d{6,})$")
+_STEP = re.compile(r"step-([0-9]{6,12})$")
 
 
 def flush(path: Path) -> None:
@@ -129,12 +129,19 @@ def damage(path: Path) -> str | None:
 
 
 def newest_whole(checkpoints: Path, report=print) -> Path | None:
-    """The newest checkpoint whose files are as written; `report` is told of every damaged one."""
-    for path in reversed(all_checkpoints(checkpoints)):
+    """The newest checkpoint whose files are as written; `report` is told of every damaged one.
+
+    None if there is no checkpoint; a UserError if there are some, but none is whole.
+    """
+    paths = all_checkpoints(checkpoints)
+    for path in reversed(paths):
         wrong = damage(path)
         if wrong is None:
             return path
         report(f"{path} is damaged ({wrong}); trying the one before it")
+    if paths:
+        raise UserError(f"{checkpoints}: none of the {len(paths)} checkpoints is whole; remove them "
+                        "to start afresh, or give another --out")  # fmt: skip
     return None
 
 
@@ -164,7 +171,7 @@ def all_checkpoints(checkpoints: Path) -> list[Path]:
     """Complete checkpoints, oldest step first."""
     if not checkpoints.is_dir():
         return []
-    found = [p for p in checkpoints.iterdir() if _STEP.match(p.name)]
+    found = [p for p in checkpoints.iterdir() if _STEP.match(p.name) and p.is_dir()]
     return sorted(found, key=lambda path: int(_STEP.match(path.name)[1]))
 
 
@@ -182,11 +189,34 @@ def read_facts(path: Path) -> dict:
         training = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not a training checkpoint (no training.json)") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(training, dict) or type(training.get("step")) is not int:
-        raise UserError(f"{file}: no step")
+    if not isinstance(training, dict):
+        raise UserError(f"{file}: not a JSON object")
+    for name, fits in _FACTS.items():
+        if name not in training or not fits(training[name]):
+            raise UserError(f"{file}: {name} is missing or not as it was written")
     return training
+
+
+def _number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(value) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+_FACTS = {  # what every training.json holds, beside what load() compares
+    "step": _count,
+    "best": lambda value: value is None or _number(value),
+    "best_metric": lambda value: isinstance(value, str),
+    "stale": _count,
+    "score": lambda value: value is None or _number(value),
+    "unlogged": lambda value: isinstance(value, list) and all(
+        isinstance(step, list) and len(step) == 2 and all(map(_number, step)) for step in value
+    ),
+}  # fmt: skip
 
 
 def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:

@@ -27,7 +27,7 @@ from .order import Order, share
 from .render import PageStyle, render_pages
 from .rows import Row
 from .settings import MODES, TILE, Settings, page_side
-from .tokenizer import encode, special_ids
+from .tokenizer import check_tokenizer, encode, special_ids
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class SampleBuilder:
         self.settings, self.tokenizer = settings, tokenizer
         self.context = config.decoder.max_position_embeddings
         self.special = special_ids(tokenizer)
-        if len(tokenizer) > config.decoder.vocab_size:
-            raise UserError(f"{settings.model.model}: the tokenizer has {len(tokenizer)} tokens, the "
-                            f"model's vocabulary {config.decoder.vocab_size}")  # fmt: skip
+        check_tokenizer(tokenizer, config.decoder.vocab_size)
+        # More pages than could ever be used are not drawn, but counted as an error.
+        self.most_pages = self.context // visual_tokens(self.side, self.side)
         self.style = self._style(self.side, self.side)
         self.canvases = [  # gundam: one tile after the other until the text fits
             (grid, self._style(grid[0] * TILE, grid[1] * TILE))
@@ -68,6 +68,7 @@ class SampleBuilder:
         values = {name: getattr(page, name) for name in same}
         # In gundam, letters are as large as on a page of the global view's size.
         values["font_size"] = page.font_size or max(10, self.side // 64)
+        values["max_pages"] = page.max_pages or self.most_pages
         values["margin"] = page.margin if page.margin >= 0 else self.side // 32
         try:
             style = PageStyle(width=width, height=height, fonts=page.font, **values)
@@ -84,13 +85,17 @@ class SampleBuilder:
                 drawn = render_pages(text, self.style)
             else:
                 for grid, style in [(grid, self.style), *self.canvases]:
-                    drawn = render_pages(text, replace(style, max_pages=0))
-                    if len(drawn) == 1:
+                    drawn = render_pages(text, replace(style, max_pages=1, overflow="truncate"))
+                    if not drawn.truncated:
                         break
                 else:
                     drawn = render_pages(text, style)  # several of the largest, within limits
         except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
+            if self.settings.page.max_pages:
+                raise UserError(f"{where}: {error}") from None
+            raise UserError(f"{where}: the text needs more than {self.most_pages} pages, which alone "
+                            f"exceed the model's context of {self.context} tokens "
+                            "(--max-pages N --overflow truncate|shrink)") from None  # fmt: skip
         pages, missing = drawn.pages, len(drawn.missing) + len(drawn.unshaped)
         if grid == (1, 1):
             return pages[:, None], [], [grid] * len(pages), missing

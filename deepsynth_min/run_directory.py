@@ -11,8 +11,11 @@ In: settings and what the loop measures. Out: files, written by rank 0 alone:
 The one idea: a directory that holds a run is never written over; only `--resume` goes on in it.
 """
 
+import fcntl
 import json
+import os
 import sys
+import weakref
 from datetime import datetime
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from . import checkpoint, report
 from .config import UserError
 from .data import SampleBuilder
 from .preview import png
-from .settings import Settings, to_toml
+from .settings import Settings, load, to_toml
 from .sinks import numbers_of, open_sinks
 
 PREVIEWS = 4
@@ -47,14 +50,36 @@ class RunDirectory:
         self.sinks: list = []
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {path}: is a file")
+        self.claimed = None
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
         # A checkpoint given by name may start a new directory; `auto` looks into this one.
-        if resume != "auto" and self.path.is_dir() and any(self.path.iterdir()):
+        if resume != "auto":
             raise UserError(f"--out {path}: already holds files; give another directory, or "
                             "--resume auto to go on with the run in it")  # fmt: skip
+        if not (self.path / "config.toml").is_file() or not self.checkpoints.is_dir():
+            raise UserError(f"--out {path}: holds files, but no run (config.toml, checkpoints/)")
+        load(self.path / "config.toml")  # raises if it is not one of ours
+
+    def claim(self) -> None:
+        """Makes sure that no other process writes here; holds until this one ends."""
+        if self.claimed is None:
+            handle = os.open(self.checkpoints, os.O_RDONLY)
+            self.claimed = weakref.finalize(self, os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"--out {self.path}: another run is writing to it") from None
+
+    def release(self) -> None:
+        """Lets others write here."""
+        if self.claimed is not None:
+            self.claimed()
 
     def create(self, settings: Settings) -> None:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.claim()
             checkpoint.write_text(self.path / "config.toml", to_toml(settings))
             self.sinks = open_sinks(settings.run, self.path)
         except OSError as error:
@@ -65,10 +90,15 @@ class RunDirectory:
         if resume == "none":
             return None
         if resume == "auto":
+            if self.checkpoints.is_dir():
+                self.claim()
             return checkpoint.newest_whole(self.checkpoints)
-        if not Path(resume).is_dir():
+        path = Path(resume)
+        if not path.is_dir():
             raise UserError(f"--resume {resume}: no such checkpoint directory")
-        return Path(resume)
+        if wrong := checkpoint.damage(path):
+            raise UserError(f"--resume {resume}: damaged ({wrong})")
+        return path
 
     def save_previews(self, rows, builder: SampleBuilder) -> None:
         """The first pages of the first held-out rows."""
@@ -81,19 +111,23 @@ class RunDirectory:
 
     def go_on_after(self, step: int) -> None:
         """Drops what belongs to steps that will be run again; sets the markers to what is there."""
-        if self.metrics_path.exists():
-            lines = report.metric_lines(self.path)
-            kept = [json.dumps(line) for line in lines if line["step"] <= step]
-            checkpoint.write_text(self.metrics_path, "".join(line + "\n" for line in kept))
         scored = {}
         for path in checkpoint.all_checkpoints(self.checkpoints):
-            facts = checkpoint.read_facts(path)
+            try:
+                facts = checkpoint.read_facts(path)
+            except UserError as error:
+                warn(f"left alone: {error}")
+                continue
             if facts["step"] <= step:
                 self.mark("last", path.name)
                 if facts.get("score") is not None:  # of --best, lower is better
                     scored[path.name] = facts["score"]
         if scored:
             self.mark("best", min(scored, key=scored.get))
+        if self.metrics_path.exists():
+            lines = report.metric_lines(self.path)
+            kept = [json.dumps(line) for line in lines if line["step"] <= step]
+            checkpoint.write_text(self.metrics_path, "".join(line + "\n" for line in kept))
 
     def log(self, kind: str, **values) -> None:
         line = json.dumps({"kind": kind, **values}) + "\n"

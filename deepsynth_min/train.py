@@ -56,7 +56,7 @@ def resolve(settings: Settings, rows: int, world: World) -> Settings:
         usual = RATE_FROM_SCRATCH / PRESETS[settings.model.model].decoder.hidden_size
     else:
         usual = RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
-    rate = optim.lr or usual
+    rate = optim.lr or float(f"{usual:.6g}")
     return resolve_adapter(change(settings, max_steps=steps, lr=rate))
 
 
@@ -113,7 +113,7 @@ class Training:
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
             "seed": optim.seed, "rows": len(rows), "bucket": settings.data.bucket,
-            "tune": settings.model.tune,
+            "tune": settings.model.tune, "mode": settings.model.mode, "data": rows.signature(),
         }  # fmt: skip
         self._resume()
         freeze.check_start(self.model, self.optimizer, self.policy)
@@ -136,6 +136,9 @@ class Training:
             path = Path(found)
             state = checkpoint.load(path, self.model, self.optimizer, self.scaler, self.facts)
             self.step, self.unlogged = state["step"], state["unlogged"]
+            if self.step > self.settings.optim.max_steps:
+                raise UserError(f"{found}: step {self.step} is beyond --max-steps "
+                                f"{self.settings.optim.max_steps}")  # fmt: skip
             if state["best_metric"] == self.settings.evaluation.best:
                 self.best, self.stale = state["best"], state["stale"]
             self.saved = self.tried = self.step
@@ -151,7 +154,7 @@ class Training:
         self.directory.save_previews(self.held_out, self.builder)
         s = self.settings
         print(f"{s.model.model} on {s.data.data}: {len(self.rows):,} training rows, "
-              f"{len(self.held_out):,} held out; pages of {self.builder.side} px")  # fmt: skip
+              f"{len(self.held_out):,} held-out rows scored; pages of {self.builder.side} px")  # fmt: skip
         if s.model.model in PRESETS:
             print("the weights are random: a preset is for trying out, not a trained model")
         if s.augment.augment and s.augment.augment_flip:
@@ -287,13 +290,14 @@ class Training:
         bar = tqdm(total=steps, initial=self.step, desc="training", unit="step",
                    disable=not world.is_main)  # fmt: skip
         meter.start(self.unlogged)
+        failed, refused = 0, None
         try:
             while not self.finished:
-                batches = meter.waiting(loader.__next__)
-                count, stopping = sum_over_ranks(
-                    world, sum(batch.count for batch in batches), stopper.asked
+                batches, refused = self._next(meter, loader)
+                count, stopping, failed = sum_over_ranks(
+                    world, sum(b.count for b in batches), stopper.asked, refused is not None
                 )
-                if stopping:
+                if stopping or failed:
                     break
                 meter.add(*self.train_step(batches, count), batches)
                 bar.update()
@@ -315,12 +319,22 @@ class Training:
         finally:
             bar.close()
             loader.close()
-        if not self.finished and self.tried != self.step:
+        if not self.finished and self.step and self.tried != self.step:
             self.save(None, False, meter)
+        if failed:  # on this rank or on another
+            raise refused or SystemExit(2)
         freeze.check_end(self.model, self.frozen)
         if world.is_main:
             self._conclude(first, last)
         barrier(world)  # no process leaves while another still talks to it
+
+    @staticmethod
+    def _next(meter: Meter, loader: Loader):
+        """(the next step's batches, None), or ([], the error) for a row that cannot be used."""
+        try:
+            return meter.waiting(loader.__next__), None
+        except UserError as error:
+            return [], error
 
     def _conclude(self, first: dict | None, last: dict | None) -> None:
         self.directory.write_report()
@@ -354,7 +368,11 @@ def _due(step: int, every: int) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), else a traceback."""
     try:
-        Training(settings_.parse(arguments)).run()
+        training = Training(settings_.parse(arguments))
+        try:
+            training.run()
+        finally:
+            training.directory.release()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
