@@ -7,9 +7,9 @@ In: a sample as training sees it. Out: the sample with
     text       the document's own text, cut to as many text tokens as the page has visual tokens
 
 The one idea: a model can lower its loss without looking at the page, by learning what answers are
-like. Then nothing changes when the page does. How much the loss per scored token rises (`reads/...`,
-nats) is what the page is worth: against nothing, against a wrong page, and against plain text of the
-same length, where a negative figure says that text would have served better.
+like. Then nothing changes when the page does. How much the loss per scored token rises
+(`reads/...`, nats) is what the page is worth: against nothing, against a wrong page, and against
+plain text of the same length, where a negative figure says that text would have served better.
 """
 
 from dataclasses import replace

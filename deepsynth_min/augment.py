@@ -25,8 +25,10 @@ from .batch import Batch
 from .config import UserError
 from .settings import AugmentSettings, Settings
 
-IDENTITY = {"angle": 0.0, "tilt_x": 0.0, "tilt_y": 0.0, "scale": 1.0, "shift_x": 0.0, "shift_y": 0.0,
-            "mirror": 1.0, "bright": 0.0, "contrast": 1.0, "blur": 0.0, "noise": 0.0}  # fmt: skip
+IDENTITY = {"angle": 0.0, "tilt_x": 0.0, "tilt_y": 0.0, "scale": 1.0, "shift_x": 0.0,
+            "shift_y": 0.0, "mirror": 1.0, "bright": 0.0, "contrast": 1.0, "blur": 0.0,
+            "noise": 0.0}  # fmt: skip
+GEOMETRY = ("angle", "tilt_x", "tilt_y", "scale", "shift_x", "shift_y", "mirror")
 MIRRORED = "--augment-flip mirrors pages: their text then consists of letters that nobody writes"
 
 
@@ -53,7 +55,8 @@ def draw(how: AugmentSettings, seed: int, numbers: list[int]) -> Changes:
         even = chance.uniform(-1, 1, 9)
         rows.append({
             "angle": how.augment_rotation * even[0],
-            "tilt_x": how.augment_perspective * even[1], "tilt_y": how.augment_perspective * even[2],
+            "tilt_x": how.augment_perspective * even[1],
+            "tilt_y": how.augment_perspective * even[2],
             "scale": 1 + how.augment_scale * even[3],
             "shift_x": how.augment_shift * even[4], "shift_y": how.augment_shift * even[5],
             "mirror": -1.0 if chance.random_sample() < how.augment_flip else 1.0,
@@ -123,7 +126,7 @@ def augment(pages: Tensor, changes: Changes, paper: float = 255.0) -> Tensor:
     v = changes.values
     x = pages.float()
     asked = {name: bool((v[name] != value).any()) for name, value in IDENTITY.items()}
-    if any(asked[n] for n in ("angle", "tilt_x", "tilt_y", "scale", "shift_x", "shift_y", "mirror")):
+    if any(asked[name] for name in GEOMETRY):
         x = warp(x, matrices(changes), paper)
 
     def each(name: str) -> Tensor:
@@ -153,4 +156,4 @@ def augment_batch(
 def check(settings: Settings) -> None:
     """Raises UserError for what cannot be augmented."""
     if settings.augment.augment and settings.model.mode == "gundam":
-        raise UserError("--augment: not with --mode gundam, whose tiles would no longer fit together")
+        raise UserError("--augment: not with --mode gundam, whose tiles would not fit together")

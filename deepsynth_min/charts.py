@@ -35,7 +35,8 @@ def _thinned(points: list[Point]) -> list[Point]:
 
 def _range(values) -> tuple[float, float]:
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - (abs(low) or 1) * 0.05, high + (abs(high) or 1) * 0.05)
+    around = 0.0 if high > low else (abs(low) or 1.0) * 0.05
+    return low - around, high + around
 
 
 def _axes(xs: tuple[float, float], ys: tuple[float, float], place, unit: str) -> list[str]:
@@ -46,8 +47,8 @@ def _axes(xs: tuple[float, float], ys: tuple[float, float], place, unit: str) ->
                      f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>')  # fmt: skip
     for value in ticks(*xs):
         x, _ = place(value, ys[0])
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.8g}'
-                     "</text>")  # fmt: skip
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
+                     f"{value:.8g}</text>")  # fmt: skip
     middle = (LEFT + WIDTH) / 2
     parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{unit}</text>')
     return parts
@@ -103,4 +104,5 @@ def bars(groups: list[tuple[str, list[tuple[str, str, float]]]]) -> str:
         before = label
     height = len(rows) * line + 6
     axis = f'<line class="axis" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{height}"/>'
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="bars">{axis}{"".join(parts)}</svg>'
+    drawn = axis + "".join(parts)
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="bars">{drawn}</svg>'

@@ -1,7 +1,7 @@
 """Evaluation: held-out loss, does it read, and how near its answers are to the references.
 
-In: a model and held-out rows. Out: one flat dictionary of figures (`evaluate` names them), and a few
-answers to look at.
+In: a model and held-out rows. Out: one flat dictionary of figures (`Evaluator` names them), and a
+few answers to look at.
 
 The one idea: rows are dealt to the ranks in whole batches, sums and counts are added up over ranks
 and batches, and only then is divided. So the figures do not depend on the number of processes: the
@@ -60,7 +60,8 @@ class Evaluator:
     def losses(self) -> dict[str, float]:
         """Held-out loss over all rows; ablations over the first of them."""
         names = ["loss", "tokens", "samples", "text_tokens", "visual_tokens"]
-        names += [f"{kind}{part}" for kind in ablations.ABLATIONS for part in ("", "/base", "/tokens")]
+        parts = ("", "/base", "/tokens")
+        names += [f"{kind}{part}" for kind in ablations.ABLATIONS for part in parts]
         sums = Counter(dict.fromkeys(names, 0.0))
         ablated = min(self.settings.evaluation.ablation_samples, len(self.rows))
         partner = ablations.partners(ablated, self.settings.optim.seed) if ablated > 1 else None

@@ -1,8 +1,8 @@
 """`python -m deepsynth_min.generate`: a trained model reads texts, rows or images and answers.
 
-In: a run directory or a model, and files: .jsonl (rows as for training, answers not needed), images,
-or anything else as UTF-8 text; - is text from standard input. Out: the answers on standard output,
-or with --out as JSON lines; a bar on standard error.
+In: a run directory or a model, and files: .jsonl (rows as for training, answers not needed),
+images, or anything else as UTF-8 text; - is text from standard input. Out: the answers on standard
+output, or with --out as JSON lines; a bar on standard error.
 
 The one idea: a document takes the way it took in training, through `SampleBuilder.prompt`, with the
 run's own page, mode and instruction; what is given on the command line comes before them. With one
@@ -148,7 +148,7 @@ def load(given: argparse.Namespace, values: dict) -> Reader:
         model, directory = load_run_model(settings, run, checkpoint, world.device)
     else:
         if given.model in PRESETS:
-            raise UserError(f"--model {given.model}: a preset has random weights; give a checkpoint")
+            raise UserError(f"--model {given.model}: a preset has random weights")
         directory = find_checkpoint(given.model)
         model = DeepseekOCR.from_pretrained(directory, device=world.device)
         settings = change(settings, model=given.model)

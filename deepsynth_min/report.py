@@ -4,9 +4,10 @@ In: run directories. Out: the text of report.html; it opens from disk, without a
 
     python -m deepsynth_min.report RUN [RUN ...] [--out FILE]
 
-The one idea: plain SVG and CSS, no script and no library. Two radio buttons choose between steps and
-time, both of which are in the page; the colours follow the reader's light or dark setting. Several
-runs are drawn into the same charts, and only the settings in which they differ are set side by side.
+The one idea: plain SVG and CSS, no script and no library. Two radio buttons choose between steps
+and time, both of which are in the page; the colours follow the reader's light or dark setting.
+Several runs are drawn into the same charts, and the settings in which they differ are set side by
+side.
 """
 
 import base64
@@ -113,7 +114,8 @@ def curves(runs: list[Run], x: str) -> str:
         """A column is (kind, key, name, scale); the second of a run is dashed, or coloured."""
         series = [
             (f"c{i}" if one else f"{run.css}{' dashed' * (i > 0)}",
-             name if one else f"{run.name}{', ' * bool(name)}{name}", run.column(kind, key, x, scale))
+             name if one else f"{run.name}{', ' * bool(name)}{name}",
+             run.column(kind, key, x, scale))
             for run in runs for i, (kind, key, name, scale) in enumerate(columns)
         ]  # fmt: skip
         return chart(title, series, x)
@@ -154,7 +156,7 @@ def _table(head: list[str], rows: list[list[str]], number: bool = False) -> str:
     """Cells are HTML already."""
     css = ' class="number"' if number else ""
     body = "".join(
-        "<tr>" + f"<th>{row[0]}</th>" + "".join(f"<td{css}>{cell}</td>" for cell in row[1:]) + "</tr>"
+        f"<tr><th>{row[0]}</th>{''.join(f'<td{css}>{cell}</td>' for cell in row[1:])}</tr>"
         for row in rows
     )
     top = "".join(f"<th>{cell}</th>" for cell in head)

@@ -1,6 +1,6 @@
 """Decoding with a KV cache: pages and a prompt become the tokens of an answer.
 
-In: a `Batch` of prompts, padded to the right. Out: an `Answer` for each: its new tokens without EOS.
+In: a `Batch` of prompts, padded to the right. Out: an `Answer` for each: new tokens without EOS.
 
 The one idea: the cache is allocated once, for prompt plus answer of every beam. The prompts are
 turned so that their padding stands to the left; then every row's next token comes out of the last

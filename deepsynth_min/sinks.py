@@ -1,4 +1,4 @@
-"""Other places that the lines of metrics.jsonl go to: TensorBoard and Weights & Biases (extra `[log]`).
+"""Other places that metrics.jsonl goes to: TensorBoard and Weights & Biases (extra `[log]`).
 
 In: settings, and every line that run_directory.py logs. Out: the same numbers there, named
 `train/loss`, `eval/reads/shuffled`, ..., at their step.

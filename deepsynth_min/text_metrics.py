@@ -1,13 +1,13 @@
 """How near a generated text is to its reference: ROUGE, character errors, repetition.
 
-In: pairs of texts (and an answer's token ids). Out: numbers, one set per pair; evaluate.py averages.
+In: pairs of texts (and an answer's token ids). Out: numbers, a set per pair; evaluate.py averages.
 
 The one idea: the edit distance of Myers 1999 in Hyyro's form. A column of the dynamic programme is
 two whole numbers of as many bits as the reference has characters, one for +1 and one for -1 steps;
 Python's integers are as long as needed, so a character of the answer costs a dozen operations.
 
 ROUGE is the rouge-score package's (extra `[eval]`, Lin 2004), over Unicode words: its own split
-knows a-z and 0-9 only and would score a Greek or Chinese answer as empty. In ASCII both are the same.
+knows a-z and 0-9 only and would score a Greek or Chinese answer as empty. In ASCII both agree.
 """
 
 import re

@@ -116,8 +116,9 @@ def test_paper_comes_in_from_outside_in_every_channel(channels):
 def test_what_is_drawn_lies_within_the_settings_and_flips_only_when_asked():
     how = AugmentSettings(augment=True)
     changes = draw(how, 0, list(range(400)))
-    limits = {"angle": (-3, 3), "scale": (0.8, 1.2), "tilt_x": (-0.03, 0.03), "shift_y": (-0.03, 0.03),
-              "bright": (-0.1, 0.1), "contrast": (0.8, 1.2), "blur": (0, 0.7), "noise": (0, 0.05),
+    limits = {"angle": (-3, 3), "scale": (0.8, 1.2), "tilt_x": (-0.03, 0.03),
+              "shift_y": (-0.03, 0.03), "bright": (-0.1, 0.1), "contrast": (0.8, 1.2),
+              "blur": (0, 0.7), "noise": (0, 0.05),
               "mirror": (1, 1)}  # fmt: skip
     for name, (low, high) in limits.items():
         found = changes.values[name]

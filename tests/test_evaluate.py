@@ -197,7 +197,8 @@ def test_two_processes_find_exactly_the_figures_of_one(stopped):
 
 
 def test_the_best_checkpoint_is_the_one_with_the_best_metric(tmp_path, capsys):
-    evaluations = train_with(tmp_path / "r", "--max-steps", 4, "--best", "reads/blank", "--lr", 0.02)
+    arguments = ["--max-steps", 4, "--best", "reads/blank", "--lr", 0.02]
+    evaluations = train_with(tmp_path / "r", *arguments)
     best = max(evaluations[1:], key=lambda line: line["reads/blank"])
     assert (tmp_path / "r" / "best").read_text() == f"step-{best['step']:06}\n"
     printed = capsys.readouterr()

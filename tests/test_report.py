@@ -29,7 +29,8 @@ class Page(HTMLParser):
         assert not self.open
 
     def handle_starttag(self, tag, attributes):
-        element = {"tag": tag, "inside": [e["tag"] for e in self.open], "text": "", **dict(attributes)}
+        inside = [e["tag"] for e in self.open]
+        element = {"tag": tag, "inside": inside, "text": "", **dict(attributes)}
         self.found.append(element)
         if tag not in VOID:
             self.open.append(element)
@@ -130,7 +131,8 @@ def test_a_point_stands_where_its_value_is():
     spots = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter("circle")
              if c.get("class") == "seen"]  # fmt: skip
     (x0, y0), (x1, y1), (x2, y2) = spots
-    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1) and y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
+    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
+    assert y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
     assert x0 < x2 and y0 > y2  # up is more
 
 
@@ -160,7 +162,8 @@ def test_the_command_writes_one_file_and_names_mistakes(one, tmp_path, capsys):
     assert report.main([str(one)]) == 0
     assert (one / "report.html").read_text("utf-8") == report.page(one)
     assert report.main([str(one), str(one), "--out", str(tmp_path / "both.html")]) == 0
-    assert capsys.readouterr().out.split() == [str(one / "report.html"), str(tmp_path / "both.html")]
+    printed = capsys.readouterr().out.split()
+    assert printed == [str(one / "report.html"), str(tmp_path / "both.html")]
     for arguments, message in ((["/no/such"], "/no/such: not a run directory"), ([], "RUN"),
                                ([str(one), "--out", "/no/such/x.html"], "No such file")):  # fmt: skip
         assert report.main(arguments) == 2
