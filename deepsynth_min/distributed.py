@@ -10,6 +10,7 @@ exact global mean. Gradients travel in flat buckets while backward still compute
 """
 
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -45,6 +46,8 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
     local, here = (int(os.environ.get(f"LOCAL_{n}", d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch("cpu|mps|cuda(:[0-9]{1,3})?", device):  # others cannot run all of the model
+        raise UserError(f"--device {device}: neither auto, cpu, mps, cuda nor cuda:N")
     try:
         chosen = torch.device(device)
         if chosen.type == "cuda" and chosen.index is None:

@@ -17,6 +17,7 @@ and encodes the parts, which needs no switch on the tokenizer: threads may share
 
 import argparse
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from . import corpus
-from .config import UserError
+from .config import UserError, read_json
 
 EMBEDDED = Path(__file__).parent / "assets"
 VOCABULARY = 4096
@@ -52,14 +53,43 @@ def load_tokenizer(directory: Path | str | None = None):
     Raises UserError if there is no such file or it cannot be read.
     """
     directory = Path(directory or EMBEDDED)
-    if not (directory / "tokenizer.json").is_file():
+    path = directory / "tokenizer.json"
+    if not os.path.isfile(path):
         raise UserError(f"{directory}: no tokenizer.json in it")
+    content = read_json(path)
     from transformers import PreTrainedTokenizerFast  # seconds, for which --help need not wait
 
     try:
-        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        loaded = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        loaded.backend_tokenizer.no_padding()  # such a file may ask for both
+        loaded.backend_tokenizer.no_truncation()
+        added = {token["content"]: token["id"] for token in content["added_tokens"]}
     except Exception as error:  # tokenizers raises nothing more specific for a malformed file
-        raise UserError(f"{directory / 'tokenizer.json'}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
+    for text, number in added.items():  # tokenizers silently moves one that leaves a gap
+        if loaded.backend_tokenizer.token_to_id(text) != number:
+            raise UserError(f"{path}: {text!r} cannot have the id {number}")
+    return loaded
+
+
+# A little of what texts hold: control characters, accents, scripts, symbols, half of an emoji.
+PROBE = "".join(map(chr, range(1, 0x250))) + "Яשع日本語한ไ‑–€\u200b\u2028\ufffd\ue000😀🏽\U0010fffd"
+
+
+def check_tokenizer(tokenizer, vocabulary: int) -> None:
+    """Raises UserError unless it turns any text, all of it, into ids below `vocabulary`."""
+    name = tokenizer.name_or_path
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= vocabulary:
+        raise UserError(f"{name}: the tokenizer has ids up to {largest}, too many for the model's "
+                        f"vocabulary {vocabulary}")  # fmt: skip
+    try:
+        encode(tokenizer, PROBE)
+        dropped = [c for c in PROBE if c.isalnum() and not encode(tokenizer, c)]
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise UserError(f"{name}: the tokenizer cannot encode every text ({error})") from None
+    if dropped:
+        raise UserError(f"{name}: the tokenizer drops characters: {''.join(dropped[:20])}")
 
 
 def special_ids(tokenizer) -> SpecialIds:

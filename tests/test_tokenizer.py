@@ -170,6 +170,65 @@ def test_a_tokenizer_without_image_token_is_an_error(tmp_path):
         tk.special_ids(tk.load_tokenizer(tmp_path))
 
 
+def changed(tmp_path, change):
+    """The embedded tokenizer with another tokenizer.json."""
+    made = json.loads((tk.EMBEDDED / "tokenizer.json").read_text("utf-8"))
+    change(made)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made), "utf-8")
+    (tmp_path / "tokenizer_config.json").write_bytes((tk.EMBEDDED / FILES[1]).read_bytes())
+    return tk.load_tokenizer(tmp_path)
+
+
+def test_ids_beyond_the_vocabulary_are_an_error_however_few_there_are(tmp_path):
+    def move(made):
+        words = made["model"]["vocab"]
+        words[max(words, key=words.get)] = 5000
+
+    def move_marker(made):
+        made["added_tokens"][3]["id"] = 5000
+
+    tk.check_tokenizer(TOKENIZER, 4096)
+    with pytest.raises(UserError, match="ids up to 4095, .* vocabulary 4095"):
+        tk.check_tokenizer(TOKENIZER, 4095)
+    with pytest.raises(UserError, match=f"{tmp_path}: .* vocabulary 4096"):
+        tk.check_tokenizer(changed(tmp_path, move), 4096)
+    with pytest.raises(UserError, match="tokenizer.json: '<image>' cannot have the id 5000"):
+        changed(tmp_path, move_marker)
+
+
+WORDS = {tk.BOS: 0, tk.EOS: 1, tk.PAD: 2, "a": 3, "b": 4, tk.IMAGE: 5}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"type": "WordLevel", "vocab": WORDS, "unk_token": "[UNK]"},
+     {"type": "WordPiece", "vocab": WORDS, "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+      "max_input_chars_per_word": 100},
+     {"type": "Unigram", "vocab": [[word, 0.0] for word in WORDS], "unk_id": None, "byte_fallback": False},
+     {"type": "BPE", "vocab": WORDS, "merges": []}],
+    ids=lambda model: model["type"],
+)  # fmt: skip
+def test_a_tokenizer_that_cannot_spell_every_text_is_an_error(tmp_path, model):
+    def change(made):
+        made["model"] = model
+        made["added_tokens"][3]["id"] = WORDS[tk.IMAGE]
+
+    tokenizer = changed(tmp_path, change)
+    with pytest.raises(UserError, match=f"{tmp_path}: the tokenizer (cannot encode|drops)"):
+        tk.check_tokenizer(tokenizer, 4096)
+
+
+def test_padding_and_truncation_that_a_file_asks_for_are_switched_off(tmp_path):
+    padding = {"strategy": {"Fixed": 300}, "direction": "Right", "pad_to_multiple_of": None,
+               "pad_id": 2, "pad_type_id": 0, "pad_token": tk.PAD}  # fmt: skip
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    tokenizer = changed(
+        tmp_path, lambda made: made.update(padding=padding, truncation=truncation)
+    )
+    text = "Some words of a longer text."
+    assert tk.encode(tokenizer, text) == tk.encode(TOKENIZER, text)
+
+
 def test_the_command_makes_the_files_and_never_overwrites(tmp_path):
     command = [sys.executable, "-m", "deepsynth_min.tokenizer", "--out", str(tmp_path)]
     assert subprocess.run(command).returncode == 0
