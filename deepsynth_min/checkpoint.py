@@ -163,6 +163,7 @@ def copy_base_files(model: nn.Module, directory: Path, base: Path) -> None:
 def base_files(base: Path) -> list[Path]:
     """Configuration, tokenizer and processor files of a model directory, in no way interpreted."""
     names = [p for p in sorted(base.iterdir()) if p.suffix in (".json", ".txt", ".jinja", ".model")]
+    names = [p for p in names if p.is_file() and p.stat().st_size < 2**28]  # no data, no dead link
     ours = ("training.json", MANIFEST)
     return [p for p in names if not p.name.endswith(".index.json") and p.name not in ours]
 

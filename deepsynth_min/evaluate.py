@@ -12,6 +12,8 @@ same batches are scored, and what they give is added in float64.
 
 import json
 import math
+import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from . import ablations, settings as settings_, text_metrics
 from .build import load_run_model
-from .config import UserError
+from .config import UserError, one_line, read_text
 from .data import Sample, SampleBuilder, collate, held_out_shares
 from .distributed import World, start, stop, sum_over_ranks
 from .model import DeepseekOCR
@@ -183,12 +185,14 @@ def describe(result: dict[str, float]) -> str:
 
 def find_run_checkpoint(run: Path, which: str) -> Path:
     """A run's checkpoint: last, best, or a step number. Raises UserError."""
-    name = f"step-{int(which):06}" if which.isdecimal() else None
-    if name is None:
-        marker = run / which
-        if which not in ("last", "best") or not marker.is_file():
-            raise UserError(f"{run}: no checkpoint {which!r} (last, best or a step number)")
-        name = marker.read_text(encoding="utf-8").strip()
+    if re.fullmatch("[0-9]{1,12}", which):
+        name = f"step-{int(which):06}"
+    elif which in ("last", "best") and os.path.isfile(run / which):
+        name = read_text(run / which).strip()
+        if not re.fullmatch("step-[0-9]{6,12}", name):
+            raise UserError(f"{run / which}: names no checkpoint")
+    else:
+        raise UserError(f"{run}: no checkpoint {which!r} (last, best or a step number)")
     path = run / "checkpoints" / name
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint")
@@ -210,7 +214,7 @@ def run(arguments: list[str]) -> dict[str, float]:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads per process; 0: all")
     given = parser.parse_args(arguments)
     directory = Path(given.run)
-    if not (directory / "config.toml").is_file():
+    if not os.path.isfile(directory / "config.toml"):
         raise UserError(f"{directory}: not a run directory (no config.toml)")
     settings = settings_.load(directory / "config.toml")
     settings = change(settings, **settings_.checked(vars(given), concerns.values()))
@@ -233,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     finally:
         stop()

@@ -32,7 +32,7 @@ from . import adapter, corpus, hub, settings as settings_
 from .batch import Batch
 from .build import is_adapted, load_run_model
 from .checkpoint import copy_base_files, whole_directory
-from .config import UserError
+from .config import UserError, one_line
 from .data import SampleBuilder, collate
 from .distributed import start, stop
 from .evaluate import find_run_checkpoint
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     finally:
         stop()

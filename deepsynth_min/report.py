@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import ablations, checkpoint
 from .charts import bars, chart
-from .config import UserError
+from .config import UserError, one_line
 from .settings import OneLineParser
 
 STYLE = """
@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         write(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

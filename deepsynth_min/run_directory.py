@@ -48,11 +48,14 @@ class RunDirectory:
         self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
         self.metrics_path = self.path / "metrics.jsonl"
         self.sinks: list = []
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out {path}: is a file")
         self.claimed = None
-        if not self.path.is_dir() or not any(self.path.iterdir()):
-            return
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"--out {path}: is a file")
+            if not self.path.is_dir() or not any(self.path.iterdir()):
+                return
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise UserError(f"--out {path}: {error.strerror}") from None
         # A checkpoint given by name may start a new directory; `auto` looks into this one.
         if resume != "auto":
             raise UserError(f"--out {path}: already holds files; give another directory, or "

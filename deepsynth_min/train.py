@@ -19,7 +19,7 @@ from tqdm import tqdm
 from . import ablations, checkpoint, freeze, hub, settings as settings_
 from .augment import MIRRORED, augment_batch, check as check_augment
 from .build import build_model, is_adapted, keep_preset, resolve_adapter
-from .config import PRESETS, UserError
+from .config import PRESETS, UserError, one_line
 from .data import Loader, SampleBuilder, steps_per_epoch
 from .distributed import (
     GradientReducer, World, barrier, broadcast_text, check_same_parameters, start, stop,
@@ -374,7 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             training.directory.release()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory: lower --batch-size (--accumulate keeps the global batch), "

@@ -1,13 +1,17 @@
 """A user's mistake: exit code 2, one clear line, and nothing is written."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from deepsynth_min import train
+from deepsynth_min import evaluate, export, generate, train
+from deepsynth_min.checkpoint import base_files
+from deepsynth_min.config import UserError
+from deepsynth_min.evaluate import find_run_checkpoint
 from deepsynth_min.tokenizer import EMBEDDED
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,10 +59,42 @@ def test_wrong_data(capsys, tmp_path, content, message):
         (["--margin", "200"], "margin"),
         (["--resume", "/no/such/checkpoint"], "--resume /no/such/checkpoint"),
         (["--config", "/no/such.toml"], "/no/such.toml"),
+        (["--model", "a\nb\x1b[2J"], r"a\nb\x1b[2J: neither a directory nor a hub id"),
+        (["--model", "x" * 5000], "x: neither a directory nor a hub id"),
     ],
 )
 def test_wrong_settings(capsys, tmp_path, arguments, message):
     assert message in fails(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300, "x/" * 3000])
+def test_a_run_directory_that_cannot_be_is_refused_before_anything_is_built(capsys, name):
+    assert train.main(["--out", name]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out") and error.count("\n") == 1 and len(error) < 1200
+
+
+@pytest.mark.parametrize("which", ["9" * 5000, "²", "x" * 5000, "../best", "last", "best"])
+def test_a_checkpoint_that_a_run_does_not_have_is_refused(tmp_path, which):
+    (tmp_path / "last").write_bytes(b"\xff")
+    (tmp_path / "best").write_text("x" * 5000)
+    with pytest.raises(UserError):
+        find_run_checkpoint(tmp_path, which)
+
+
+def test_only_files_are_copied_from_a_model_directory(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "dangling.json").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert [file.name for file in base_files(tmp_path)] == ["config.json"]
+
+
+@pytest.mark.parametrize("command", [evaluate, export, generate])
+def test_every_command_answers_a_mistake_with_one_line(capsys, tmp_path, command):
+    assert command.main(["--no-such\noption", "1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
 
 
 def test_a_directory_that_holds_another_run_is_left_as_it_is(capsys, tmp_path):
