@@ -27,7 +27,6 @@ No two slots of a scene take the same value.
     python -m deepsynth_min.corpus --split train --out FILE.jsonl
 """
 
-import argparse
 import json
 import random
 import re
@@ -40,6 +39,8 @@ from itertools import combinations
 from pathlib import Path
 
 from . import grammar
+from .config import UserError, one_line
+from .settings import OneLineParser
 
 SIZES = {"train": 2400, "val": 256}
 MIN_CHARS, MAX_CHARS = 300, 1500
@@ -255,17 +256,20 @@ def documents(split: str, seed: int = 0) -> list[Document]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the embedded corpus as JSONL.")
+    parser = OneLineParser(description="Write the embedded corpus as JSONL.")
     parser.add_argument("--split", choices=list(SIZES), default="train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="a file that does not exist yet")
-    args = parser.parse_args()
     try:
+        args = parser.parse_args()
         with args.out.open("x", encoding="utf-8", newline="\n") as file:
             for document in documents(args.split, args.seed):
                 file.write(json.dumps(asdict(document), ensure_ascii=False) + "\n")
-    except OSError as error:
-        print(f"--out {args.out}: {error.strerror}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        print(f"error: {one_line(f'--out {args.out}: {error}')}", file=sys.stderr)
         return 2
     return 0
 

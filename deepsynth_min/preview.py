@@ -7,6 +7,7 @@ made from PageStyle's fields and their comments, so none can be forgotten.
 
 import argparse
 import inspect
+import os
 import re
 import struct
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .config import UserError, one_line, read_text as read_file
 from .render import Pages, fit, render_pages
 from .style import PageStyle
 
@@ -57,7 +59,7 @@ def describe(pages: Pages, number: int, name: str) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"error: {one_line(message)}\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,10 +88,7 @@ def parser() -> argparse.ArgumentParser:
 def read_text(name: str) -> str:
     """Content of a UTF-8 file or of standard input; ValueError names the file and the byte."""
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return data.decode("utf-8")
-    except OSError as error:
-        raise ValueError(f"{name}: {error.strerror}") from None
+        return sys.stdin.buffer.read().decode("utf-8") if name == "-" else read_file(name)
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: not UTF-8 at byte {error.start}") from None
 
@@ -99,7 +98,8 @@ def render_file(args: argparse.Namespace) -> None:
     style = PageStyle(**{name: value for name, value in given.items() if value is not None})
     text, folder = read_text(args.file), Path(args.out)
     if args.fit is not None:
-        size = fit(text, style, args.fit, style.min_font_size)
+        enough = min(args.fit, len(text) + 1)  # no text needs more pages
+        size = fit(text, style, enough, style.min_font_size)
         if size is None:
             raise ValueError(
                 f"--fit: no font size from {style.min_font_size} on fits {args.fit} pages"
@@ -108,16 +108,19 @@ def render_file(args: argparse.Namespace) -> None:
         style = style.at_size(size)
     pages = render_pages(text, style)
     files = [folder / f"page-{number + 1:04d}.png" for number in range(len(pages))]
-    there = [file for file in files if file.exists()]
-    if there and not args.force:
-        raise ValueError(f"{there[0]}: exists; --force overwrites")
     try:
+        for file in files:  # all of them, before one is written
+            if os.path.lexists(file) and not (args.force and file.is_file()):
+                hint = "; --force overwrites" if file.is_file() else ", and is no file"
+                raise UserError(f"{file}: exists{hint}")
         folder.mkdir(parents=True, exist_ok=True)
         for number, (file, image) in enumerate(zip(files, pages.images())):
             file.write_bytes(png(image))
             print(describe(pages, number, str(file)))
-    except OSError as error:
-        raise ValueError(f"{folder}: {error.strerror}") from None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise ValueError(f"--out {folder}: {error}") from None
     if pages.truncated:
         print(f"truncated: {pages.truncated} characters are on no page")
     if pages.clipped:
@@ -130,4 +133,6 @@ def main(argv: list[str] | None = None) -> int:
         render_file(arguments.parse_args(argv))
     except ValueError as error:
         arguments.error(str(error))
+    except MemoryError:
+        arguments.error("not enough memory for so many pages; see --max-pages")
     return 0

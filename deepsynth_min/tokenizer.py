@@ -15,7 +15,6 @@ and encodes the parts, which needs no switch on the tokenizer: threads may share
     python -m deepsynth_min.tokenizer --out DIR     makes the embedded files again
 """
 
-import argparse
 import json
 import os
 import re
@@ -27,9 +26,11 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from . import corpus
-from .config import UserError, read_json
+from .config import UserError, one_line, read_json
+from .settings import OneLineParser
 
 EMBEDDED = Path(__file__).parent / "assets"
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 VOCABULARY = 4096
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 IMAGE = "<image>"
@@ -163,26 +164,28 @@ def tokenizer_files() -> dict[str, str]:
         "model_max_length": 8192,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    contents = {
-        "tokenizer.json": json.loads(train_tokenizer().to_str()),
-        "tokenizer_config.json": config,
-        "special_tokens_map.json": names,
-    }
+    contents = json.loads(train_tokenizer().to_str()), config, names
     return {name: json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-            for name, value in contents.items()}  # fmt: skip
+            for name, value in zip(FILES, contents)}  # fmt: skip
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the files of the embedded tokenizer.")
+    parser = OneLineParser(description="Make the files of the embedded tokenizer.")
     parser.add_argument("--out", type=Path, required=True, help="a directory without such files")
-    out = parser.parse_args().out
     try:
+        out = parser.parse_args().out
+        for name in FILES:  # all of them, before one is written
+            if os.path.lexists(out / name):
+                raise UserError(f"--out {out}: {name} exists")
         out.mkdir(parents=True, exist_ok=True)
         for name, content in tokenizer_files().items():
             with (out / name).open("x", encoding="utf-8", newline="\n") as file:
                 file.write(content)
-    except OSError as error:
-        print(f"--out {out}: {error.strerror}: {error.filename}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        print(f"error: {one_line(f'--out {out}: {error}')}", file=sys.stderr)
         return 2
     return 0
 

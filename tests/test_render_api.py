@@ -210,6 +210,8 @@ def test_previews_overwrite_nothing_unless_told(tmp_path, capsys):
         (["in.txt", "--nope"], "--nope"), (["in.txt", "--font", "none.ttf"], "none.ttf"),
         (["in.txt", "--font-size", "big"], "font-size"), (["in.txt", "--fit", "0"], "pages: 0"),
         (["cjk.txt", "--on-missing", "error"], "no font has 1"),
+        (["a\0b"], r"a\\x00b"), (["no\nfile"], r"no\\nfile"), (["pipe"], "pipe: not a regular file"),
+        (["in.txt", "--out", "a\0b"], r"--out a\\x00b"), (["in.txt", "--out", "x" * 300], "--out x"),
     ],
 )  # fmt: skip
 def test_a_users_mistake_is_one_line_and_exit_code_2(
@@ -221,11 +223,27 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     (tmp_path / "in.txt").write_text("text")
     (tmp_path / "bad.txt").write_bytes(b"ab\xff")
     (tmp_path / "cjk.txt").write_text("中")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SystemExit) as stopped:
-        main([*arguments, "--out", "o"])
+        main(["--out", "o", *arguments])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and re.search(what, error)
+    assert error.startswith("error: ")
     assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_in_the_place_of_a_page_is_found_before_any_page_is_written(tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("\f\f\f")
+    (tmp_path / "page-0003.png").mkdir()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "in.txt"), "--out", str(tmp_path), "--force"])
+    assert "page-0003.png: exists, and is no file" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["in.txt", "page-0003.png"]
+
+
+def test_a_huge_number_of_pages_fits_everything(tmp_path):
+    (tmp_path / "in.txt").write_text("words")
+    assert main([str(tmp_path / "in.txt"), "--out", str(tmp_path / "o"), "--fit", "9" * 30]) == 0
 
 
 def test_standard_input_fit_and_every_setting_are_reachable():

@@ -233,5 +233,19 @@ def test_the_command_makes_the_files_and_never_overwrites(tmp_path):
     command = [sys.executable, "-m", "deepsynth_min.tokenizer", "--out", str(tmp_path)]
     assert subprocess.run(command).returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    (tmp_path / FILES[0]).unlink()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and again.stderr.count("\n") == 1
+    assert again.stderr.startswith("error: ") and not (tmp_path / FILES[0]).exists()
+
+
+@pytest.mark.parametrize("module", [tk, corpus])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--no-such"], ["--out", "a\0b"], ["--out", "x\ny" + "x" * 3000]]
+)
+def test_a_wrong_argument_is_one_line(tmp_path, monkeypatch, capsys, module, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    assert module.main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and len(error) < 1200
