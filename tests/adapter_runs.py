@@ -10,7 +10,8 @@ from deepsynth_min.checkpoint import save_model
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.tokenizer import EMBEDDED
 
-QUICK = ["--batch-size", "2", "--val-samples", "2", "--log-every", "1", "--lr", "0.01"]
+QUICK = ["--batch-size", "2", "--val-samples", "2", "--log-every", "1", "--lr", "0.01",
+         "--answer-samples", "0", "--ablation-samples", "0", "--threads", "1"]  # fmt: skip
 
 
 def write_base(directory: Path, config, seed: int = 0) -> Path:

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("tune, _", KINDS)
 def test_the_loss_falls_and_the_checkpoint_holds_no_base(folder, tune, _):
     losses = held_out(folder / tune)
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < losses[0]
     checkpoint = folder / tune / "checkpoints" / "step-000004"
     names = {CONFIG, TENSORS, "optimizer.safetensors", "training.json", "manifest.json"}
     assert {path.name for path in checkpoint.iterdir()} == (

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepsynth_min import freeze
+from adapter_runs import QUICK, held_out, write_base
+from deepsynth_min import freeze, train
 from deepsynth_min.checkpoint import load, save
 from deepsynth_min.config import UserError
 from deepsynth_min.model import DeepseekOCR
@@ -126,13 +127,27 @@ def test_a_resumed_optimizer_goes_on_exactly(small_config, kind, weights, tmp_pa
     scaler = LossScaler(False, "cpu")
     for seed in range(2):
         step(model, optimizer, scaler, seed)
-    path = save(tmp_path, 2, model, optimizer, scaler, EMBEDDED, {})
+    facts = {"best": None, "best_metric": "loss", "stale": 0, "score": None, "unlogged": []}
+    path = save(tmp_path, 2, model, optimizer, scaler, EMBEDDED, facts)
     other, resumed = prepared(small_config, kind, weights)
     assert load(path, other, resumed, LossScaler(False, "cpu"), {})["step"] == 2
     for m, o in ((model, optimizer), (other, resumed)):
         step(m, o, scaler, 2)
     a, b = snapshot(model, optimizer), snapshot(other, resumed)
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_bf16_weights_reach_the_loss_of_float32_ones_on_the_embedded_task(small_config, tmp_path):
+    base, losses = write_base(tmp_path / "base", small_config), {}
+    for weights in ("fp32", "bf16"):
+        words = [*QUICK, "--model", base, "--precision", "bf16", "--weights", weights,
+                 "--batch-size", 8, "--max-steps", 80, "--val-samples", 8, "--eval-every", 0,
+                 "--save-every", 0, "--max-pages", 1, "--overflow", "truncate",
+                 "--out", tmp_path / weights]  # fmt: skip
+        assert train.main(list(map(str, words))) == 0
+        losses[weights] = held_out(tmp_path / weights)
+    assert losses["fp32"][-1] < losses["fp32"][0] - 2
+    assert losses["bf16"][-1] < 1.02 * losses["fp32"][-1]
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
