@@ -57,7 +57,8 @@ class Evaluator:
         return held_out_shares(ends, size, self.world.rank, self.world.size)
 
     def _bar(self, things, what: str):
-        return tqdm(things, what, leave=False, disable=not self.world.is_main, unit="batch")
+        shown = self.world.is_main and sys.stderr.isatty()
+        return tqdm(things, what, leave=False, disable=not shown, unit="batch")
 
     def losses(self) -> dict[str, float]:
         """Held-out loss over all rows; ablations over the first of them."""

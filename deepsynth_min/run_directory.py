@@ -143,6 +143,10 @@ class RunDirectory:
         for sink in self.sinks:
             sink(numbers_of(kind, values), values["step"])
 
+    def evaluations(self) -> list[dict]:
+        """What has been logged of them, the first one first."""
+        return [line for line in report.metric_lines(self.path) if line["kind"] == "eval"]
+
     def mark(self, marker: str, name: str) -> None:
         checkpoint.write_text(self.path / marker, name + "\n")
 

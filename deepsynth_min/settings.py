@@ -42,7 +42,7 @@ class DataSettings:
     data: str = "embedded"  # embedded, or a .jsonl file of {text, summary} or {image(s), summary}
     val_data: str = ""  # held-out .jsonl file; empty: --val-fraction of --data
     val_fraction: float = 0.05  # share of --data held out, chosen by --seed, at least one row
-    val_samples: int = 256  # at most this many held-out samples are scored; 0: all
+    val_samples: int = 128  # at most this many held-out samples are scored; 0: all
     text_field: str = "text"  # name of the field with the document
     summary_field: str = "summary"  # name of the field with the answer
     instruction_field: str = "instruction"  # name of the field with a row's own instruction

@@ -286,9 +286,10 @@ class Training:
         steps, every = settings.optim.max_steps, settings.run
         loader = Loader(self.rows, self.builder, settings, world.rank, world.size, self.step)
         meter = Meter(world, self.directory, self.facts["global_batch"], len(self.rows))
-        first = last = self.evaluate() if self.step == 0 else None
+        last = self.evaluate() if self.step == 0 else None
+        shown = world.is_main and sys.stderr.isatty()
         bar = tqdm(total=steps, initial=self.step, desc="training", unit="step",
-                   disable=not world.is_main)  # fmt: skip
+                   disable=not shown)  # fmt: skip
         meter.start(self.unlogged)
         failed, refused = 0, None
         try:
@@ -305,6 +306,8 @@ class Training:
                 if done or self.step % every.log_every == 0:
                     loss = meter.log(self.step, self.rate(self.step - 1), self.scaler)
                     bar.set_postfix(loss=f"{loss:.3f}")
+                    if world.is_main and not shown:  # a log file wants lines, not a bar
+                        print(f"step {self.step:>6} of {steps}: loss {loss:.4f}", flush=True)
                     self._check_skips()
                 evaluated = done or _due(self.step, every.eval_every)
                 is_best = False
@@ -325,7 +328,7 @@ class Training:
             raise refused or SystemExit(2)
         freeze.check_end(self.model, self.frozen)
         if world.is_main:
-            self._conclude(first, last)
+            self._conclude(last)
         barrier(world)  # no process leaves while another still talks to it
 
     @staticmethod
@@ -336,7 +339,7 @@ class Training:
         except UserError as error:
             return [], error
 
-    def _conclude(self, first: dict | None, last: dict | None) -> None:
+    def _conclude(self, last: dict | None) -> None:
         self.directory.write_report()
         where = self.directory.path
         if not self.finished:
@@ -345,7 +348,10 @@ class Training:
         if self.step < self.settings.optim.max_steps:
             metric = self.settings.evaluation.best
             print(f"ended early: {metric} was not better in {self.stale} evaluations (--patience)")
-        if first is not None:
+        if last is None:
+            print(f"nothing left to do: --max-steps {self.step} are done")
+        elif scored := self.directory.evaluations():
+            first = scored[0]  # perhaps of the run that this one goes on with
             print(f"held-out loss {first['loss']:.4f} -> {last['loss']:.4f} nats per token")
         if last is not None:
             notes = [ablations.warning(last), None if self.evaluator.scorer else NO_ROUGE]
