@@ -18,6 +18,7 @@ quantised base is unpacked on the way; with --base the original weights take its
 
 import argparse
 import gc
+import os
 import re
 import shutil
 import sys
@@ -240,7 +241,7 @@ def run(arguments: list[str]) -> None:
     add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     given = parser.parse_args(arguments)
     source, to, shard_bytes = Path(given.run), Path(given.to), parse_size(given.shard_size)
-    if not (source / "config.toml").is_file():
+    if not os.path.isfile(source / "config.toml"):
         raise UserError(f"{source}: not a run directory (no config.toml)")
     settings = settings_.load(source / "config.toml")
     checkpoint = find_run_checkpoint(source, given.checkpoint)

@@ -13,6 +13,7 @@ side.
 import base64
 import html
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -238,7 +239,7 @@ def write(arguments: list[str]) -> None:
                         help="default: report.html in the run; comparison.html for several")  # fmt: skip
     given = parser.parse_args(arguments)
     for run in given.runs:
-        if not (run / "metrics.jsonl").is_file():
+        if not os.path.isfile(run / "metrics.jsonl"):
             raise UserError(f"{run}: not a run directory (no metrics.jsonl)")
     one = given.runs[0] / "report.html"
     out = given.out or (one if len(given.runs) == 1 else Path("comparison.html"))

@@ -97,7 +97,7 @@ class RunDirectory:
                 self.claim()
             return checkpoint.newest_whole(self.checkpoints)
         path = Path(resume)
-        if not path.is_dir():
+        if not os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
             raise UserError(f"--resume {resume}: no such checkpoint directory")
         if wrong := checkpoint.damage(path):
             raise UserError(f"--resume {resume}: damaged ({wrong})")

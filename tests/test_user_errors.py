@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from deepsynth_min import evaluate, export, generate, train
+from deepsynth_min import evaluate, export, generate, report, train
 from deepsynth_min.checkpoint import base_files
 from deepsynth_min.config import UserError
 from deepsynth_min.evaluate import find_run_checkpoint
@@ -90,9 +90,15 @@ def test_only_files_are_copied_from_a_model_directory(tmp_path):
     assert [file.name for file in base_files(tmp_path)] == ["config.json"]
 
 
-@pytest.mark.parametrize("command", [evaluate, export, generate])
-def test_every_command_answers_a_mistake_with_one_line(capsys, tmp_path, command):
-    assert command.main(["--no-such\noption", "1"]) == 2
+@pytest.mark.parametrize(
+    "command, arguments",
+    [(command, ["--no-such\noption", "1"]) for command in (evaluate, export, generate, report)]
+    + [(train, ["--resume", "x" * 5000]), (evaluate, ["--run", "x" * 5000]),
+       (generate, ["--run", "x" * 5000]), (export, ["--run", "x" * 5000, "--to", "y"]),
+       (report, ["x" * 5000])],
+)  # fmt: skip
+def test_every_command_answers_a_mistake_with_one_line(capsys, command, arguments):
+    assert command.main(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
 
