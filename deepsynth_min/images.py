@@ -10,6 +10,7 @@ stretched to the square, large ones fitted into it and padded with grey (127); g
 Source: the official processor of DeepSeek-OCR (Wei et al. 2025).
 """
 
+import logging
 import struct
 import warnings
 import zlib
@@ -20,6 +21,7 @@ import numpy as np
 from .config import UserError, find_file
 from .settings import TILE
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # its remarks are in our errors
 STRETCHED_UP_TO = 640  # px: modes tiny and small; larger pages are padded
 PADDING = (127, 127, 127)
 
