@@ -45,7 +45,7 @@ setup(
         "eval": ["rouge-score>=0.1.2"],  # ROUGE of generated answers
         "log": ["tensorboard>=2.15", "wandb>=0.17"],  # other places for the figures
         "test": ["rouge-score>=0.1.2", "jiwer>=3",
-                 "pytest>=8", "hypothesis>=6", "pillow>=10", "peft>=0.15", "pybind11>=2.12",
+                 "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "pillow>=10", "peft>=0.15", "pybind11>=2.12",
                  "uharfbuzz>=0.40", "python-bidi>=0.6"],  # fmt: skip
     },
 )

@@ -8,6 +8,7 @@ id is one; the random weights of a preset are not, so a run that adapts a preset
 RUN/base once, and everything after it reads them from there.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from .settings import Settings, change
 from .tokenizer import EMBEDDED
 from .weights import find_checkpoint, load_weights
 
+RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
+RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
 DEFAULT_RANK, DEFAULT_TARGETS = 16, ("attention+mlp",)
 
 
@@ -35,6 +38,21 @@ def quant_config(settings: Settings) -> QuantConfig | None:
     """How the base is packed; None: not at all."""
     given = settings.adapter
     return QuantConfig(given.quant, given.double_quant) if "qlora" in settings.model.tune else None
+
+
+def resolve(settings: Settings, rows: int, processes: int) -> Settings:
+    """Settings in which every automatic value is replaced by what it stands for."""
+    optim = settings.optim
+    steps = optim.max_steps
+    if not steps:
+        per_epoch = math.ceil(rows / (optim.batch_size * optim.accumulate * processes))
+        steps = max(1, round(optim.epochs * per_epoch))
+    if settings.model.model in PRESETS:
+        usual = RATE_FROM_SCRATCH / PRESETS[settings.model.model].decoder.hidden_size
+    else:
+        usual = RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
+    rate = optim.lr or float(f"{usual:.6g}")
+    return resolve_adapter(change(settings, max_steps=steps, lr=rate))
 
 
 def resolve_adapter(settings: Settings) -> Settings:

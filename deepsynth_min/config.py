@@ -14,6 +14,7 @@ Letters used in the shape comments of the whole package:
 
 import json
 import os
+import sys
 import stat
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -29,6 +30,21 @@ def one_line(error: object, most: int = 1000) -> str:
     if len(text) > most:
         text = f"{text[: most // 2]} ... {text[-(most // 2) :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def exit_code(run, arguments: list[str] | None, finish=lambda: None) -> int:
+    """Runs a command: 0 done, 2 the user's mistake in one line; anything else is a traceback.
+
+    run(arguments) does the work, of the command line if none are given; `finish()` comes last.
+    """
+    try:
+        run(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    finally:
+        finish()
+    return 0
 
 
 def find_file(path: str | os.PathLike, where: str = "", missing: str = "no such file") -> Path:

@@ -9,7 +9,6 @@ A sequence is: BOS, image tokens, the tokens of "\\n<instruction>", the answer, 
 and EOS are scored.
 """
 
-import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -241,7 +240,3 @@ def held_out_shares(ends: tuple[int, ...], size: int, rank: int, world: int) -> 
     batches = [range(i, min(i + size, end)) for begin, end in pieces
                for i in range(begin, end, size)]  # fmt: skip
     return batches[rank::world]
-
-
-def steps_per_epoch(rows: int, global_batch: int) -> int:
-    return math.ceil(rows / global_batch)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from . import ablations, settings as settings_, text_metrics
 from .build import load_run_model
-from .config import UserError, one_line, read_text
+from .config import UserError, exit_code, read_text
 from .data import Sample, SampleBuilder, collate, held_out_shares
 from .distributed import World, start, stop, sum_over_ranks
 from .model import DeepseekOCR
@@ -235,14 +235,7 @@ def run(arguments: list[str]) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    finally:
-        stop()
-    return 0
+    return exit_code(run, arguments, stop)
 
 
 if __name__ == "__main__":

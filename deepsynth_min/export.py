@@ -16,7 +16,6 @@ as it is full: beside the model itself, memory holds one shard and one layer's s
 quantised base is unpacked on the way; with --base the original weights take its place.
 """
 
-import argparse
 import gc
 import os
 import re
@@ -33,7 +32,7 @@ from . import adapter, corpus, hub, settings as settings_
 from .batch import Batch
 from .build import is_adapted, load_run_model
 from .checkpoint import copy_base_files, whole_directory
-from .config import UserError, one_line
+from .config import UserError, exit_code
 from .data import SampleBuilder, collate
 from .distributed import start, stop
 from .evaluate import find_run_checkpoint
@@ -265,14 +264,7 @@ def run(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    finally:
-        stop()
-    return 0
+    return exit_code(run, arguments, stop)
 
 
 if __name__ == "__main__":

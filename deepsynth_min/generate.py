@@ -23,7 +23,7 @@ from . import settings as settings_
 from .adapter import base_digest, load_adapter
 from .batch import Batch
 from .build import load_run_model
-from .config import PRESETS, UserError, one_line
+from .config import PRESETS, UserError, exit_code
 from .data import Sample, SampleBuilder, collate
 from .distributed import start, stop
 from .evaluate import find_run_checkpoint
@@ -247,14 +247,7 @@ def run(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    finally:
-        stop()
-    return 0
+    return exit_code(run, arguments, stop)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from . import settings as settings_
-from .config import PRESETS, UserError, one_line
+from .config import PRESETS, UserError, exit_code
 from .settings import Settings
 
 ATTEMPTS, PAUSE = 3, 2.0  # seconds before the second attempt; twice as long before the third
@@ -154,12 +154,7 @@ def run(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(run, arguments)
 
 
 if __name__ == "__main__":

@@ -230,3 +230,12 @@ def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
         row[2] += size * k // of
     table = [(part, *row) for part, row in rows.items()]
     return [*table, ("total", *(sum(column) for column in list(zip(*table))[1:]))]
+
+
+def summary_table(model: DeepseekOCR) -> str:
+    """The summary for people: total, trainable, frozen and active parameters of each part."""
+    lines = [f"{'part':<16}{'total':>16}{'trainable':>16}{'frozen':>16}{'active/token':>16}"]
+    for part, total, trainable, active in parameter_summary(model):
+        frozen = total - trainable
+        lines.append(f"{part:<16}{total:>16,}{trainable:>16,}{frozen:>16,}{active:>16,}")
+    return "\n".join(lines)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import ablations, checkpoint
 from .charts import bars, chart
-from .config import UserError, one_line
+from .config import UserError, exit_code
 from .settings import OneLineParser
 
 STYLE = """
@@ -253,12 +253,7 @@ def write(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        write(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(write, arguments)
 
 
 if __name__ == "__main__":

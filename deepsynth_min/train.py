@@ -9,7 +9,6 @@ backward, so that ranks x micro-steps x samples may be shifted at will.
 """
 
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -18,17 +17,17 @@ from tqdm import tqdm
 
 from . import ablations, checkpoint, freeze, hub, settings as settings_
 from .augment import MIRRORED, augment_batch, check as check_augment
-from .build import build_model, is_adapted, keep_preset, resolve_adapter
-from .config import PRESETS, UserError, one_line
-from .data import Loader, SampleBuilder, steps_per_epoch
+from .build import build_model, keep_preset, resolve
+from .config import PRESETS, UserError, exit_code
+from .data import Loader, SampleBuilder
 from .distributed import (
-    GradientReducer, World, barrier, broadcast_text, check_same_parameters, start, stop,
+    GradientReducer, Stopper, barrier, broadcast_text, check_same_parameters, start, stop,
     sum_over_ranks,
 )  # fmt: skip
 from .evaluate import NO_ROUGE, Evaluator, check_metric, cost, describe
 from .export import stage_for_hub
 from .metrics import Meter
-from .model import DeepseekOCR, parameter_summary
+from .model import summary_table
 from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw
 from .order import Order
 from .precision import autocast, set_parameter_types
@@ -37,50 +36,6 @@ from .run_directory import RunDirectory, default_name, warn
 from .settings import Settings, change
 from .sinks import check_sinks
 from .tokenizer import load_tokenizer
-
-RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
-RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
-
-
-def resolve(settings: Settings, rows: int, world: World) -> Settings:
-    """Settings in which every automatic value is replaced by what it stands for."""
-    check_metric(settings)
-    check_augment(settings)
-    check_sinks(settings)
-    optim = settings.optim
-    steps = optim.max_steps
-    if not steps:
-        per_epoch = steps_per_epoch(rows, optim.batch_size * optim.accumulate * world.size)
-        steps = max(1, round(optim.epochs * per_epoch))
-    if settings.model.model in PRESETS:
-        usual = RATE_FROM_SCRATCH / PRESETS[settings.model.model].decoder.hidden_size
-    else:
-        usual = RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
-    rate = optim.lr or float(f"{usual:.6g}")
-    return resolve_adapter(change(settings, max_steps=steps, lr=rate))
-
-
-def print_summary(model: DeepseekOCR, tune: str) -> None:
-    print(f"\n{'part':<16}{'total':>16}{'trainable':>16}{'frozen':>16}{'active/token':>16}")
-    for part, total, trainable, active in parameter_summary(model):
-        print(f"{part:<16}{total:>16,}{trainable:>16,}{total - trainable:>16,}{active:>16,}")
-    print(f"trained: {tune}\n")
-
-
-class Stopper:
-    """Remembers SIGTERM or SIGUSR1, so that the run can save and end; a second ends it at once."""
-
-    def __init__(self):
-        self.asked = False
-        self._handle(self._ask)
-
-    def _handle(self, action) -> None:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, action)
-
-    def _ask(self, number, frame):
-        self.asked = True
-        self._handle(signal.SIG_DFL)
 
 
 class Training:
@@ -92,7 +47,9 @@ class Training:
         self.directory = RunDirectory(name, settings.run.resume)
         settings_.page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
         rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
-        self.settings = settings = resolve(change(settings, out=name), len(rows), world)
+        for check in (check_metric, check_augment, check_sinks):
+            check(settings)
+        self.settings = settings = resolve(change(settings, out=name), len(rows), world.size)
         self.rows = rows
         self.model, self.base = build_model(settings, world.device, self.directory.path)
         tokenizer = load_tokenizer(self.base)
@@ -159,7 +116,7 @@ class Training:
             print("the weights are random: a preset is for trying out, not a trained model")
         if s.augment.augment and s.augment.augment_flip:
             print(f"warning: {MIRRORED}")
-        print_summary(self.model, s.model.tune)
+        print(f"\n{summary_table(self.model)}\ntrained: {s.model.tune}\n")
         print(f"{s.optim.max_steps:,} steps of {self.facts['global_batch']} samples, "
               f"{self.world.size} process(es) on {self.world.device.type}; "
               f"run directory: {self.directory.path}")  # fmt: skip
@@ -371,25 +328,25 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), else a traceback."""
+def run(arguments: list[str]) -> None:
+    settings = settings_.parse(arguments)
     try:
-        training = Training(settings_.parse(arguments))
+        training = Training(settings)
         try:
             training.run()
         finally:
             training.directory.release()
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
     except torch.OutOfMemoryError as error:
-        print(f"error: out of memory: lower --batch-size (--accumulate keeps the global batch), "
-              f"--mode or --max-pages, or use --precision bf16, --tune lora or qlora "
-              f"({str(error).splitlines()[0]})", file=sys.stderr)  # fmt: skip
-        return 2
-    finally:
-        stop()
-    return 0
+        raise UserError(
+            "out of memory: lower --batch-size (--accumulate keeps the global batch), --mode or "
+            "--max-pages, or use --precision bf16, --tune lora or qlora "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), else a traceback."""
+    return exit_code(run, arguments, stop)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What several tests share: a model small enough for a test, and a few real documents."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ import torch
 from deepsynth_min import corpus
 from deepsynth_min.config import ClipConfig, DecoderConfig, ModelConfig, SamConfig
 
-torch.set_num_threads(2)
+# Test processes share the cores: each keeps to one, and so does what it starts. Two teams of threads
+# on the same cores wait for each other more than they work.
+worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if worker and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+torch.set_num_threads(1)
 
 # A quarter of `tiny`: every kind of layer once, the embedded tokenizer's vocabulary.
 SMALL = ModelConfig(

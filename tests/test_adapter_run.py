@@ -15,7 +15,7 @@ from deepsynth_min.adapter import CONFIG, OTHERS, TENSORS
 from deepsynth_min.checkpoint import WriteError, whole_directory
 from deepsynth_min.config import UserError
 from deepsynth_min.settings import Settings, change
-from deepsynth_min.train import resolve
+from deepsynth_min.build import resolve
 
 KINDS = [("lora", ["--lora-plus-ratio", 4]), ("projector+qlora", ["--quant", "nf4"]),
          ("qlora", ["--quant", "int8", "--precision", "bf16"])]  # fmt: skip
@@ -115,9 +115,8 @@ def test_an_adapter_of_another_base_is_refused(folder, tmp_path, capsys):
 
 
 def test_automatic_values_of_adapters_are_as_documented():
-    world = type("World", (), {"size": 1})
     settings = change(Settings(), model="some/model", tune="lora")
-    resolved = resolve(settings, 100, world)
+    resolved = resolve(settings, 100, 1)
     assert (resolved.adapter.lora_rank, resolved.adapter.lora_alpha) == (16, 32.0)
     assert resolved.adapter.lora_targets == ("attention+mlp",) and resolved.optim.lr == 1e-4
 

@@ -26,6 +26,13 @@ def random_layers() -> tuple[torch.nn.ModuleList, RMSNorm]:
     return layers, RMSNorm(32, 1e-6)
 
 
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
 def random_experts() -> Experts:
     torch.manual_seed(0)
     experts = Experts(CONFIG)
@@ -52,7 +59,7 @@ def test_grouped_experts_equal_the_loop_forward_and_backward(unused):
         assert torch.allclose(ours, twin, atol=1e-4)
 
 
-def test_equal_steps_give_gradients_that_are_equal_to_the_bit():
+def test_equal_steps_give_gradients_that_are_equal_to_the_bit(two_threads):
     # Large enough for several threads: only then did an indexed gradient differ from call to call.
     experts = Experts(replace(CONFIG, hidden_size=192, n_routed_experts=16))
     for parameter in experts.parameters():

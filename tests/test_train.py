@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from deepsynth_min import evaluate, train
-from deepsynth_min.checkpoint import save as save_checkpoint  # noqa: F401 (the format under test)
 from deepsynth_min.config import PRESETS
 from deepsynth_min.model import DeepseekOCR
 
