@@ -15,6 +15,8 @@ Sources: Luby & Rackoff 1988 (permutations from rounds), Black & Rogaway 2002 (c
 et al. 2014 (the mixing function of SplitMix64).
 """
 
+from operator import index
+
 _64 = 2**64 - 1
 _ROUNDS = 6
 
@@ -41,6 +43,7 @@ class Permutation:
         return self.size
 
     def __getitem__(self, i: int) -> int:
+        i = index(i)  # a numpy integer would overflow in _mix
         if not 0 <= i < self.size:
             raise IndexError(i)
         mask = (1 << self.half) - 1

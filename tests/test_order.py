@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
@@ -39,6 +40,11 @@ def test_places_far_apart_are_not_correlated():
     rises = sum(a < b for a, b in zip(values, values[1:]))
     assert abs(rises - 10_000) < 250
     assert max(Counter(b - a for a, b in zip(values, values[1:])).values()) <= 3
+
+
+def test_a_numpy_integer_is_a_place_like_any_other():
+    p = Permutation(1000, 3)
+    assert [p[i] for i in np.arange(1000)] == [p[i] for i in range(1000)]
 
 
 @pytest.mark.parametrize("i", [-1, 5])

@@ -95,6 +95,13 @@ def test_the_frozen_weights_in_the_checkpoint_are_those_of_the_start(finished):
     assert not start["lm_head.weight"].equal(end["lm_head.weight"])
 
 
+def test_a_file_with_many_held_out_rows_is_trained_on_and_told_whether_it_is_read(tmp_path, jsonl):
+    out = tmp_path / "r"
+    assert run("--data", jsonl, "--val-fraction", 0.3, "--max-steps", 1, out=out) == 0
+    last = metrics(out, "eval")[-1]
+    assert last["samples"] == 4 and "reads/shuffled" in last
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("tune", ["projector+decoder", "all"])
 def test_every_policy_trains_in_every_precision(tmp_path, jsonl, tune, precision, capsys):
