@@ -156,6 +156,8 @@ def threads(texts, font_file: str, rounds: int) -> dict:
     """One batch of all texts into memory that is reused, by number of threads."""
     style = PageStyle(margin=MARGIN, line_height=LINE_HEIGHT, main_font=font_file)
     renderer, cores = Renderer(style), len(os.sched_getaffinity(0))
+    # A batch as large as those that threads are for: starting one costs about as much as a page.
+    texts = texts * max(1, 500 // sum(map(len, renderer.render_batch(texts))))
     pages = sum(map(len, renderer.render_batch(texts)))
     out = np.zeros((pages, style.height, style.width), np.uint8)
     counts = sorted({1, 2, cores} & set(range(1, cores + 1)))
