@@ -35,7 +35,8 @@ def test_every_option_named_exists():
                 "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
                 "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task",
                 "--signal", "--requeue"}  # fmt: skip
-    others = {"--run", "--run-dir", "--checkpoint", "--out", "--to", "--merge", "--push-to-hub"}
+    others = {"--run", "--run-dir", "--checkpoint", "--out", "--to", "--merge", "--push-to-hub", "--preset",
+              "--count"}  # fmt: skip
     concerns = [type(concern) for concern in vars(S.Settings()).values()]
     known = {"--" + name.replace("_", "-") for c in concerns for name in c.__dataclass_fields__}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README)) <= known | launcher | others
