@@ -103,7 +103,3 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        """Page-locked copy, from which `.to(cuda)` does not wait."""
-        return self._mapped(torch.Tensor.pin_memory)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from .config import PRESETS, UserError, read_text
+from .config import UserError, read_text
 
 
 Tune = Literal[
@@ -411,7 +411,3 @@ def page_side(mode: str, native: int) -> int:
     raise UserError(
         f"--mode: {mode!r} is neither {', '.join(MODES)}, auto nor a multiple of 64 (up to 8192)"
     )
-
-
-def is_preset(model: str) -> bool:
-    return model in PRESETS
