@@ -40,7 +40,7 @@ from pathlib import Path
 
 from . import grammar
 from .config import UserError, one_line
-from .settings import OneLineParser
+from .options import OneLineParser
 
 SIZES = {"train": 2400, "val": 256}
 MIN_CHARS, MAX_CHARS = 300, 1500

@@ -22,7 +22,7 @@ from statistics import mean, median
 import torch
 from tqdm import tqdm
 
-from . import ablations, settings as settings_, text_metrics
+from . import ablations, options, settings as settings_, text_metrics
 from .build import load_run_model
 from .config import UserError, exit_code, read_text
 from .data import Sample, SampleBuilder, collate, held_out_shares
@@ -202,7 +202,7 @@ def find_run_checkpoint(run: Path, which: str) -> Path:
 
 def run(arguments: list[str]) -> dict[str, float]:
     concerns = {"evaluation": EvaluationSettings, "generation": GenerationSettings}
-    parser = settings_.make_parser(concerns, "python -m deepsynth_min.evaluate",
+    parser = options.make_parser(concerns, "python -m deepsynth_min.evaluate",
                                    "Scores a checkpoint of a run on the run's held-out rows. "
                                    "Settings default to those of the run.")  # fmt: skip
     parser.usage = "python -m deepsynth_min.evaluate --run DIR [--setting value ...]"

@@ -38,6 +38,7 @@ from .distributed import start, stop
 from .evaluate import find_run_checkpoint
 from .lora import LoraExperts, LoraLinear
 from .model import DeepseekOCR
+from .options import OneLineParser
 from .precision import autocast
 from .quant import Packed
 from .rows import Row
@@ -224,7 +225,7 @@ def stage_for_hub(model, base: Path, settings: Settings, run: Path, checkpoint: 
 
 
 def run(arguments: list[str]) -> None:
-    parser = settings_.OneLineParser(
+    parser = OneLineParser(
         "python -m deepsynth_min.export",
         description="Writes a run's model in the official layout, or its adapter, and checks it.",
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import settings as settings_
+from . import options, settings as settings_
 from .adapter import base_digest, load_adapter
 from .batch import Batch
 from .build import load_run_model
@@ -195,9 +195,9 @@ def answer_all(reader: Reader, inputs: list, size: int, show: bool):
             bar.update(len(rows))
 
 
-def parser() -> settings_.OneLineParser:
+def parser() -> options.OneLineParser:
     concerns = {"page": PageSettings, "generation": GenerationSettings}
-    out = settings_.make_parser(
+    out = options.make_parser(
         concerns, "python -m deepsynth_min.generate",
         "Read documents with a trained model. Page settings, mode and instruction default to those "
         "of the run.",

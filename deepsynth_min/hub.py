@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from . import settings as settings_
 from .config import PRESETS, UserError, exit_code
+from .options import OneLineParser
 from .settings import Settings
 
 ATTEMPTS, PAUSE = 3, 2.0  # seconds before the second attempt; twice as long before the third
@@ -140,7 +140,7 @@ def push(directory: Path, repo: str, private: bool = False, pause: float = PAUSE
 
 
 def run(arguments: list[str]) -> None:
-    parser = settings_.OneLineParser(
+    parser = OneLineParser(
         "python -m deepsynth_min.hub", description="Uploads a finished directory to the hub."
     )
     parser.add_argument("--directory", required=True, metavar="DIR", help="what to upload")

@@ -21,7 +21,7 @@ from pathlib import Path
 from . import ablations, checkpoint
 from .charts import bars, chart
 from .config import UserError, exit_code
-from .settings import OneLineParser
+from .options import OneLineParser
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5d6878; --line: #d5dae3; --paper: #fff;

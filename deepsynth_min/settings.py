@@ -1,27 +1,23 @@
-"""Settings of a run: one frozen dataclass per concern; command line and TOML are made from them.
+"""Settings of a run: one frozen dataclass per concern, and the limits of their values.
 
 In: command line arguments and, with --config, a TOML file. Out: `Settings`, complete and checked.
 A run writes them back as config.toml, which --config reads again.
 
-The one idea: the dataclasses below are the only place where a setting is declared. Its name gives
-the option (`batch_size` -> `--batch-size`) and the TOML key, its annotation the type and the
-choices, its comment the help text. Precedence: command line, then file, then the default.
+The one idea: the dataclasses below are the only place where a setting is declared; command line and
+TOML are made from them (options.py). Precedence: command line, then file, then the default.
 """
 
-import argparse
 import dataclasses
-import difflib
-import inspect
 import json
 import math
 import re
 import sys
-import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Literal
 
-from .config import UserError, read_text
+from . import options
+from .config import UserError
 
 
 Tune = Literal[
@@ -198,152 +194,36 @@ class Settings:
     run: RunSettings = field(default_factory=RunSettings)
 
 
-_AT_LEAST = {
-    "val_samples": 0, "bucket": 0, "workers": 1, "prefetch": 1, "font_size": 0, "margin": -1, "max_pages": 0,
-    "max_tiles": 2, "columns": 1, "batch_size": 1, "accumulate": 1, "max_steps": 0, "epochs": 0, "lr": 0,
-    "weight_decay": 0, "clip": 0, "balance": 0, "eval_every": 0, "save_every": 0, "keep": 1,
-    "log_every": 1, "max_skips": 1, "timeout": 1, "check_every": 0, "threads": 0, "val_fraction": 0, "warmup_ratio": 0, "min_lr_ratio": 0,
-    "beta1": 0, "beta2": 0, "line_height": 0.1, "seed": 0, "lora_rank": 0, "lora_alpha": 0,
-    "lora_dropout": 0, "lora_plus_ratio": 0.01,
-    "ablation_samples": 0, "answer_samples": 0, "patience": 0, "augment_rotation": 0,
-    "augment_perspective": 0, "augment_scale": 0, "augment_shift": 0, "augment_brightness": 0,
-    "augment_contrast": 0, "augment_blur": 0, "augment_noise": 0, "augment_flip": 0,
-    "max_new_tokens": 1, "beams": 1, "temperature": 0, "top_p": 0, "no_repeat_ngram": 0,
+INF = math.inf
+LIMITS: options.Limits = {  # setting -> (least, most)
+    "val_samples": (0, INF), "bucket": (0, INF), "workers": (1, 256), "prefetch": (1, 1024),
+    "font_size": (0, INF), "margin": (-1, INF), "max_pages": (0, INF), "max_tiles": (2, 9),
+    "columns": (1, INF), "batch_size": (1, 65536), "accumulate": (1, 65536), "max_steps": (0, INF),
+    "epochs": (0, INF), "lr": (0, INF), "weight_decay": (0, INF), "clip": (0, INF),
+    "balance": (0, INF), "eval_every": (0, INF), "save_every": (0, INF), "keep": (1, INF),
+    "log_every": (1, INF), "max_skips": (1, INF), "timeout": (1, 10**7), "check_every": (0, INF),
+    "threads": (0, 1024), "val_fraction": (0, 0.9), "warmup_ratio": (0, 1), "min_lr_ratio": (0, 1),
+    "beta1": (0, 0.9999), "beta2": (0, 0.99999), "line_height": (0.1, INF), "seed": (0, 2**62),
+    "lora_rank": (0, 1024), "lora_alpha": (0, INF), "lora_dropout": (0, 0.9),
+    "lora_plus_ratio": (0.01, INF), "ablation_samples": (0, INF), "answer_samples": (0, INF),
+    "patience": (0, INF), "augment_rotation": (0, 180), "augment_perspective": (0, 0.4),
+    "augment_scale": (0, 0.9), "augment_shift": (0, 1), "augment_brightness": (0, 1),
+    "augment_contrast": (0, 1), "augment_blur": (0, 20), "augment_noise": (0, 1),
+    "augment_flip": (0, 1), "max_new_tokens": (1, INF), "beams": (1, INF), "temperature": (0, INF),
+    "top_p": (0, 1), "no_repeat_ngram": (0, INF),
 }  # fmt: skip
-_AT_MOST = {"augment_rotation": 180, "augment_perspective": 0.4, "augment_scale": 0.9,
-            "augment_shift": 1, "augment_brightness": 1, "augment_contrast": 1, "augment_blur": 20,
-            "augment_noise": 1, "augment_flip": 1, "max_tiles": 9, "val_fraction": 0.9, "warmup_ratio": 1, "min_lr_ratio": 1,
-            "batch_size": 65536, "accumulate": 65536, "prefetch": 1024, "workers": 256,
-            "threads": 1024, "timeout": 10**7, "top_p": 1, "beta1": 0.9999, "beta2": 0.99999, "seed": 2**62, "lora_dropout": 0.9,
-            "lora_rank": 1024}  # fmt: skip
-
-
-def _comments(concern: type) -> dict[str, str]:
-    """Field name -> its comment in the source, which is its help text."""
-    lines = inspect.getsource(concern).splitlines()
-    found = (re.match(r"    (\w+): .*?  # (.*)$", line) for line in lines)
-    return {match[1]: match[2] for match in found if match}
-
-
-def _choices(kind) -> tuple | None:
-    return get_args(kind) if get_origin(kind) is Literal else None
-
-
-def _checked(name: str, kind, value, where: str):
-    """The value in the field's type. Raises UserError naming setting, value and place."""
-    option = "--" + name.replace("_", "-")
-    try:
-        return _fitting(name, kind, value, f"{where}{option}")
-    except UserError:
-        raise
-    except (ValueError, OverflowError) as error:  # a number of thousands of digits
-        raise UserError(f"{where}{option}: {error}") from None
-
-
-def _fitting(name: str, kind, value, option: str):
-    wrong = UserError(f"{option}: {value!r} is not {_describe(kind)}")
-    if choices := _choices(kind):
-        if value not in choices:
-            raise wrong
-    elif get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise wrong
-        value = tuple(value)
-    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    elif type(value) is not kind:
-        raise wrong
-    if kind is float and not math.isfinite(value):
-        raise wrong
-    if kind is str or get_origin(kind) is tuple:
-        text = value if kind is str else "".join(value)
-        if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
-            raise UserError(f"{option}: {value!r} is not valid text (a NUL, or half a character)")
-    if name in _AT_LEAST and not value >= _AT_LEAST[name]:
-        raise UserError(f"{option}: {value} is below {_AT_LEAST[name]}")
-    most = _AT_MOST.get(name, 2**62 if kind is int else math.inf)
-    if kind in (int, float) and not value <= most:
-        raise UserError(f"{option}: {value} is above {most}")
-    return value
-
-
-def _describe(kind) -> str:
-    if choices := _choices(kind):
-        return "one of " + ", ".join(choices)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-    return names.get(kind, "a list of strings")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Argparse whose errors are one line and end with exit code 2 in one place."""
-
-    def error(self, message: str):
-        unknown = re.search(r"unrecognized arguments: (\S+)", message)
-        if unknown:
-            name = unknown[1].split("=")[0]
-            options = [o for action in self._actions for o in action.option_strings]
-            close = difflib.get_close_matches(name, options, 1)
-            message = f"unknown setting {name}" + (f"; did you mean {close[0]}?" if close else "")
-        raise UserError(message)
-
-
-_METAVARS = {int: "N", float: "X", str: "TEXT"}
-
-
-def make_parser(concerns: dict[str, type], program: str, description: str) -> OneLineParser:
-    """A parser with one option per field, grouped by concern; absent options stay absent."""
-    usage = f"{program} [--config FILE] [--setting value ...]"
-    parser = OneLineParser(program, usage, description, allow_abbrev=False,
-                           argument_default=argparse.SUPPRESS)  # fmt: skip
-    for title, concern in concerns.items():
-        group, comments = parser.add_argument_group(title), _comments(concern)
-        for f in fields(concern):
-            option, text = "--" + f.name.replace("_", "-"), comments[f.name].replace("%", "%%")
-            text += f" (default: {f.default!r})" if f.default != () else ""
-            if f.type is bool:
-                how = {"action": argparse.BooleanOptionalAction}
-            elif get_origin(f.type) is tuple:
-                how = {"nargs": "+", "metavar": "NAME" if f.name == "lora_targets" else "FILE"}
-            elif choices := _choices(f.type):
-                how = {"choices": choices}
-            else:
-                how = {"type": f.type, "metavar": _METAVARS[f.type]}
-            group.add_argument(option, help=text, **how)
-    return parser
-
-
-def _read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
-    """{setting: value} of a TOML file with one table per concern. Unknown keys are errors."""
-    try:
-        tables = tomllib.loads(read_text(path, "--config "))
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path}: not TOML ({error})") from None
-    values = {}
-    for title, table in tables.items():
-        if title not in concerns or not isinstance(table, dict):
-            raise UserError(f"{path}: unknown table or key {title!r}; tables: {', '.join(concerns)}")
-        known = {f.name: f for f in fields(concerns[title])}
-        for name, value in table.items():
-            if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise UserError(f"{path}: unknown setting [{title}] {name}{hint}")
-            values[name] = _checked(name, known[name].type, value, f"{path}: ")
-    return values
 
 
 def checked(given: dict, concerns) -> dict[str, object]:
     """What `given` says about the fields of some concerns. Raises UserError."""
-    return {f.name: _checked(f.name, f.type, given[f.name], "")
+    return {f.name: options.check(f.name, f.type, given[f.name], "", LIMITS)
             for concern in concerns for f in fields(concern) if f.name in given}  # fmt: skip
 
 
 def parse(arguments: list[str] | None = None) -> Settings:
     """Command line -> Settings. Raises UserError; --help prints and exits."""
     concerns = {f.name: type(f.default_factory()) for f in fields(Settings)}
-    parser = make_parser(
+    parser = options.make_parser(
         concerns,
         "python -m deepsynth_min.train",
         "Fine-tune DeepSeek-OCR on rendered text. Without arguments: the preset `tiny` on the "
@@ -351,7 +231,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings, e.g. a run's")
     given = vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
-    values = _read_toml(given.pop("config"), concerns) if "config" in given else {}
+    values = options.read_toml(given.pop("config"), concerns, LIMITS) if "config" in given else {}
     values |= checked(given, concerns.values())
     return Settings(**{
         title: concern(**{f.name: values[f.name] for f in fields(concern) if f.name in values})
@@ -381,7 +261,7 @@ def to_toml(settings: Settings) -> str:
     for f in fields(settings):
         part = getattr(settings, f.name)
         assert is_dataclass(part)
-        comments = _comments(type(part))
+        comments = options.comments(type(part))
         lines.append(f"[{f.name}]")
         for g in fields(part):
             value = getattr(part, g.name)

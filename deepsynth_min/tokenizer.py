@@ -27,7 +27,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from . import corpus
 from .config import UserError, one_line, read_json
-from .settings import OneLineParser
+from .options import OneLineParser
 
 EMBEDDED = Path(__file__).parent / "assets"
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from deepsynth_min import settings as S
+from deepsynth_min import options, settings as S
 from deepsynth_min.config import UserError
 
 
@@ -30,7 +30,7 @@ def test_every_setting_has_an_option_and_a_help_text(capsys):
     shown = capsys.readouterr().out
     assert ended.value.code == 0
     for concern in vars(S.Settings()).values():
-        comments = S._comments(type(concern))
+        comments = options.comments(type(concern))
         for name in vars(concern):
             assert "--" + name.replace("_", "-") in shown
             assert len(comments[name]) > 10
