@@ -28,7 +28,7 @@ from .config import UserError
 from .lora import (
     Base, LoraConfig, adaptable, adapter_views, attach, check_whole_layers, official_paths,
 )  # fmt: skip
-from .weights import check_names, is_adapter, open_tensors
+from .weights import check_names, is_adapter, on_host, open_tensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OTHERS = "trained.safetensors"  # ours alone: what trained beside the adapter, e.g. the projector
@@ -81,19 +81,27 @@ def peft_config(config: LoraConfig) -> dict:
     }
 
 
+def trained_beside(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> parameter, of those that train and belong to no adapter."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()
+            if parameter.requires_grad and not is_adapter(name)}  # fmt: skip
+
+
 def save_adapter(model: nn.Module, directory: Path) -> None:
     """Writes the files into `directory`; the caller gives it its final name."""
-    config = model.adapter
+    write_adapter(model.adapter, adapter_views(model), trained_beside(model), directory)
+
+
+def write_adapter(config: LoraConfig, tensors: dict, others: dict, directory: Path) -> None:
+    """The files of an adapter. `tensors` by PEFT's names, `others` by ours."""
     text = json.dumps(peft_config(config), indent=2)
     (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
-    # A copy each: slices of a stacked tensor share memory, which the format refuses.
-    tensors = {name: view.cpu().clone() for name, view in adapter_views(model).items()}
     metadata = {"format": "pt", "base_digest": config.base.digest}
-    save_file(tensors, directory / TENSORS, metadata=metadata)
-    others = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()
-              if p.requires_grad and not is_adapter(name)}  # fmt: skip
+    save_file({name: on_host(tensor) for name, tensor in tensors.items()}, directory / TENSORS,
+              metadata=metadata)  # fmt: skip
     if others:
-        save_file(others, directory / OTHERS, metadata={"format": "pt"})
+        save_file({name: on_host(tensor) for name, tensor in others.items()}, directory / OTHERS,
+                  metadata={"format": "pt"})  # fmt: skip
 
 
 def read_config(directory: Path) -> LoraConfig:

@@ -14,6 +14,7 @@ The one idea: a directory that holds a run is never written over; only `--resume
 import fcntl
 import json
 import os
+import shutil
 import sys
 import weakref
 from datetime import datetime
@@ -114,6 +115,8 @@ class RunDirectory:
 
     def go_on_after(self, step: int) -> None:
         """Drops what belongs to steps that will be run again; sets the markers to what is there."""
+        for partial in self.checkpoints.glob(".step-*.partial"):  # killed while it was saved
+            shutil.rmtree(partial, ignore_errors=True)
         scored = {}
         for path in checkpoint.all_checkpoints(self.checkpoints):
             try:

@@ -168,6 +168,7 @@ class RunSettings:
     eval_every: int = 100  # steps between evaluations; 0: only at start and end
     save_every: int = 100  # steps between checkpoints; 0: only at the end
     keep: int = 2  # newest checkpoints kept, beside the best
+    async_save: bool = True  # write checkpoints from a copy in host memory while training goes on
     check_every: int = 1000  # steps between checks that all processes hold equal weights; 0: none
     max_skips: int = 50  # end the run after so many steps in a row that were not finite
     timeout: int = 600  # seconds that a process waits for the others before it gives up

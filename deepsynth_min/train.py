@@ -67,6 +67,7 @@ class Training:
         self.step, self.best, self.saved, self.unlogged = 0, None, None, []
         self.stale = 0  # evaluations since the best
         self.tried = None  # the step of the last attempt to save
+        self.saver = checkpoint.Saver()
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
             "seed": optim.seed, "rows": len(rows), "bucket": settings.data.bucket,
@@ -214,23 +215,32 @@ class Training:
     def save(self, result: dict[str, float] | None, is_best: bool, meter: Meter) -> None:
         """A checkpoint of the present step; `result` is its evaluation, if there was one.
 
-        If the disk refuses it, that is a warning: the one before is still there.
+        The state is copied now and written in the background (--no-async-save: written now).
         """
         self.tried, metric = self.step, self.settings.evaluation.best
-        facts = {**self.facts, "best": self.best, "best_metric": metric, "stale": self.stale,
-                 "score": result and cost(result, metric), "unlogged": meter.unlogged()}  # fmt: skip
+        facts = {"step": self.step, **self.facts, "best": self.best, "best_metric": metric,
+                 "stale": self.stale, "score": result and cost(result, metric),
+                 "unlogged": meter.unlogged()}  # fmt: skip
         if self.world.is_main:
-            try:
-                self._write_checkpoint(facts, is_best)
-            except (checkpoint.WriteError, OSError) as error:
-                warn(f"no checkpoint of step {self.step}: {error}")
+            self.saver.wait()  # no more than one copy is held
+            snapshot = checkpoint.take(self.model, self.optimizer, self.scaler, facts,
+                                       copied=self.settings.run.async_save)  # fmt: skip
+            self.saver.start(lambda: self._try_to_write(snapshot, is_best))
+            if not self.settings.run.async_save:
+                self.saver.wait()
             self.directory.write_report()
         barrier(self.world)
 
-    def _write_checkpoint(self, facts: dict, is_best: bool) -> None:
-        path = checkpoint.save(self.directory.checkpoints, self.step, self.model, self.optimizer,
-                               self.scaler, self.base, facts)  # fmt: skip
-        self.saved = self.step
+    def _try_to_write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
+        """If the disk refuses it, that is a warning: the checkpoint before is still there."""
+        try:
+            self._write(snapshot, is_best)
+        except (checkpoint.WriteError, OSError) as error:
+            warn(f"no checkpoint of step {snapshot.facts['step']}: {error}")
+
+    def _write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
+        path = checkpoint.save(self.directory.checkpoints, snapshot, self.model, self.base)
+        self.saved = snapshot.facts["step"]
         self.directory.mark("last", path.name)
         if is_best:
             self.directory.mark("best", path.name)
@@ -281,6 +291,7 @@ class Training:
             loader.close()
         if not self.finished and self.step and self.tried != self.step:
             self.save(None, False, meter)
+        self.saver.wait()
         if failed:  # on this rank or on another
             raise refused or SystemExit(2)
         freeze.check_end(self.model, self.frozen)

@@ -214,9 +214,22 @@ def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -
 
 def save_weights(module: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes a module's parameters under their official names, unfused, as they are."""
-    views = official_views(module)
-    sizes = {name: view.nbytes for name, view in views.items()}
-    write_shards(iter(views.items()), sizes, directory, shard_bytes)
+    write_weights(official_views(module), directory, shard_bytes)
+
+
+def write_weights(
+    tensors: dict[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes tensors under their names, in one file or in shards with an index."""
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    write_shards(iter(tensors.items()), sizes, directory, shard_bytes)
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, in memory that it shares with no other: safetensors insists on it."""
+    tensor = tensor.detach().cpu().contiguous()
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone()
 
 
 def write_shards(
@@ -244,8 +257,7 @@ def write_shards(
         for name in names:
             came, tensor = next(tensors)
             assert came == name and tensor.nbytes == sizes[name], (came, name)
-            # A copy: views of one stacked tensor share memory, which the format refuses.
-            held[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
+            held[name] = on_host(tensor)
         save_file(held, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if indexed:
