@@ -22,7 +22,7 @@ from .config import PRESETS, UserError, exit_code
 from .data import Loader, SampleBuilder
 from .distributed import (
     GradientReducer, Stopper, barrier, broadcast_text, check_same_parameters, start, stop,
-    sum_over_ranks,
+    sum_over_ranks, with_lost_ranks,
 )  # fmt: skip
 from .evaluate import NO_ROUGE, Evaluator, check_metric, cost, describe
 from .export import stage_for_hub
@@ -347,12 +347,21 @@ def run(arguments: list[str]) -> None:
             training.run()
         finally:
             training.directory.release()
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise with_lost_ranks(error) from error
         raise UserError(
             "out of memory: lower --batch-size (--accumulate keeps the global batch), --mode or "
             "--max-pages, or use --precision bf16, --tune lora or qlora "
             f"({str(error).splitlines()[0]})"
         ) from None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a GPU torch has a class for it, on the CPU only words; numpy raises Python's own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)
 
 
 def main(arguments: list[str] | None = None) -> int:
