@@ -35,8 +35,8 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    data: str = "embedded"  # embedded, or a .jsonl file of {text, summary} or {image(s), summary}
-    val_data: str = ""  # held-out .jsonl file; empty: --val-fraction of --data
+    data: str = "embedded"  # embedded, or .jsonl or .parquet of {text, summary} or {image(s), summary}
+    val_data: str = ""  # held-out rows, given like --data; empty: --val-fraction of --data
     val_fraction: float = 0.05  # share of --data held out, chosen by --seed, at least one row
     val_samples: int = 128  # at most this many held-out samples are scored; 0: all
     text_field: str = "text"  # name of the field with the document
