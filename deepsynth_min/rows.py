@@ -12,12 +12,14 @@ named by file and line: nothing is ever dropped in silence.
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from . import corpus
 from .config import UserError, find_file
+from .download import fetch_data, files_of_split, is_hub_id
 from .index import lines, row_index
 from .order import Permutation
 from .parquet import GroupCache
@@ -165,10 +167,39 @@ def of_one_kind(files: list[Path], where: str) -> list[Path]:
 
 
 def open_files(
-    path: str, settings: DataSettings, progress: bool = False, answered: bool = True
+    path: str, settings: DataSettings, progress: bool = False, answered: bool = True,
+    revision: str = "", split: str = "train",
 ) -> FileRows:
-    """The rows of a file, or of the files in a folder. Raises UserError."""
-    return FileRows(_files(path), settings, progress, answered)
+    """The rows of a file, of the files in a folder, or of a split of a data set on the hub.
+
+    Raises UserError.
+    """  # fmt: skip
+    if not is_hub_id(path):
+        return FileRows(_files(path), settings, progress, answered)
+    folder = fetch_data(path, revision)
+    files = of_one_kind(files_of_split(folder, split, path), path)
+    # Files of the cache are links to where it keeps their bytes, two folders above.
+    return FileRows(files, settings, progress, answered, root=folder.parents[1])
+
+
+def pinned(settings: DataSettings, before: DataSettings | None = None) -> DataSettings:
+    """Settings in which a data set on the hub has its commit for a revision.
+
+    before: those of the run that is taken up; without a word to the contrary its commit stays.
+    Raises UserError.
+    """
+    found = {}
+    for name, revision in (("data", "data_revision"), ("val_data", "val_revision")):
+        value, given = getattr(settings, name), getattr(settings, revision)
+        if not is_hub_id(value):
+            if given:
+                option = "--" + revision.replace("_", "-")
+                raise UserError(f"{option} {given}: {value!r} is not a data set on the hub")
+            continue
+        if not given and before and getattr(before, name) == value:
+            given = getattr(before, revision)
+        found[revision] = fetch_data(value, given).name
+    return replace(settings, **found)
 
 
 class View:
@@ -201,9 +232,11 @@ def open_rows(settings: DataSettings, seed: int, progress: bool = False):
         train = EmbeddedRows("train")
         held_out = EmbeddedRows("val")
     else:
-        train = held_out = open_files(settings.data, settings, progress)
+        train = held_out = open_files(settings.data, settings, progress,
+                                      revision=settings.data_revision)
     if settings.val_data:
-        held_out = open_files(settings.val_data, settings, progress)
+        held_out = open_files(settings.val_data, settings, progress,
+                              revision=settings.val_revision, split="val")
         files = [] if settings.data == "embedded" else train.files
         for file in held_out.files:
             if any(os.path.samefile(file, other) for other in files):
