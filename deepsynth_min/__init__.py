@@ -5,7 +5,7 @@ The modules in the order in which data flows through them; imports point upwards
 settings   config, options, settings
 pages      characters, font, style, glyphs, shaping, prepare, render, preview
 documents  grammar, corpus, tokenizer
-data       loss, batch, images, order, index, rows, data
+data       loss, batch, images, order, index, download, row, parquet, rows, data
 model      encoder, decoder, weights, quant, model
 tuning     lora, adapter, freeze, precision, optim, distributed, checkpoint, build
 reading    search, ablations, text_metrics, evaluate, generate

@@ -14,8 +14,9 @@ Letters used in the shape comments of the whole package:
 
 import json
 import os
-import sys
+import re
 import stat
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -24,9 +25,14 @@ class UserError(ValueError):
     """A mistake of the user's: shown as one line naming what and where, exit code 2."""
 
 
+def without_credentials(text: str) -> str:
+    """A message in which no address shows the name and password that it may carry."""
+    return re.sub(r"(\w://)[^\s/@]*@", r"\1***@", text)
+
+
 def one_line(error: object, most: int = 1000) -> str:
     """A message on one line: what cannot be printed is escaped, a long one loses its middle."""
-    text = str(error)
+    text = without_credentials(str(error))
     if len(text) > most:
         text = f"{text[: most // 2]} ... {text[-(most // 2) :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -24,7 +24,7 @@ from .images import cut_tiles, grids, open_image, prepare
 from .loss import IGNORE
 from .order import Order, share
 from .render import PageStyle, render_pages
-from .rows import Row
+from .row import Row
 from .settings import MODES, TILE, Settings, page_side
 from .tokenizer import check_tokenizer, encode, special_ids
 

@@ -49,6 +49,7 @@ class RunDirectory:
         self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
         self.metrics_path = self.path / "metrics.jsonl"
         self.sinks: list = []
+        self.before: Settings | None = None  # of the run that is here
         self.claimed = None
         try:
             if self.path.exists() and not self.path.is_dir():
@@ -63,7 +64,7 @@ class RunDirectory:
                             "--resume auto to go on with the run in it")  # fmt: skip
         if not (self.path / "config.toml").is_file() or not self.checkpoints.is_dir():
             raise UserError(f"--out {path}: holds files, but no run (config.toml, checkpoints/)")
-        load(self.path / "config.toml")  # raises if it is not one of ours
+        self.before = load(self.path / "config.toml")  # raises if it is not one of ours
 
     def claim(self) -> None:
         """Makes sure that no other process writes here; holds until this one ends."""

@@ -35,8 +35,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    data: str = "embedded"  # embedded, or a .jsonl file of {text, summary} or {image(s), summary}
-    val_data: str = ""  # held-out .jsonl file; empty: --val-fraction of --data
+    data: str = "embedded"  # embedded, or a .jsonl or .parquet file, a folder of such, or a hub id
+    val_data: str = ""  # held-out rows, given like --data; empty: --val-fraction of --data
+    data_revision: str = ""  # of a hub id: branch, tag or commit; empty: the default branch
+    val_revision: str = ""  # the same of a hub id that --val-data names
     val_fraction: float = 0.05  # share of --data held out, chosen by --seed, at least one row
     val_samples: int = 128  # at most this many held-out samples are scored; 0: all
     text_field: str = "text"  # name of the field with the document

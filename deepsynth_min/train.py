@@ -31,7 +31,7 @@ from .model import summary_table
 from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw
 from .order import Order
 from .precision import autocast, set_parameter_types
-from .rows import open_rows
+from .rows import open_rows, pinned
 from .run_directory import RunDirectory, default_name, warn
 from .settings import Settings, change
 from .sinks import check_sinks
@@ -46,6 +46,7 @@ class Training:
         name = settings.run.out or broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
         settings_.page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
+        settings = self._pinned(settings)
         rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
         for check in (check_metric, check_augment, check_sinks):
             check(settings)
@@ -84,6 +85,13 @@ class Training:
         barrier(world)  # every rank has looked at --out before rank 0 writes to it
         if world.is_main:
             self._announce()
+
+    def _pinned(self, settings: Settings) -> Settings:
+        """A data set on the hub stays at one commit: of this run's start, the same on all ranks."""
+        before = self.directory.before
+        data = pinned(settings.data, before and before.data)
+        commits = broadcast_text(self.world, f"{data.data_revision} {data.val_revision}")
+        return change(settings, **dict(zip(("data_revision", "val_revision"), commits.split(" "))))
 
     def _resume(self) -> None:
         resume, found = self.settings.run.resume, ""

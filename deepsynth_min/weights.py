@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import UserError, read_json
+from .download import fetch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
@@ -81,23 +82,9 @@ def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") 
     name = str(directory_or_hub_id)
     if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = {"allow_patterns": ["*.json", "*.safetensors", "*.txt"], "revision": revision or None}
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True, **wanted))
-        if any(cached.glob("*.safetensors")):  # not just a configuration that something looked at
-            return cached
-    except HFValidationError as error:
-        raise UserError(f"{name}: {error}") from None
-    except LocalEntryNotFoundError:
-        pass  # not in the cache: ask the hub
-    try:
-        return Path(snapshot_download(name, **wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: not a directory, and the hub did not give it: {reason}") from None
+    # Not just a configuration that something looked at.
+    return fetch(name, "model", revision, ["*.json", "*.safetensors", "*.txt"],
+                 lambda cached: any(cached.glob("*.safetensors")))  # fmt: skip
 
 
 def _tensor_files(directory: Path) -> list[Path]:
