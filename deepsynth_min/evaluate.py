@@ -48,7 +48,7 @@ class Evaluator:
 
     def _loss(self, samples: list[Sample]) -> float:
         """Summed over the scored tokens of one batch."""
-        batch = collate(samples, self.builder.special)
+        batch = collate(samples, self.builder.special, pack=self.settings.optim.pack)
         with autocast(self.world.device, self.settings.optim.precision):
             return float(self.model.loss(batch.to(self.world.device))[0])
 

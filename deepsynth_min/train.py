@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import ablations, checkpoint, freeze, hub, settings as settings_
+from . import ablations, checkpoint, features, freeze, hub, settings as settings_
 from .augment import MIRRORED, augment_batch, check as check_augment
 from .build import build_model, keep_preset, resolve
 from .config import PRESETS, UserError, exit_code
@@ -48,7 +48,7 @@ class Training:
         settings_.page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
         settings = self._pinned(settings)
         rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
-        for check in (check_metric, check_augment, check_sinks):
+        for check in (check_metric, check_augment, check_sinks, features.check):
             check(settings)
         self.settings = settings = resolve(change(settings, out=name), len(rows), world.size)
         self.rows = rows
@@ -80,6 +80,13 @@ class Training:
         self.frozen = freeze.fingerprint(self.model)
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         kind = torch.bfloat16 if optim.reduce == "bf16" else None
+        self.model.recompute = optim.checkpoint_layers
+        if optim.compile:
+            for layer in self.model.model.layers:
+                layer.compile(dynamic=True)
+        self.cache = None
+        if settings.data.feature_cache != "off":
+            self.cache = features.FeatureCache(settings, self.model, world.device, world.size, warn)
         self.reducer = GradientReducer(world, list(self.trainable.values()), kind)
         self.audited = False
         barrier(world)  # every rank has looked at --out before rank 0 writes to it
@@ -144,6 +151,7 @@ class Training:
             batch = self._augmented(batch.to(world.device), number - 1)
             self.reducer.armed = number == len(batches)
             with autocast(world.device, optim.precision):
+                batch = batch if self.cache is None else self.cache.fill(batch)
                 loss, _, balance = self.model.loss_terms(batch, optim.balance > 0)
             target = loss / count
             if balance is not None:
@@ -259,7 +267,8 @@ class Training:
     def run(self) -> None:
         settings, world, stopper = self.settings, self.world, Stopper()
         steps, every = settings.optim.max_steps, settings.run
-        loader = Loader(self.rows, self.builder, settings, world.rank, world.size, self.step)
+        loader = Loader(self.rows, self.builder, settings, world.rank, world.size, self.step,
+                        *([] if self.cache is None else [features.keyed]))  # fmt: skip
         meter = Meter(world, self.directory, self.facts["global_batch"], len(self.rows))
         last = self.evaluate() if self.step == 0 else None
         shown = world.is_main and sys.stderr.isatty()
@@ -297,6 +306,8 @@ class Training:
         finally:
             bar.close()
             loader.close()
+            if self.cache is not None:
+                self.cache.close()
         if not self.finished and self.step and self.tried != self.step:
             self.save(None, False, meter)
         self.saver.wait()
