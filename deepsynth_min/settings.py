@@ -118,7 +118,6 @@ class OptimSettings:
     accumulate: int = 1  # micro-steps per optimizer step
     pack: bool = True  # lay the samples of a micro-step one after another instead of padding them
     checkpoint_layers: int = 0  # first decoder layers whose activations are computed again, not kept
-    compile: bool = False  # compile the decoder's layers (needs a C++ compiler, or a GPU)
     max_steps: int = 0  # optimizer steps; 0: as --epochs says
     epochs: float = 1.0  # passes over the training data, unless --max-steps is given
     lr: float = 0.0  # peak rate; 0: 2e-5, for lora 1e-4, for random weights 0.6 / decoder width

@@ -81,9 +81,6 @@ class Training:
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         kind = torch.bfloat16 if optim.reduce == "bf16" else None
         self.model.recompute = optim.checkpoint_layers
-        if optim.compile:
-            for layer in self.model.model.layers:
-                layer.compile(dynamic=True)
         self.cache = None
         if settings.data.feature_cache != "off":
             self.cache = features.FeatureCache(settings, self.model, world.device, world.size, warn)
