@@ -30,15 +30,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from .adapter import restore_adapter, trained_beside, write_adapter
-from .config import UserError
+from .config import UserError, read_json
 from .lora import adapter_views
 from .optim import LossScaler, prepare_state, restore_state, state_tensors
 from .weights import (
-    check_names, load_weights, official_views, on_host, save_weights, write_weights,
+    load_weights, official_views, on_host, read_tensors, save_weights, write_weights,
 )  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -169,7 +169,11 @@ def _described(file: Path) -> dict:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, in words; None if they are as they were written."""
     try:
-        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        listed = read_json(path / MANIFEST)
+        # What stands beside them would be read, too, by its name.
+        ours = {file.name for file in path.iterdir() if file.suffix in (".safetensors", ".json")}
+        if more := sorted(ours - {MANIFEST} - listed.keys()):
+            return f"{more[0]} is not in {MANIFEST}"
         for name, expected in listed.items():
             if Path(name).name != name:
                 return f"{MANIFEST} names {name!r}"
@@ -240,12 +244,9 @@ def prune(checkpoints: Path, keep: int, best: str | None) -> None:
 def read_facts(path: Path) -> dict:
     """What training.json says. Raises UserError."""
     file = path / "training.json"
-    try:
-        training = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not a training checkpoint (no training.json)") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from None
+    if not os.path.lexists(file):
+        raise UserError(f"{path}: not a training checkpoint (no training.json)")
+    training = read_json(file)
     if not isinstance(training, dict):
         raise UserError(f"{file}: not a JSON object")
     for name, fits in _FACTS.items():
@@ -281,17 +282,14 @@ def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:
     another run. So is anything missing, left over or wrongly shaped.
     """
     training = read_facts(path)
-    try:
-        state = load_file(path / "optimizer.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}/optimizer.safetensors: cannot be read ({error})") from None
     for name, value in facts.items():
         if training.get(name) != value:
             raise UserError(f"{path}: was made with {name} {training.get(name)!r}, now {value!r}")
     prepare_state(optimizer)
-    expected = {n: tuple(t.shape) for n, t in optimizer_tensors(model, optimizer, scaler).items()}
-    found = {name: tuple(t.shape) for name, t in state.items()}
-    check_names(found, expected, f"{path}/optimizer.safetensors")
+    held = optimizer_tensors(model, optimizer, scaler)
+    whole = tuple(name for name, tensor in held.items() if not tensor.is_floating_point())
+    state = read_tensors(path / "optimizer.safetensors",
+                         {name: tuple(tensor.shape) for name, tensor in held.items()}, whole)  # fmt: skip
     if model.adapter is None:
         load_into(model, path)
     else:

@@ -38,14 +38,16 @@ def one_line(error: object, most: int = 1000) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def exit_code(run, arguments: list[str] | None, finish=lambda: None) -> int:
+def exit_code(run, arguments: list[str] | None, finish=lambda: None, first=lambda: None) -> int:
     """Runs a command: 0 done, 2 the user's mistake in one line; anything else is a traceback.
 
-    run(arguments) does the work, of the command line if none are given; `finish()` comes last.
+    run(arguments) does the work, of the command line if none are given; `first()` comes before the
+    line of a mistake is printed, `finish()` comes last.
     """
     try:
         run(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
+        first()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     finally:

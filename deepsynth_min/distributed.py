@@ -12,6 +12,7 @@ exact global mean. Gradients travel in flat buckets while backward still compute
 import os
 import signal
 import re
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -68,6 +69,13 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
         global _roll_call
         _roll_call = dist.new_group(backend="gloo")
     return World(rank, size, chosen)
+
+
+def let_first_speak() -> None:
+    """What is wrong for one process of a machine is mostly wrong for all, and is to be said once: the
+    others wait, until torchrun ends them because the first has failed, or until it has not."""
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        time.sleep(2.0)
 
 
 def stop() -> None:

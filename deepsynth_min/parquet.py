@@ -199,6 +199,7 @@ class GroupCache:
         self.lock = threading.Lock()
         self.files: OrderedDict[int, ParquetFile] = OrderedDict()
         self.groups: OrderedDict[tuple[int, int], tuple] = OrderedDict()  # (table, bytes)
+        self.held = 0  # bytes of them
         self.decoded = 0  # groups until now
 
     def file(self, number: int) -> ParquetFile:
@@ -226,8 +227,10 @@ class GroupCache:
             table = file.pa.Table.from_batches(list(file.batches(group)))
             table = table.combine_chunks()  # a cell is found without a search
             self.groups[number, group] = (table, table.nbytes)
+            self.held += table.nbytes
             self.decoded += 1
-            while len(self.groups) > 1 and sum(n for _, n in self.groups.values()) > CACHE_BYTES:
-                self.groups.popitem(last=False)
+            while len(self.groups) > 1 and self.held > CACHE_BYTES:
+                _, (_, size) = self.groups.popitem(last=False)
+                self.held -= size
         self.groups.move_to_end((number, group))
         return self.groups[number, group][0]

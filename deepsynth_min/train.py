@@ -21,8 +21,8 @@ from .build import build_model, keep_preset, resolve
 from .config import PRESETS, UserError, exit_code
 from .data import Loader, SampleBuilder
 from .distributed import (
-    GradientReducer, Stopper, barrier, broadcast_text, check_same_parameters, start, stop,
-    sum_over_ranks, with_lost_ranks,
+    GradientReducer, Stopper, barrier, broadcast_text, check_same_parameters, let_first_speak,
+    start, stop, sum_over_ranks, with_lost_ranks,
 )  # fmt: skip
 from .evaluate import NO_ROUGE, Evaluator, check_metric, cost, describe
 from .export import stage_for_hub
@@ -382,7 +382,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), else a traceback."""
-    return exit_code(run, arguments, stop)
+    return exit_code(run, arguments, stop, let_first_speak)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import UserError, read_json
+from .config import UserError, find_file, read_json
 from .download import fetch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -132,9 +132,10 @@ def check_names(found: dict[str, tuple], expected: dict[str, tuple], where: str)
 
 def _open(path: Path) -> safe_open:
     try:
+        find_file(path)
         open(path, "rb").close()  # safetensors calls a file that may not be read absent
         return safe_open(path, framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # Runtime: more than can be mapped
         raise UserError(f"{path}: not a safetensors file ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
@@ -147,6 +148,40 @@ def open_tensors(directory: Path, stack: ExitStack) -> dict[str, safe_open]:
         file = stack.enter_context(_open(path))
         source |= {name: file for name in file.keys()}
     return source
+
+
+def stored(path: Path) -> tuple[dict[str, tuple], dict[str, str]]:
+    """({tensor name: shape}, metadata) of a safetensors file; no tensor is read. Raises UserError."""
+    with _open(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        return shapes, file.metadata() or {}
+
+
+def read_tensors(
+    path: Path, expected: dict[str, tuple], whole: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Tensors of these names and shapes, and no others; floating point but for those in `whole`.
+
+    All is compared before anything is read. Raises UserError, for values that are not finite too.
+    """
+    check_names(stored(path)[0], expected, str(path))
+    tensors = {}
+    with _open(path) as file:
+        for name in expected:
+            kind = file.get_slice(name).get_dtype()
+            if (kind in _TYPES) == (name in whole):
+                raise UserError(f"{path}: {name} is of type {kind}, which it cannot be")
+            tensor = file.get_tensor(name)
+            tensors[name] = tensor if name in whole else tensor.to(_TYPES[kind])
+            _check_finite(tensors[name], name, path)
+    return tensors
+
+
+def _check_finite(tensor: Tensor, name: str, path: Path) -> None:
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = torch.aminmax(tensor)  # NaN if there is one
+        if not (low.isfinite() and high.isfinite()):
+            raise UserError(f"{path}: {name} holds values that are not finite")
 
 
 def _read_pieces(views: dict[str, Tensor], places: dict[str, Path], at_once: int = 16) -> None:
@@ -163,9 +198,7 @@ def _read_pieces(views: dict[str, Tensor], places: dict[str, Path], at_once: int
                 for name in group:
                     if places[name] == path:
                         views[name].copy_(file.get_tensor(name))
-                        low, high = torch.aminmax(views[name])  # NaN if there is one
-                        if not (low.isfinite() and high.isfinite()):
-                            raise UserError(f"{path}: {name} holds values that are not finite")
+                        _check_finite(views[name], name, path)
 
 
 @torch.no_grad()
