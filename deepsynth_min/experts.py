@@ -1,19 +1,19 @@
 """The routed experts of a layer: each token visits K of E small MLPs.
 
-In: token rows [M, D], the experts that each chose and their weights [M, K]. Out: [M, D], the weighted
-sum of what they made of it.
+In: token rows [M, D], the experts that each chose and their weights [M, K]. Out: [M, D], the
+weighted sum of what they made of it.
 
 The one idea: the E experts of a layer are stacked in two tensors, and token-expert pairs are sorted
 by expert, so that each expert's rows lie together. What follows depends on the machine:
 
-- On a GPU one grouped matrix product (`grouped_mm`) multiplies each run of rows with its own matrix.
-  Nothing depends on how many tokens an expert got, so nothing is read back to the host.
-- On a CPU the row counts are at hand, and what is dear is memory: every array of [M*K, D] is written,
-  page by page, and read back. `_OneByOne` takes one expert after the other through its whole MLP
+- On a GPU one grouped matrix product (`grouped_mm`) multiplies each run of rows with its own
+  matrix. Nothing depends on how many tokens an expert got, so nothing is read back to the host.
+- On a CPU the row counts are at hand, and what is dear is memory: every array of [M*K, D] is
+  written, page by page, and read back. `_OneByOne` takes one expert after the other through its MLP
   while its few rows are in the cache, and keeps one array, the gate and up values, for backward.
 
-Either way an expert that got no token has a gradient (of zeros), which data-parallel reduction needs.
-`experts_by_loop` is the readable twin of both; the tests hold the three together.
+Either way an expert that got no token has a gradient (of zeros), which data-parallel reduction
+needs. `experts_by_loop` is the readable twin of both; the tests hold the three together.
 
 Source: Shazeer et al. 2017 (mixture of experts), Shazeer 2020 (SwiGLU).
 """
@@ -75,7 +75,7 @@ class _OneByOne(torch.autograd.Function):
 
     Written out by hand for two reasons: the products write straight into their places, and the
     gradient of a pair's weight, g . (down h), is taken as (g down) . h, so that what an expert made
-    of a row need not be kept. Sums run in the order of experts, so equal steps are equal to the bit.
+    of a row need not be kept. Sums run in the order of experts: equal steps are equal to the bit.
     """
 
     @staticmethod
@@ -157,7 +157,8 @@ def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def mix_experts(experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
     """x [M, D]; chosen experts and their weights [M, K] -> [M, D], weighted sum over K.
 
-    One grouped product for all; experts: anything with `count`, `project_in` and `project_out` (plain, quantised, adapted).
+    One grouped product for all; experts: anything with `count`, `project_in` and `project_out`
+    (plain, quantised, adapted).
     """
     K = chosen.shape[1]
     sorted_by_expert, order = chosen.flatten().sort(stable=True)  # [M*K] each
