@@ -1,11 +1,26 @@
-"""What every bench shares: where it ran, medians, and the last line as one JSON document."""
+"""What every bench shares: sizes, where it ran, medians, and the last line as one JSON document."""
 
 import json
 import os
 import platform
 import statistics
 import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from deepsynth_min.config import PRESETS, DecoderConfig
+
+# A decoder between the two presets, for a CPU: large enough that products count, with tiny's encoder.
+MIDDLE = DecoderConfig(
+    vocab_size=4096, hidden_size=512, intermediate_size=1376, moe_intermediate_size=256,
+    num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8, n_routed_experts=32,
+    n_shared_experts=2, num_experts_per_tok=6,
+)  # fmt: skip
+SIZES = {**PRESETS, "middle": replace(PRESETS["tiny"], decoder=MIDDLE)}
 
 
 def commit() -> str:
@@ -63,6 +78,41 @@ def table(rows: list[tuple], header: tuple) -> str:
 
 def median(values: list[float]) -> float:
     return statistics.median(values)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    work: dict[str, Callable[[int], None]], repeats: int, device: torch.device, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each piece of work, taken in turn, so that drift of the machine falls on all."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for i in range(-warmup, repeats):
+        for name in list(work) if i % 2 else reversed(work):
+            wait(device)
+            began = time.perf_counter()
+            work[name](i % 4)
+            wait(device)
+            if i >= 0:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def product_rate(device: torch.device, kind: torch.dtype, side: int) -> Callable[[int], None]:
+    """A square matrix product, for `interleaved`: the machine's rate is 2 side^3 over its time."""
+    a, b = torch.randn(2, side, side, device=device, dtype=kind)
+    out = torch.empty_like(a)
+    return lambda i: torch.mm(a, b, out=out)
+
+
+def resident(which: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at most."""
+    with open("/proc/self/status", encoding="utf-8") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 
 
 def finish(result: dict) -> None:

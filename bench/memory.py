@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from common import environment, finish, table
+from common import environment, finish, resident, table
 from deepsynth_min import freeze
 from deepsynth_min.build import build_base
 from deepsynth_min.checkpoint import save_model
@@ -49,12 +49,6 @@ def config_of(options) -> ModelConfig:
                           vocab_size=8192)  # fmt: skip
         config = replace(PRESETS["tiny"], decoder=decoder)
     return config
-
-
-def resident(which: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most."""
-    with open("/proc/self/status", encoding="utf-8") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 
 
 def packed_bytes(numbers: int, width: int, config: QuantConfig) -> int:

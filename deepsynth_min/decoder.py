@@ -2,12 +2,9 @@
 
 In: embeddings [B, T, D]. Out: hidden states [B, T, D], and the routers' balance term if asked for.
 
-The one idea is in `Experts`: the E experts of a layer are stacked in two tensors, and one grouped
-matrix product serves them all. Token-expert pairs are sorted by expert, so that each expert's rows
-lie together; `grouped_mm` then multiplies each run of rows with its own matrix. Nothing depends on
-how many tokens an expert got, so nothing is read back to the host, and an expert that got none still
-has a gradient (of zeros), which data-parallel reduction needs. `experts_by_loop` is the readable
-twin: one expert after the other. The tests hold the two together.
+The one idea: a layer adds to what it was given, first what attention gathers from the tokens before,
+then what the experts that a token chose (experts.py) make of it. The cache holds the keys and values
+of what has been decoded, so that a new token costs a row and not the whole sequence.
 
 Sources: DeepSeek-AI 2024 (DeepSeek-V2; here with plain multi-head attention, `use_mla` false),
 Su et al. 2021 (rotary positions), Zhang & Sennrich 2019 (RMSNorm), Shazeer 2020 (SwiGLU).
@@ -22,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import DecoderConfig
+from .experts import Experts
 
 
 class RMSNorm(nn.Module):
@@ -124,101 +122,6 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class _Dispatch(torch.autograd.Function):
-    """Token rows [M, D] -> a row for each token-expert pair, sorted by expert, [M*K, D].
-
-    Autograd's own gradient of an index adds rows up in an order that threads decide; with the
-    inverse permutation at hand it is a gather and a sum over K, always the same and faster.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(back)
-        ctx.k = k
-        return x.index_select(0, order // k)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (back,) = ctx.saved_tensors
-        grad = grad.index_select(0, back).view(-1, ctx.k, grad.shape[-1])
-        return grad.sum(1), None, None, None
-
-
-class _Return(torch.autograd.Function):
-    """Rows sorted by expert [M*K, D] -> in the order of tokens; a permutation, and back."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, order: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
-        return rows.index_select(0, back)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (order,) = ctx.saved_tensors
-        return grad.index_select(0, order), None, None
-
-
-class Experts(nn.Module):
-    """All routed experts of a layer, stacked: gate and up [E, 2I, D], down [E, D, I]."""
-
-    def __init__(self, config: DecoderConfig):
-        super().__init__()
-        E, D, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
-        self.count, self.width, self.inner = E, D, inner
-        self.gate_up = nn.Parameter(torch.empty(E, 2 * inner, D))
-        self.down = nn.Parameter(torch.empty(E, D, inner))
-
-    def project_in(self, rows: Tensor, ends: Tensor) -> Tensor:
-        """rows [M, D], sorted by expert, expert e's ending at ends[e] -> gate and up [M, 2I]."""
-        return grouped_product(rows, self.gate_up, ends)
-
-    def project_out(self, inner: Tensor, ends: Tensor) -> Tensor:
-        return grouped_product(inner, self.down, ends)  # [M, D]
-
-    def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-        return mix_experts(self, x, chosen, weight)
-
-
-def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Each run of rows [M, D] times its expert's own matrix of weight [E, O, D] -> [M, O]."""
-    weight = weight.to(compute_dtype(weight))
-    return F.grouped_mm(rows.to(weight.dtype), weight.transpose(1, 2), offs=ends)
-
-
-def mix_experts(experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-    """x [M, D]; chosen experts and their weights [M, K] -> [M, D], weighted sum over K.
-
-    experts: anything with `count`, `project_in` and `project_out` (plain, quantised, adapted).
-    """
-    (M, D), K = x.shape, chosen.shape[1]
-    sorted_by_expert, order = chosen.flatten().sort(stable=True)  # [M*K] each
-    numbers = torch.arange(experts.count, device=x.device)
-    ends = torch.searchsorted(sorted_by_expert, numbers, right=True).int()  # [E] row ends
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(M * K, device=x.device))
-    rows = _Dispatch.apply(x.to(compute_dtype(x)), order, back, K)  # [M*K, D]
-    gate, up = experts.project_in(rows, ends).chunk(2, dim=-1)
-    out = experts.project_out(F.silu(gate) * up, ends)  # [M*K, D]
-    out = _Return.apply(out, order, back).view(M, K, D)
-    return (out * weight[..., None]).sum(1).to(x.dtype)
-
-
-def experts_by_loop(experts: Experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-    """The readable twin of `Experts.forward`: the same sum, one expert after the other."""
-    total = torch.zeros_like(x)
-    for e, (gate_up, down) in enumerate(zip(experts.gate_up, experts.down)):
-        row, place = (chosen == e).nonzero(as_tuple=True)
-        gate, up = (x[row] @ gate_up.t()).chunk(2, dim=-1)
-        out = (F.silu(gate) * up) @ down.t()
-        total = total.index_add(0, row, out * weight[row, place, None])
-    return total
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Autocast does not know grouped_mm; this is what it would do."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class Router(nn.Module):

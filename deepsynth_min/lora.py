@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import UserError
-from .decoder import grouped_product, mix_experts
+from .experts import grouped_product, mix_experts
 from .weights import official_views
 
 # Sets of linears by name. A pattern fits an official module path, or the end of one from a dot on;

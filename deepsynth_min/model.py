@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .config import ModelConfig
-from .decoder import DecoderLayer, Experts, RMSNorm, Router, decode
+from .decoder import DecoderLayer, RMSNorm, Router, decode
 from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
+from .experts import Experts
 from .loss import summed_cross_entropy
 from .weights import find_checkpoint, is_adapter, load_weights
 

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .decoder import Experts, compute_dtype, mix_experts
+from .experts import Experts, compute_dtype, mix_experts
 
 BLOCK, BLOCK_OF_ABSMAX = 64, 256
 PART = 2**20  # weights packed at a time; whole blocks

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch
-from .decoder import KVCache, compute_dtype
+from .decoder import KVCache
+from .experts import compute_dtype
 from .model import DeepseekOCR
 from .settings import GenerationSettings
 

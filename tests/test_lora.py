@@ -8,7 +8,7 @@ from safetensors import safe_open
 from deepsynth_min import freeze
 from deepsynth_min.adapter import base_digest, load_adapter
 from deepsynth_min.config import PRESETS, UserError
-from deepsynth_min.decoder import experts_by_loop
+from deepsynth_min.experts import experts_by_loop
 from deepsynth_min.lora import (
     Base, LoraConfig, LoraExperts, LoraLinear, adapter_views, attach, choose, pairs,
 )  # fmt: skip

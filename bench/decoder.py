@@ -1,0 +1,149 @@
+"""The decoder's training step against transformers' own, and against the machine's floor.
+
+    python bench/decoder.py                          # middle size, T 400, B 2 and 8
+    python bench/decoder.py --tune lora              # adapters, against PEFT
+    python bench/decoder.py --preset deepseek-ocr --precision bf16      # on a GPU
+
+Both start from embeddings [B, T, D] and get a random gradient at the hidden states: layers, forward
+and backward, nothing else. Before anything is timed, hidden states and gradients must be equal. The
+floor is the step's FLOPs over the rate of a square product, measured in the same turns.
+"""
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+
+import flops
+import peers
+from common import SIZES, environment, finish, interleaved, median, product_rate, table
+from deepsynth_min.decoder import decode
+from deepsynth_min.distributed import start
+from deepsynth_min.freeze import freeze
+from deepsynth_min.lora import LoraConfig, attach, choose, pairs
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.precision import autocast, set_parameter_types
+
+SQUARE = 2048  # side of the product that the machine's rate is taken from; 8192 on a GPU
+
+
+class Ours(nn.Module):
+    """Our decoder alone, called as the peer is."""
+
+    def __init__(self, model: DeepseekOCR):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        trunk = self.model.model
+        return decode(trunk.layers, trunk.norm, self.model.config.decoder, x)[0]
+
+
+class Theirs(nn.Module):
+    def __init__(self, peer: nn.Module):
+        super().__init__()
+        self.peer = peer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.peer(inputs_embeds=x).last_hidden_state
+
+
+def contenders(given, device: torch.device) -> dict[str, nn.Module]:
+    """Ours and the library's implementations, with equal weights and adapters."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = DeepseekOCR(SIZES[given.preset])
+    theirs = {f"transformers {kind}": peers.peer_decoder(model, kind) for kind in given.peers}
+    if given.tune == "lora":
+        attach(model, LoraConfig(given.rank, 2.0 * given.rank), choose(model, ("attention+mlp",)))
+        for pair in pairs(model).values():
+            nn.init.normal_(pair.B, std=0.02)  # zeros would hide a wrong adapter
+        theirs = {name: peers.adapted(peer, model) for name, peer in theirs.items()}
+    freeze(model, given.tune)
+    for module in (model, *theirs.values()):
+        set_parameter_types(module, given.precision)
+    return {"deepsynth_min": Ours(model), **{n: Theirs(peer) for n, peer in theirs.items()}}
+
+
+def gradients(module: nn.Module, x: Tensor, upstream: Tensor, precision: str) -> Tensor:
+    """One step; returns the hidden states. Gradients are dropped."""
+    with autocast(x.device, precision):
+        out = module(x)
+    out.backward(upstream.to(out.dtype))
+    module.zero_grad(set_to_none=True)
+    return out
+
+
+def check_equal(modules: dict[str, nn.Module], x: Tensor, upstream: Tensor, given) -> None:
+    """Raises AssertionError unless all compute the same, forward and backward."""
+    loose = 1e-4 if given.precision == "fp32" else 5e-2
+    results = {}
+    for name, module in modules.items():
+        x.grad = None
+        results[name] = gradients(module, x, upstream, given.precision).detach(), x.grad
+    x.grad = None
+    ours = results["deepsynth_min"]
+    for name, theirs in results.items():
+        for a, b in zip(ours, theirs):
+            apart = ((a - b).norm() / a.norm()).item()
+            assert apart < loose, f"{name} computes something else: {apart:.1e} apart"
+
+
+def measure(modules, batch: int, given, device: torch.device) -> dict:
+    config, T = SIZES[given.preset].decoder, given.tokens
+    xs = [torch.randn(batch, T, config.hidden_size, device=device, requires_grad=True)
+          for _ in range(4)]  # fmt: skip
+    upstream = torch.randn(batch, T, config.hidden_size, device=device)
+    check_equal(modules, xs[0], upstream, given)
+
+    def stepping(module: nn.Module):
+        def step(i: int) -> None:
+            xs[i].grad = None
+            gradients(module, xs[i], upstream, given.precision)
+
+        return step
+
+    side = 8192 if device.type == "cuda" else SQUARE
+    kind = torch.float32 if given.precision == "fp32" else torch.bfloat16
+    work = {name: stepping(module) for name, module in modules.items()}
+    times = interleaved(work | {"product": product_rate(device, kind, side)}, given.repeats, device)
+    seconds = {name: median(values) for name, values in times.items()}
+    rate = 2 * side**3 / seconds.pop("product")
+    passes, rank = (2, given.rank) if given.tune == "lora" else (3, 0)
+    work_done = flops.decoder_flops(config, [T] * batch, passes, rank=rank)
+    best = min(value for name, value in seconds.items() if name != "deepsynth_min")
+    return {"batch": batch, "seconds": seconds, "flops": work_done, "product_rate": rate,
+            "floor_s": work_done / rate, "ratio": best / seconds["deepsynth_min"],
+            "over_floor": {n: v * rate / work_done for n, v in seconds.items()}}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--preset", choices=SIZES, default="middle")
+    add("--tune", choices=("decoder", "lora"), default="decoder")
+    add("--rank", type=int, default=16)
+    add("--batch-size", type=int, nargs="+", default=[2, 8])
+    add("--tokens", type=int, default=400)
+    add("--precision", choices=("fp32", "bf16"), default="fp32")
+    add("--peers", nargs="+", choices=peers.EXPERTS, default=list(peers.EXPERTS))
+    add("--repeats", type=int, default=9)
+    add("--device", default="auto")
+    add("--threads", type=int, default=0)
+    given = parser.parse_args()
+    world = start(given.device, given.threads)
+    modules = contenders(given, world.device)
+    results = [measure(modules, batch, given, world.device) for batch in given.batch_size]
+    rows = [(f"B {r['batch']}  {name}", f"{seconds * 1e3:.0f} ms",
+             f"{r['over_floor'][name]:.2f}", f"{seconds / r['seconds']['deepsynth_min']:.2f}")
+            for r in results for name, seconds in r["seconds"].items()]  # fmt: skip
+    print(f"decoder {given.preset}, tune {given.tune}, T {given.tokens}, {given.precision}, "
+          f"{torch.get_num_threads()} threads; equal outputs and gradients were checked")  # fmt: skip
+    print(table(rows, ("forward and backward", "median", "x floor", "x ours")))
+    finish({"bench": "decoder", **vars(given), "threads": torch.get_num_threads(),
+            "results": results, "peer": "transformers deepseek_ocr2_text",
+            **environment("torch", "transformers", "peft")})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

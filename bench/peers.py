@@ -1,0 +1,156 @@
+"""Peer (a): transformers' own `deepseek_ocr2` at our sizes, with our weights copied into it.
+
+In: a model of ours. Out: modules of the library that compute the same thing, which the benches check
+before anything is timed. DeepSeek-OCR itself is in no release of transformers; its successor has
+the same decoder (`deepseek_ocr2_text`) and the same SAM, and CLIP-L comes from the library's `clip`.
+
+The decoder has several implementations of its experts: `eager` (a loop over experts), `grouped_mm`
+and `batched_mm`. The benches time the first two and are measured against the better one; the third
+copies a whole expert's weights for every token, which is meant for single rows.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig
+from transformers.models.clip.modeling_clip import CLIPEncoder
+from transformers.models.deepseek_ocr2 import configuration_deepseek_ocr2 as configuration
+from transformers.models.deepseek_ocr2 import modeling_deepseek_ocr2 as modeling
+
+from deepsynth_min.config import ClipConfig, DecoderConfig, ModelConfig, SamConfig
+from deepsynth_min.encoder import ClipEmbeddings
+from deepsynth_min.lora import pairs
+from deepsynth_min.model import DeepseekOCR
+
+EXPERTS = ("eager", "grouped_mm")
+
+
+def text_config(config: DecoderConfig, experts: str) -> configuration.DeepseekOcr2TextConfig:
+    made = configuration.DeepseekOcr2TextConfig(
+        vocab_size=config.vocab_size, hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        moe_intermediate_size=config.moe_intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        n_routed_experts=config.n_routed_experts, n_shared_experts=config.n_shared_experts,
+        num_experts_per_tok=config.num_experts_per_tok,
+        routed_scaling_factor=config.routed_scaling_factor,
+        mlp_layer_types=["dense" if config.is_dense(i) else "sparse"
+                         for i in range(config.num_hidden_layers)],
+        use_cache=False, attn_implementation="sdpa", experts_implementation=experts,
+    )  # fmt: skip
+    assert not config.norm_topk_prob, "the library's router knows no normalisation"
+    return made
+
+
+def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """Each part of a name that has another one in the library gets it; $ stands for its end."""
+    out = {}
+    for name, tensor in state.items():
+        name += "$"
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        out[name.removesuffix("$")] = tensor
+    return out
+
+
+def peer_decoder(model: DeepseekOCR, experts: str) -> nn.Module:
+    """`deepseek_ocr2_text` with the weights of our decoder; call it with inputs_embeds [B, T, D]."""
+    config = text_config(model.config.decoder, experts)
+    device = model.lm_head.weight.device
+    with torch.device(device):
+        peer = modeling.DeepseekOcr2TextModel(config)
+    state = {name: tensor for name, tensor in model.model.state_dict().items()
+             if name.startswith(("layers.", "embed_tokens.", "norm."))}  # fmt: skip
+    names = {"experts.gate_up$": "experts.gate_up_proj", "experts.down$": "experts.down_proj"}
+    peer.load_state_dict(renamed(state, names))
+    return peer.to(next(model.model.layers.parameters()).dtype)
+
+
+def adapted(peer: nn.Module, model: DeepseekOCR) -> nn.Module:
+    """PEFT's adapters on the library's decoder, with the rank, places and values of ours."""
+    from peft import LoraConfig, get_peft_model
+
+    own = {path.removeprefix("model."): pair for path, pair in pairs(model).items()}
+    config = LoraConfig(r=model.adapter.rank, lora_alpha=model.adapter.alpha,
+                        target_modules=sorted(own))  # fmt: skip
+    wrapped = get_peft_model(peer, config)
+    with torch.no_grad():
+        for path, pair in own.items():
+            theirs = wrapped.get_submodule(f"base_model.model.{path}")
+            theirs.lora_A["default"].weight.copy_(pair.A)
+            theirs.lora_B["default"].weight.copy_(pair.B)
+    return wrapped
+
+
+class PeerEncoder(nn.Module):
+    """The library's SAM and its CLIP transformer; our class token and positions between them."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.sam = modeling.DeepseekOcr2SamVisionEncoder(sam_config(config.sam))
+        clip = clip_config(config.clip)
+        self.embeddings = ClipEmbeddings(config.clip)
+        self.pre_layrnorm = nn.LayerNorm(config.clip.width, eps=clip.layer_norm_eps)
+        self.clip = CLIPEncoder(clip)
+
+    def forward(self, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pages [N, 3, h*64, w*64] -> (SAM's [N, C, h, w], CLIP's [N, 1 + h*w, C])."""
+        sam = self.sam(pages).last_hidden_state
+        x = self.pre_layrnorm(self.embeddings(sam))
+        return sam, self.clip(inputs_embeds=x).last_hidden_state
+
+
+def sam_config(config: SamConfig) -> configuration.DeepseekOcr2SamVisionConfig:
+    return configuration.DeepseekOcr2SamVisionConfig(
+        hidden_size=config.width, output_channels=config.neck, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, image_size=config.image_size, patch_size=config.patch,
+        window_size=config.window, global_attn_indexes=list(config.global_layers),
+        downsample_channels=list(config.downsample), attn_implementation="sdpa",
+    )  # fmt: skip
+
+
+def clip_config(config: ClipConfig) -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=config.width, intermediate_size=4 * config.width,
+        num_hidden_layers=config.layers, num_attention_heads=config.heads,
+        image_size=config.image_size, patch_size=config.patch_size, hidden_act="quick_gelu",
+        layer_norm_eps=1e-5, attn_implementation="sdpa",
+    )  # fmt: skip
+
+
+_SAM_NAMES = {
+    "patch_embed.proj": "patch_embed.projection", "blocks.": "layers.", "norm1": "layer_norm1",
+    "norm2": "layer_norm2", "neck.0.": "neck.conv1.", "neck.1.": "neck.layer_norm1.",
+    "neck.2.": "neck.conv2.", "neck.3.": "neck.layer_norm2.", "net_2.": "proj.conv1.",
+    "net_3.": "proj.conv2.",
+}  # fmt: skip
+
+
+def clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our CLIP layers under the library's names, the fused qkv cut in three."""
+    out = {}
+    for name, tensor in renamed(state, {"transformer.": ""}).items():
+        if "qkv_proj" in name:
+            for kind, part in zip("qkv", tensor.chunk(3)):
+                out[name.replace("qkv_proj", f"{kind}_proj")] = part
+        else:
+            out[name] = tensor
+    return out
+
+
+def peer_encoder(model: DeepseekOCR) -> PeerEncoder:
+    """The library's encoder with the weights of ours, frozen."""
+    trunk = model.model
+    with torch.device(trunk.sam_model.pos_embed.device):
+        peer = PeerEncoder(model.config)
+    peer.sam.load_state_dict(renamed(trunk.sam_model.state_dict(), _SAM_NAMES))
+    own = trunk.vision_model.state_dict()
+    layers = {n: t for n, t in own.items() if n.startswith("transformer.")}
+    peer.clip.load_state_dict(clip_state(layers))
+    peer.embeddings.load_state_dict(trunk.vision_model.embeddings.state_dict())
+    peer.pre_layrnorm.load_state_dict(trunk.vision_model.pre_layrnorm.state_dict())
+    return peer.to(trunk.sam_model.pos_embed.dtype).eval().requires_grad_(False)
