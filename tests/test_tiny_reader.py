@@ -1,5 +1,8 @@
 """The recipe that teaches a model to read: its texts, its pages, and that it can be taken up again."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +13,9 @@ from deepsynth_min.row import Row
 from deepsynth_min.tiny_reader import STAGES, UNSEEN, Training, Words, learning_rate, place
 from deepsynth_min.tokenizer import EMBEDDED
 from deepsynth_min.weights import official_views
+
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +73,18 @@ def test_taken_up_again_it_goes_on_as_if_undisturbed(tmp_path):
     again = Training(tmp_path, 0, 1)
     assert again.step == 2 and losses(again, 2) == after
     assert before + after == losses(Training(tmp_path / "other", 0, 1), 4)
+
+
+def test_the_readme_shows_the_curve_that_was_measured():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    with open(ROOT / "bench" / "tiny_reader_curve.jsonl", encoding="utf-8") as file:
+        entries = [json.loads(line) for line in file]
+    losses = {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+    rates = {entry["step"]: (entry["side"], entry["cer"]) for entry in entries if "cer" in entry}
+    table = readme.split("| characters misread |\n|---|---|---|---|\n")[1].split("\n\n")[0]
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()]
+    steps = [int(row[0].replace(",", "")) for row in rows]
+    assert steps[-1] == max(rates)
+    for step, (_, side, loss, rate) in zip(steps, rows):
+        assert (int(side), rate) == (rates[step][0], f"{100 * rates[step][1]:.1f} %")
+        assert loss == f"{losses[step]:.2f}"
