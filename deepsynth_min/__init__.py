@@ -9,7 +9,8 @@ data       loss, batch, images, order, index, download, row, parquet, rows, data
 model      encoder, experts, decoder, weights, quant, model
 tuning     lora, adapter, freeze, precision, optim, distributed, checkpoint, build
 reading    search, ablations, text_metrics, evaluate, generate
-the run    features, augment, charts, report, sinks, run_directory, metrics, hub, export, train
+the run    features, augment, charts, report, sinks, run_directory, metrics, hub, export, train,
+           tiny_reader
 """
 
 __version__ = "0.1.0"
