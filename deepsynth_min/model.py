@@ -112,10 +112,11 @@ class DeepseekOCR(nn.Module):
 
         What a page becomes in float32 must not depend on the pages beside it, to the last bit, lest
         a cached page (features.py) differ from a fresh one. Matrix products of other sizes may add
-        up in another order; so a frozen encoder in float32 reads one page at a time. From 512 px on
-        that costs nothing.
+        up in another order; so an encoder in float32 reads one page at a time, unless it is being
+        trained. From 512 px on that costs nothing.
         """
-        exact = self.model.sam_model.pos_embed.dtype == torch.float32 and not self.encoder_trains
+        trains = torch.is_grad_enabled() and self.encoder_trains
+        exact = self.model.sam_model.pos_embed.dtype == torch.float32 and not trains
         pieces = pages.split(1 if exact else max(1, len(pages)))
         n, h, w = len(pages), pages.shape[2] // 64, pages.shape[3] // 64
         return torch.cat([side_by_side(*self._towers(piece)) for piece in pieces]).view(n, h, w, -1)
