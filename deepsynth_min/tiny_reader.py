@@ -66,7 +66,7 @@ class Stage:
 
 
 STAGES = (
-    Stage(3000, 64, 1, 6, 32, 2e-3, 2e-3),
+    Stage(12000, 64, 1, 6, 32, 2e-3, 2e-3),  # 3,000 were measured to be too few
     Stage(6000, 128, 1, 26, 32, 2e-3, 2e-3),
     Stage(12000, 128, 1, 120, 16, 2e-3, 1e-4),
 )
@@ -261,8 +261,9 @@ def commit() -> str:
 
 def run(arguments: list[str]) -> None:
     parser = OneLineParser(prog="python -m deepsynth_min.tiny_reader",
-                           description="Teach the preset tiny-reader to read random words.")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, help="directory; goes on with what is there")
+                           description="Teach the preset tiny-reader to read.")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True,
+                        help="directory; goes on with what is there")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of weights and words (default: 0)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     parser.add_argument("--evaluate-every", type=int, default=300,
