@@ -41,11 +41,12 @@ setup(
     ],
     extras_require={
         "images": ["pillow>=10"],  # user-supplied page images
+        "parquet": ["pyarrow>=16"],  # data in Parquet files
         "shaping": ["uharfbuzz>=0.40", "python-bidi>=0.6"],  # Arabic, Hebrew order, Indic, Thai
         "eval": ["rouge-score>=0.1.2"],  # ROUGE of generated answers
         "log": ["tensorboard>=2.15", "wandb>=0.17"],  # other places for the figures
         "test": ["rouge-score>=0.1.2", "jiwer>=3",
-                 "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "pillow>=10", "peft>=0.15", "pybind11>=2.12",
+                 "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "pillow>=10", "pyarrow>=16", "peft>=0.15", "pybind11>=2.12",
                  "uharfbuzz>=0.40", "python-bidi>=0.6"],  # fmt: skip
     },
 )

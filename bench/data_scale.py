@@ -1,9 +1,9 @@
 """Data at scale: time to the first batch, resident memory and rows per second, by number of rows.
 
     python bench/data_scale.py                       # 100,000 and 10,000,000 rows (1.3 GB, removed again)
-    python bench/data_scale.py --rows 1000 100000
+    python bench/data_scale.py --rows 1000 100000 --format parquet   # in row groups of 1,000
 
-Makes a .jsonl file, then starts a new process on it twice: without an index, which checks every row
+Makes a data file, then starts a new process on it twice: without an index, which checks every row
 and writes one, and with it. Each process builds the trainer's own loader and draws batches.
 """
 
@@ -20,15 +20,37 @@ from pathlib import Path
 from common import environment, finish, table
 
 BATCHES = 200
+GROUP = 1000  # rows of a Parquet row group
+ALONE = 2000  # rows read without drawing them
+
+
+def row(i: int) -> dict[str, str]:
+    text = f"Report {i}: the pump at station {i * 7919 % 99991} was repaired in {i % 48} hours."
+    return {"text": text, "summary": f"Pump repaired in {i % 48} hours."}
 
 
 def make(path: Path, rows: int) -> None:
     """Rows of about 130 bytes, all different."""
-    with open(path, "w", encoding="utf-8") as out:
-        for i in range(rows):
-            text = f"Report {i}: the pump at station {i * 7919 % 99991} was repaired in {i % 48} hours."
-            row = {"text": text, "summary": f"Pump repaired in {i % 48} hours."}
-            out.write(json.dumps(row) + "\n")
+    if path.suffix == ".jsonl":
+        with open(path, "w", encoding="utf-8") as out:
+            out.writelines(json.dumps(row(i)) + "\n" for i in range(rows))
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema([("text", pyarrow.string()), ("summary", pyarrow.string())])
+    with pyarrow.parquet.ParquetWriter(path, schema) as out:
+        for start in range(0, rows, GROUP):
+            group = [row(i) for i in range(start, min(start + GROUP, rows))]
+            out.write_table(pyarrow.Table.from_pylist(group, schema))
+
+
+def read(rows, count: int) -> float:
+    """Rows per second, read alone, in the order that training draws them in."""
+    began = time.perf_counter()
+    for i in range(min(count, len(rows))):
+        rows[i]
+    return min(count, len(rows)) / (time.perf_counter() - began)
 
 
 def resident() -> int:
@@ -62,13 +84,15 @@ def start(path: str) -> dict:
         next(loader)
     rate = BATCHES * settings.optim.batch_size / (time.perf_counter() - began)
     loader.close()
+    alone = read(train, ALONE)
     return {"rows": len(train) + len(held_out), "open_s": opened, "first_batch_s": first,
-            "rows_per_s": rate, "grown_bytes": resident() - before}  # fmt: skip
+            "rows_per_s": rate, "read_per_s": alone, "grown_bytes": resident() - before}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 10_000_000])
+    parser.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
     parser.add_argument("--start", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.start:
@@ -78,7 +102,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "XDG_CACHE_HOME": folder}
         for rows in given.rows:
-            path = Path(folder) / f"{rows}.jsonl"
+            path = Path(folder) / f"{rows}.{given.format}"
             make(path, rows)
             for index in ("made", "present"):
                 command = [sys.executable, __file__, "--start", str(path)]
@@ -89,10 +113,12 @@ def main() -> None:
             path.unlink()
     print(table(
         [(f"{r['asked']:,}", r["index"], f"{r['first_batch_s']:.2f} s",
-          f"{r['grown_bytes'] / 2**20:.0f} MiB", f"{r['rows_per_s']:.0f}") for r in results],
-        ("rows", "index", "first batch after", "memory grown", "rows/s drawn and tokenised"),
+          f"{r['grown_bytes'] / 2**20:.0f} MiB", f"{r['rows_per_s']:.0f}",
+          f"{r['read_per_s']:,.0f}") for r in results],
+        ("rows", "index", "first batch after", "memory grown", "rows/s drawn and tokenised",
+         "rows/s read alone"),
     ))  # fmt: skip
-    finish({"bench": "data_scale", "results": results, **environment("torch", "numpy")})
+    finish({"bench": "data_scale", "format": given.format, "results": results, **environment("torch", "numpy", "pyarrow")})
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ The modules in the order in which data flows through them; imports point upwards
 settings   config, options, settings
 pages      characters, font, style, glyphs, shaping, prepare, render, preview
 documents  grammar, corpus, tokenizer
-data       loss, batch, images, order, index, rows, data
+data       loss, batch, images, order, index, download, row, parquet, rows, data
 model      encoder, experts, decoder, weights, quant, model
 tuning     lora, adapter, freeze, precision, optim, distributed, checkpoint, build
 reading    search, ablations, text_metrics, evaluate, generate
-the run    augment, charts, report, sinks, run_directory, metrics, hub, export, train
+the run    features, augment, charts, report, sinks, run_directory, metrics, hub, export, train,
+           tiny_reader
 """
 
 __version__ = "0.1.0"

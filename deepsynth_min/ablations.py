@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from .data import Sample, SampleBuilder
-from .rows import Row
+from .row import Row
 from .tokenizer import encode
 
 ABLATIONS = ("blank", "shuffled", "without", "text")

@@ -14,21 +14,22 @@ the base checkpoint: an adapter is a difference, and means nothing over another 
 
 import hashlib
 import json
+import math
+import os
 import re
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .config import UserError
+from .config import UserError, read_json
 from .lora import (
     Base, LoraConfig, adaptable, adapter_views, attach, check_whole_layers, official_paths,
 )  # fmt: skip
-from .weights import check_names, is_adapter, open_tensors
+from .weights import is_adapter, on_host, open_tensors, read_tensors, stored
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OTHERS = "trained.safetensors"  # ours alone: what trained beside the adapter, e.g. the projector
@@ -81,43 +82,54 @@ def peft_config(config: LoraConfig) -> dict:
     }
 
 
+def trained_beside(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> parameter, of those that train and belong to no adapter."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()
+            if parameter.requires_grad and not is_adapter(name)}  # fmt: skip
+
+
 def save_adapter(model: nn.Module, directory: Path) -> None:
     """Writes the files into `directory`; the caller gives it its final name."""
-    config = model.adapter
+    write_adapter(model.adapter, adapter_views(model), trained_beside(model), directory)
+
+
+def write_adapter(config: LoraConfig, tensors: dict, others: dict, directory: Path) -> None:
+    """The files of an adapter. `tensors` by PEFT's names, `others` by ours."""
     text = json.dumps(peft_config(config), indent=2)
     (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
-    # A copy each: slices of a stacked tensor share memory, which the format refuses.
-    tensors = {name: view.cpu().clone() for name, view in adapter_views(model).items()}
     metadata = {"format": "pt", "base_digest": config.base.digest}
-    save_file(tensors, directory / TENSORS, metadata=metadata)
-    others = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()
-              if p.requires_grad and not is_adapter(name)}  # fmt: skip
+    save_file({name: on_host(tensor) for name, tensor in tensors.items()}, directory / TENSORS,
+              metadata=metadata)  # fmt: skip
     if others:
-        save_file(others, directory / OTHERS, metadata={"format": "pt"})
+        save_file({name: on_host(tensor) for name, tensor in others.items()}, directory / OTHERS,
+                  metadata={"format": "pt"})  # fmt: skip
 
 
 def read_config(directory: Path) -> LoraConfig:
     """What adapter_config.json says. Raises UserError naming the field that cannot be honoured."""
     path = directory / CONFIG
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{directory}: no {CONFIG} in it; not an adapter") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+    if not os.path.lexists(path):
+        raise UserError(f"{directory}: no {CONFIG} in it; not an adapter")
+    fields = read_json(path)
     if not isinstance(fields, dict):
         raise UserError(f"{path}: not a JSON object")
     for name, allowed in _ONLY.items():
         if fields.get(name, allowed[0]) not in allowed:
-            raise UserError(f"{path}: {name} = {fields[name]!r} is not supported")
+            raise UserError(f"{path}: {name} = {fields[name]!r:.100} is not supported")
     kinds = {"r": int, "lora_alpha": (int, float), "target_modules": (str, list),
              "lora_dropout": (int, float), "use_rslora": bool}  # fmt: skip
     defaults = {"lora_dropout": 0.0, "use_rslora": False}
     values = {name: fields.get(name, defaults.get(name)) for name in kinds}
     for name, value in values.items():
         sensible = isinstance(value, kinds[name]) and (kinds[name] is bool or value is not True)
-        if not sensible or (name in ("r", "lora_alpha") and value <= 0):
-            raise UserError(f"{path}: {name} = {value!r} makes no sense")
+        if name in ("r", "lora_alpha"):
+            sensible = sensible and 0 < value < 2**31
+        elif kinds[name] == (int, float):
+            sensible = sensible and 0 <= value < 1
+        elif isinstance(value, list):
+            sensible = all(isinstance(target, str) for target in value)
+        if not sensible:
+            raise UserError(f"{path}: {name} = {value!r:.100} makes no sense")
     targets = values["target_modules"]
     return LoraConfig(
         rank=values["r"], alpha=float(values["lora_alpha"]), dropout=float(values["lora_dropout"]),
@@ -133,7 +145,7 @@ def selected(paths: set[str], targets: str | tuple[str, ...], where: str) -> set
         return {path for path in paths if path in targets or path.endswith(ends)}
     try:
         pattern = re.compile(targets)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise UserError(f"{where}: target_modules is no regular expression ({error})") from None
     return {path for path in paths if pattern.fullmatch(path)}
 
@@ -152,15 +164,6 @@ def expected_shapes(model: nn.Module, rank: int, chosen: set[str]) -> dict[str, 
         shapes[f"{_PREFIX}{path}.lora_A.weight"] = (rank, inner)
         shapes[f"{_PREFIX}{path}.lora_B.weight"] = (outer, rank)
     return shapes
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. Raises UserError."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple]:
@@ -190,13 +193,13 @@ def load_adapter(model: nn.Module, directory: Path, base: Base, dropout: float =
     Raises UserError, and leaves the model untouched, if file, configuration, model and base do not
     fit together.
     """
-    config, (tensors, metadata) = read_config(directory), _read_tensors(directory / TENSORS)
+    config, (shapes, metadata) = read_config(directory), stored(directory / TENSORS)
     if metadata.get("base_digest", base.digest) != base.digest:
         raise UserError(f"{directory / TENSORS}: this adapter was trained over another base model "
                         f"than {base.name}")  # fmt: skip
-    chosen = _adapted_paths(model, config, tensors, directory)
+    chosen = _adapted_paths(model, config, shapes, directory)
     expected = expected_shapes(model, config.rank, chosen)
-    check_names(_shapes(tensors), expected, str(directory / TENSORS))
+    tensors = read_tensors(directory / TENSORS, expected)
     others = _read_others(model, directory)
     attach(model, replace(config, dropout=dropout, base=base), chosen)
     _fill(model, tensors, others)
@@ -205,24 +208,22 @@ def load_adapter(model: nn.Module, directory: Path, base: Base, dropout: float =
 @torch.no_grad()
 def restore_adapter(model: nn.Module, directory: Path) -> None:
     """Fills the adapter that the model has from one that was saved of the same kind."""
-    config, (tensors, _) = read_config(directory), _read_tensors(directory / TENSORS)
+    config = read_config(directory)
     for field in ("rank", "alpha", "rslora"):
-        stored, now = getattr(config, field), getattr(model.adapter, field)
-        if stored != now:
-            raise UserError(f"{directory}: was made with LoRA {field} {stored}, now {now}")
-    check_names(_shapes(tensors), _shapes(adapter_views(model)), str(directory / TENSORS))
+        then, now = getattr(config, field), getattr(model.adapter, field)
+        if then != now:
+            raise UserError(f"{directory}: was made with LoRA {field} {then}, now {now}")
+    tensors = read_tensors(directory / TENSORS, _shapes(adapter_views(model)))
     _fill(model, tensors, _read_others(model, directory))
 
 
 def _read_others(model: nn.Module, directory: Path) -> dict[str, torch.Tensor]:
     """Parameters that were trained beside the adapter, if there are any."""
     path = directory / OTHERS
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
-    tensors, _ = _read_tensors(path)
-    own = {name: p for name, p in model.named_parameters() if name in tensors}
-    check_names(_shapes(tensors), _shapes(own), str(path))
-    return tensors
+    names = stored(path)[0]
+    return read_tensors(path, _shapes({n: p for n, p in model.named_parameters() if n in names}))
 
 
 def _fill(model: nn.Module, adapter: dict[str, torch.Tensor], others) -> None:

@@ -5,6 +5,7 @@ a page gives, where they go, which positions are scored) is known here already, 
 that a training step never waits for the device.
 """
 
+import itertools
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -42,6 +43,11 @@ class Batch:
     rows            numbers of the data rows, for messages
     missing         characters of all pages that could not be drawn as they should
     owners          the sample, 0 .. B-1, that each page belongs to
+    lengths         empty, or the samples' lengths if they are packed: then the text tensors are
+                    [1, T], the samples one after another in one row, and nothing is padding
+    page_keys       empty, or the keys of pages and tiles in the feature cache
+    features        [N, h, w, F] what the encoder makes of the pages, if it is known (features.py)
+    tile_features   [M, q, q, F] the same of the tiles
 
     Raises ValueError if the visual tokens of all pages do not fill image_mask exactly.
     """
@@ -56,9 +62,14 @@ class Batch:
     rows: tuple[int, ...] = ()
     missing: int = 0
     owners: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    page_keys: tuple[str, ...] = ()
+    features: Tensor | None = None
+    tile_features: Tensor | None = None
     image_index: Tensor | None = None  # flat positions in [B*T] of the visual tokens, in order
     score_index: Tensor | None = None  # flat positions in [B*T] that predict a scored token
     targets: Tensor | None = None  # [L] the scored tokens
+    positions: Tensor | None = None  # [1, T] if packed: from 0 on in each sample
     tokens: int = 0  # real tokens, padding left out
 
     def __post_init__(self):
@@ -82,19 +93,46 @@ class Batch:
         if tiles != (0 if self.tiles is None else len(self.tiles)):
             raise ValueError(f"grids ask for {tiles} tiles, {tile and len(self.tiles)} are given")
         scored = self.labels != IGNORE
-        if scored[:, 0].any():
+        if self.lengths and (B, T) != (1, sum(self.lengths)):
+            raise ValueError(f"samples of {self.lengths} tokens do not fill {B} x {T}")
+        starts = [0, *itertools.accumulate(self.lengths)][: len(self.lengths) or 1]
+        if scored[:, starts].any():
             raise ValueError("labels: position 0 has nothing to be predicted from")
         found_at = scored.flatten().nonzero()[:, 0]
         set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 (frozen)
         set_("image_index", self.image_mask.flatten().nonzero()[:, 0])
         set_("score_index", found_at - 1)
         set_("targets", self.labels.flatten()[found_at])
+        if self.lengths:
+            positions = torch.cat([torch.arange(length) for length in self.lengths])
+            set_("positions", positions[None])
         set_("tokens", int(self.attention_mask.sum()))
 
     @property
     def count(self) -> int:
         """Scored tokens."""
         return len(self.targets)
+
+    @property
+    def counted(self) -> Tensor:
+        """[B, T] bool, which tokens are which sample's; of a packed batch too, where B counts its
+        samples and T runs over all of them."""
+        if not self.lengths:
+            return self.attention_mask
+        samples = torch.arange(len(self.lengths), device=self.input_ids.device)[:, None]
+        return (self.positions == 0).cumsum(1) - 1 == samples
+
+    def packed(self) -> "Batch":
+        """The same samples, one after another in a row [1, T] without padding."""
+        if self.lengths:
+            return self
+        keep = self.attention_mask
+        lengths = tuple(keep.sum(1).tolist())
+        assert all(keep[b, :n].all() for b, n in enumerate(lengths)), "padding is to the right"
+        names = ("input_ids", "attention_mask", "image_mask", "labels")
+        text = {name: getattr(self, name)[keep][None] for name in names}
+        return Batch(**text, pages=self.pages, tiles=self.tiles, grids=self.grids, rows=self.rows,
+                     missing=self.missing, owners=self.owners, lengths=lengths)  # fmt: skip
 
     def _mapped(self, change) -> "Batch":
         """`change` done to every tensor but grids, which say how to cut and stay on the CPU."""

@@ -10,7 +10,12 @@ With an adapter, its files (adapter.py) stand in place of the first two: the bas
 
 The one idea: it can be given to `--model` (or `--adapter`) like any other, since the first two are
 complete. It is written under a temporary name, flushed to the disk and renamed, so what has the final
-name is whole. Nothing that is read back is ever unpickled.
+name is whole; from a copy in host memory (`Snapshot`), so training need not wait for the disk
+(`Saver`). Nothing that is read back is ever unpickled.
+
+No generator's state is kept: dropout, augmentation and the order of samples are functions of (seed,
+step, rank or place in the run), on every rank; only bf16's random rounding has a generator, and its
+state is with the optimizer's.
 """
 
 import hashlib
@@ -18,18 +23,23 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from .adapter import restore_adapter, save_adapter
-from .config import UserError
+from .adapter import restore_adapter, trained_beside, write_adapter
+from .config import UserError, read_json
+from .lora import adapter_views
 from .optim import LossScaler, prepare_state, restore_state, state_tensors
-from .weights import check_names, load_weights, save_weights
+from .weights import (
+    load_weights, official_views, on_host, read_tensors, save_weights, write_weights,
+)  # fmt: skip
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-([0-9]{6,12})$")
@@ -89,21 +99,65 @@ def whole_directory(final: Path):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save(checkpoints: Path, step: int, model, optimizer, scaler, base: Path, facts: dict) -> Path:
-    """Writes checkpoints/step-NNNNNN and returns it. `base`: where config and tokenizer lie."""
-    final = checkpoints / f"step-{step:06}"
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint will hold, as it is at one step; nothing in it looks at the run again."""
+
+    weights: dict[str, torch.Tensor]  # by official names; of an adapter, by PEFT's
+    beside: dict[str, torch.Tensor]  # what trained beside an adapter
+    state: dict[str, torch.Tensor]  # of optimizer and scaler
+    facts: dict  # training.json
+
+
+def take(model, optimizer, scaler, facts: dict, copied: bool = True) -> Snapshot:
+    """The training state of this moment. `copied`: to the host, so that training may go on while
+    it is written; otherwise it must not, for the tensors are the run's own."""
+    adapted = model.adapter is not None
+    parts = (
+        adapter_views(model) if adapted else official_views(model),
+        trained_beside(model) if adapted else {},
+        optimizer_tensors(model, optimizer, scaler),
+    )
+    if copied:
+        parts = ({k: v.detach().to("cpu", copy=True) for k, v in part.items()} for part in parts)
+    return Snapshot(*parts, facts)
+
+
+def save(checkpoints: Path, snapshot: Snapshot, model, base: Path) -> Path:
+    """Writes checkpoints/step-NNNNNN and returns it.
+
+    Of the model only its configuration is read. `base`: where config and tokenizer files lie.
+    """
+    final = checkpoints / f"step-{snapshot.facts['step']:06}"
     with whole_directory(final) as partial:
         if model.adapter is None:
-            save_model(model, partial, base)
+            copy_base_files(model, partial, base)
+            write_weights(snapshot.weights, partial)
         else:
-            save_adapter(model, partial)
-        state = optimizer_tensors(model, optimizer, scaler)
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()},
+            write_adapter(model.adapter, snapshot.weights, snapshot.beside, partial)
+        save_file({name: on_host(tensor) for name, tensor in snapshot.state.items()},
                   partial / "optimizer.safetensors")  # fmt: skip
-        (partial / "training.json").write_text(json.dumps({"step": step, **facts}, indent=2))
+        (partial / "training.json").write_text(json.dumps(snapshot.facts, indent=2))
         listed = {file.name: _described(file) for file in sorted(partial.iterdir())}
         (partial / MANIFEST).write_text(json.dumps(listed, indent=2))
     return final
+
+
+class Saver:
+    """Writes checkpoints in a thread of its own, one after the other, while training goes on."""
+
+    def __init__(self):
+        self.pool, self.running = ThreadPoolExecutor(1, thread_name_prefix="saving"), None
+
+    def start(self, write) -> None:
+        """Calls write() in the background; the one before must have been waited for."""
+        self.running = self.pool.submit(write)
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises what the writing raised."""
+        running, self.running = self.running, None
+        if running is not None:
+            running.result()
 
 
 def _described(file: Path) -> dict:
@@ -115,7 +169,11 @@ def _described(file: Path) -> dict:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, in words; None if they are as they were written."""
     try:
-        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        listed = read_json(path / MANIFEST)
+        # What stands beside them would be read, too, by its name.
+        ours = {file.name for file in path.iterdir() if file.suffix in (".safetensors", ".json")}
+        if more := sorted(ours - {MANIFEST} - listed.keys()):
+            return f"{more[0]} is not in {MANIFEST}"
         for name, expected in listed.items():
             if Path(name).name != name:
                 return f"{MANIFEST} names {name!r}"
@@ -186,12 +244,9 @@ def prune(checkpoints: Path, keep: int, best: str | None) -> None:
 def read_facts(path: Path) -> dict:
     """What training.json says. Raises UserError."""
     file = path / "training.json"
-    try:
-        training = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not a training checkpoint (no training.json)") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from None
+    if not os.path.lexists(file):
+        raise UserError(f"{path}: not a training checkpoint (no training.json)")
+    training = read_json(file)
     if not isinstance(training, dict):
         raise UserError(f"{file}: not a JSON object")
     for name, fits in _FACTS.items():
@@ -227,17 +282,14 @@ def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:
     another run. So is anything missing, left over or wrongly shaped.
     """
     training = read_facts(path)
-    try:
-        state = load_file(path / "optimizer.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}/optimizer.safetensors: cannot be read ({error})") from None
     for name, value in facts.items():
         if training.get(name) != value:
             raise UserError(f"{path}: was made with {name} {training.get(name)!r}, now {value!r}")
     prepare_state(optimizer)
-    expected = {n: tuple(t.shape) for n, t in optimizer_tensors(model, optimizer, scaler).items()}
-    found = {name: tuple(t.shape) for name, t in state.items()}
-    check_names(found, expected, f"{path}/optimizer.safetensors")
+    held = optimizer_tensors(model, optimizer, scaler)
+    whole = tuple(name for name, tensor in held.items() if not tensor.is_floating_point())
+    state = read_tensors(path / "optimizer.safetensors",
+                         {name: tuple(tensor.shape) for name, tensor in held.items()}, whole)  # fmt: skip
     if model.adapter is None:
         load_into(model, path)
     else:

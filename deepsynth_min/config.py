@@ -14,8 +14,9 @@ Letters used in the shape comments of the whole package:
 
 import json
 import os
-import sys
+import re
 import stat
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -24,22 +25,29 @@ class UserError(ValueError):
     """A mistake of the user's: shown as one line naming what and where, exit code 2."""
 
 
+def without_credentials(text: str) -> str:
+    """A message in which no address shows the name and password that it may carry."""
+    return re.sub(r"(\w://)[^\s/@]*@", r"\1***@", text)
+
+
 def one_line(error: object, most: int = 1000) -> str:
     """A message on one line: what cannot be printed is escaped, a long one loses its middle."""
-    text = str(error)
+    text = without_credentials(str(error))
     if len(text) > most:
         text = f"{text[: most // 2]} ... {text[-(most // 2) :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def exit_code(run, arguments: list[str] | None, finish=lambda: None) -> int:
+def exit_code(run, arguments: list[str] | None, finish=lambda: None, first=lambda: None) -> int:
     """Runs a command: 0 done, 2 the user's mistake in one line; anything else is a traceback.
 
-    run(arguments) does the work, of the command line if none are given; `finish()` comes last.
+    run(arguments) does the work, of the command line if none are given; `first()` comes before the
+    line of a mistake is printed, `finish()` comes last.
     """
     try:
         run(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
+        first()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     finally:
@@ -350,5 +358,16 @@ PRESETS = {
                               num_key_value_heads=6, n_routed_experts=16, num_experts_per_tok=4,
                               max_position_embeddings=2048),
         page_size=256,
+    ),
+    # For learning to read from nothing on a CPU (tiny_reader.py): no more than 8 MB in bf16.
+    "tiny-reader": ModelConfig(
+        sam=SamConfig(width=96, layers=3, heads=4, image_size=128, window=4, global_layers=(),
+                      neck=64, downsample=(64, 176)),
+        clip=ClipConfig(width=176, layers=1, heads=4, image_size=14, patch_size=7),
+        decoder=DecoderConfig(vocab_size=4096, hidden_size=192, intermediate_size=384,
+                              moe_intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+                              num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2,
+                              max_position_embeddings=2048),
+        page_size=128,
     ),
 }  # fmt: skip

@@ -24,7 +24,7 @@ from .images import cut_tiles, grids, open_image, prepare
 from .loss import IGNORE
 from .order import Order, share
 from .render import PageStyle, render_pages
-from .rows import Row
+from .row import Row
 from .settings import MODES, TILE, Settings, page_side
 from .tokenizer import check_tokenizer, encode, special_ids
 
@@ -161,8 +161,13 @@ def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
     return square.numpy()
 
 
-def collate(samples: list[Sample], special, rows: tuple[int, ...] = ()) -> Batch:
-    """Pads samples to the right; pages stay in sample order. Answers are scored, prompts not."""
+def collate(
+    samples: list[Sample], special, rows: tuple[int, ...] = (), pack: bool = False
+) -> Batch:
+    """Pads samples to the right, or packs them; pages stay in sample order.
+
+    Answers are scored, prompts not.
+    """
     B, T = len(samples), max(len(sample.ids) for sample in samples)
     ids = torch.full((B, T), special.pad)
     labels = torch.full((B, T), IGNORE)
@@ -177,12 +182,13 @@ def collate(samples: list[Sample], special, rows: tuple[int, ...] = ()) -> Batch
     pages = _stack([sample.pages for sample in samples])
     tiles = [tile for sample in samples for tile in sample.tiles]
     grids_ = [grid for sample in samples for grid in sample.grids]
-    return Batch(
+    batch = Batch(
         ids, attention_mask, image_mask, labels, pages, _stack(tiles) if tiles else None,
         torch.tensor(grids_) if tiles else None, rows,
         missing=sum(sample.missing for sample in samples),
         owners=tuple(b for b, sample in enumerate(samples) for _ in sample.pages),
     )  # fmt: skip
+    return batch.packed() if pack else batch
 
 
 def _stack(pieces: list[np.ndarray]) -> torch.Tensor:
@@ -200,7 +206,11 @@ def _stack(pieces: list[np.ndarray]) -> torch.Tensor:
 class Loader:
     """Iterates over steps, each a list of `accumulate` batches; works ahead in threads."""
 
-    def __init__(self, rows, builder: SampleBuilder, settings: Settings, rank=0, world=1, step=0):
+    def __init__(
+        self, rows, builder: SampleBuilder, settings: Settings, rank=0, world=1, step=0,
+        finish=lambda batch: batch,
+    ):  # fmt: skip
+        self.finish = finish  # what else is to be done to a batch ahead of its step
         self.rows, self.builder, self.settings = rows, builder, settings
         self.rank, self.world, self.step = rank, world, step
         optim = settings.optim
@@ -219,7 +229,8 @@ class Loader:
 
     def _make(self, chosen: tuple[int, ...]) -> Batch:
         samples = [self.builder(self.rows[i]) for i in chosen]
-        return collate(samples, self.builder.special, chosen)
+        batch = collate(samples, self.builder.special, chosen, self.settings.optim.pack)
+        return self.finish(batch)
 
     def __next__(self) -> list[Batch]:
         accumulate = self.settings.optim.accumulate

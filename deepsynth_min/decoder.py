@@ -16,6 +16,7 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import DecoderConfig
 from .experts import Experts
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, kv_width, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x, cos, sin, mask=None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x, cos, sin, mask=None, cache: KVCache | None = None, lengths=()) -> Tensor:
         B, T, D = x.shape
         q, k, v = (
             project(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, H, T, d]
@@ -102,9 +103,11 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.shared_kv
-        )
+        how = {"attn_mask": mask, "is_causal": mask is None, "enable_gqa": self.shared_kv}
+        # Packed samples: each attends to itself, in a call of its own, and no mask is needed.
+        parts = [part.split(lengths, 2) if lengths else [part] for part in (q, k, v)]
+        out = [F.scaled_dot_product_attention(*own, **how) for own in zip(*parts)]
+        out = torch.cat(out, 2) if lengths else out[0]  # [B, H, T, d]
         return self.o_proj(out.transpose(1, 2).reshape(B, T, D))
 
 
@@ -143,7 +146,8 @@ class Router(nn.Module):
 def balance_term(scores: Tensor, chosen: Tensor, counted: Tensor) -> Tensor:
     """sum over sequences of sum_e f_e * P_e: how unevenly one layer's experts are used.
 
-    scores [B, T, E], chosen [B, T, K], counted [B, T] (True where a token takes part). f_e is the
+    scores [B, T, E], chosen [B, T, K], counted [B, T] (True where a token takes part); of packed
+    sequences, scores and chosen are [1, T, ...] and counted says whose each token is. f_e is the
     share of choices that went to expert e times E, P_e its mean probability. Balanced use gives 1
     per sequence. DeepSeekMoE (Dai et al. 2024), sequence-wise form.
     """
@@ -186,8 +190,10 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x, cos, sin, mask, cache, counted) -> tuple[Tensor, Tensor | None]:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+    def forward(
+        self, x, cos, sin, mask, cache, counted, lengths=()
+    ) -> tuple[Tensor, Tensor | None]:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, lengths)
         y = self.post_attention_layernorm(x)
         y, balance = self.mlp(y, counted) if hasattr(self.mlp, "experts") else (self.mlp(y), None)
         return x + y, balance
@@ -206,16 +212,24 @@ def causal_mask(valid: Tensor, length: int) -> Tensor:
     return seen | ((position == query) & before_first)
 
 
-def decode(layers, norm, config: DecoderConfig, x: Tensor, *, valid=None, cache=None, counted=None):
+def decode(
+    layers, norm, config: DecoderConfig, x: Tensor, *, valid=None, cache=None, counted=None,
+    lengths=(), recompute: int = 0,
+):
     """Embeddings x [B, T, D] -> (hidden states [B, T, D], balance term or None).
 
     `valid` [B, S] marks real tokens, those already in the cache included; without it every token is
     real, or padding stands to the right, where causality alone hides it. `counted` [B, T] asks for
-    the balance term over those tokens.
-    """
+    the balance term over those tokens. `lengths`: of packed sequences, in x [1, T, D] one after
+    another. The activations of the first `recompute` layers are not kept but computed again in the
+    backward pass: the first, since theirs would wait the longest.
+    """  # fmt: skip
     B, T, _ = x.shape
     past = cache.length if cache is not None else 0
-    if valid is None:
+    if lengths:
+        assert (B, T) == (1, sum(lengths)) and valid is None and cache is None
+        positions = torch.cat([torch.arange(n, device=x.device) for n in lengths])[None]
+    elif valid is None:
         positions = torch.arange(past, past + T, device=x.device).expand(B, T)
     else:
         first = valid.int().argmax(1, keepdim=True)  # [B, 1] padding on the left is not counted
@@ -226,8 +240,12 @@ def decode(layers, norm, config: DecoderConfig, x: Tensor, *, valid=None, cache=
     mask = None if valid is None else causal_mask(valid.bool(), T)
     cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta)
     balance = None
-    for layer in layers:
-        x, term = layer(x, cos, sin, mask, cache, counted)
+    for number, layer in enumerate(layers):
+        rest = (x, cos, sin, mask, cache, counted, lengths)
+        if number < recompute and torch.is_grad_enabled():
+            x, term = checkpoint(layer, *rest, use_reentrant=False)  # dropout repeats itself
+        else:
+            x, term = layer(*rest)
         if term is not None:
             balance = term if balance is None else balance + term
     if cache is not None:

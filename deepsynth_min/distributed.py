@@ -12,6 +12,7 @@ exact global mean. Gradients travel in flat buckets while backward still compute
 import os
 import signal
 import re
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -65,12 +66,42 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
         # Small facts go over Gloo from host memory, so that asking for them stalls no GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        global _roll_call
+        _roll_call = dist.new_group(backend="gloo")
     return World(rank, size, chosen)
+
+
+def let_first_speak() -> None:
+    """What is wrong for one process of a machine is mostly wrong for all, and is to be said once: the
+    others wait, until torchrun ends them because the first has failed, or until it has not."""
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        time.sleep(2.0)
 
 
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+_roll_call = None  # a group of all ranks that carries nothing until something has failed
+_ROLL_CALL_SECONDS = 10
+
+
+def with_lost_ranks(error: RuntimeError) -> RuntimeError:
+    """If `error` came from a collective: one that names the ranks which do not answer any more.
+
+    Such an error says that a connection was closed, or that nothing came before --timeout; not
+    whose fault it was. So those who are left call the roll, over connections that are still whole.
+    """
+    of_collective = isinstance(error, dist.DistError) or re.search("gloo|nccl", str(error), re.I)
+    if _roll_call is None or not of_collective:
+        return error
+    seconds = timedelta(seconds=_ROLL_CALL_SECONDS)
+    try:
+        dist.monitored_barrier(_roll_call, seconds, wait_all_ranks=True)
+    except RuntimeError as found:
+        return RuntimeError(f"rank {dist.get_rank()} lost another process: {found}")
+    return error
 
 
 def barrier(world: World) -> None:

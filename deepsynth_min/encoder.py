@@ -252,6 +252,5 @@ class Projector(nn.Module):
         super().__init__()
         self.layers = nn.Linear(config.feature_width, config.decoder.hidden_size)
 
-    def forward(self, clip: Tensor, sam: Tensor) -> Tensor:
-        tokens = torch.cat([clip[:, 1:], sam.flatten(2).transpose(1, 2)], dim=-1)
-        return self.layers(tokens)  # [N, h*w, D]
+    def forward(self, features: Tensor) -> Tensor:  # [..., F] -> [..., D]
+        return self.layers(features)

@@ -26,7 +26,7 @@ from . import ablations, options, settings as settings_, text_metrics
 from .build import load_run_model
 from .config import UserError, exit_code, read_text
 from .data import Sample, SampleBuilder, collate, held_out_shares
-from .distributed import World, start, stop, sum_over_ranks
+from .distributed import World, let_first_speak, start, stop, sum_over_ranks
 from .model import DeepseekOCR
 from .precision import autocast
 from .rows import open_rows
@@ -48,7 +48,7 @@ class Evaluator:
 
     def _loss(self, samples: list[Sample]) -> float:
         """Summed over the scored tokens of one batch."""
-        batch = collate(samples, self.builder.special)
+        batch = collate(samples, self.builder.special, pack=self.settings.optim.pack)
         with autocast(self.world.device, self.settings.optim.precision):
             return float(self.model.loss(batch.to(self.world.device))[0])
 
@@ -235,7 +235,7 @@ def run(arguments: list[str]) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(run, arguments, stop)
+    return exit_code(run, arguments, stop, let_first_speak)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from .model import DeepseekOCR
 from .options import OneLineParser
 from .precision import autocast
 from .quant import Packed
-from .rows import Row
+from .row import Row
 from .settings import Settings
 from .tokenizer import load_tokenizer
 from .weights import (

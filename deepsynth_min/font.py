@@ -13,6 +13,7 @@ import ctypes
 import hashlib
 import io
 import math
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -54,6 +55,8 @@ def font_bytes(source: str) -> bytes:
     if source in EMBEDDED:
         return pymupdf_fonts.myfont(source)
     try:
+        if os.path.exists(source) and not os.path.isfile(source):  # a pipe might never end
+            raise ValueError(f"font: {source!r} is not a regular file")
         with open(source, "rb") as file:
             return file.read()
     except OSError as error:

@@ -30,7 +30,8 @@ from .evaluate import find_run_checkpoint
 from .lora import Base
 from .model import DeepseekOCR
 from .precision import autocast
-from .rows import JsonlRows, Row
+from .row import Row
+from .rows import KINDS, open_files
 from .search import Answer, generate, tokens
 from .settings import GenerationSettings, PageSettings, Settings, change
 from .tokenizer import load_tokenizer
@@ -124,8 +125,8 @@ def open_inputs(names: list[str], settings: Settings) -> list:
     """Pairs (rows, number), in the order given. Raises UserError for what cannot be read."""
     found = []
     for name in names:
-        if Path(name).suffix.lower() == ".jsonl":
-            rows = JsonlRows(name, settings.data, answered=False)
+        if Path(name).suffix.lower() in KINDS:
+            rows = open_files(name, settings.data, answered=False)
         elif Path(name).suffix.lower() in IMAGES:
             rows = [Row(name, "", images=(Path(name),))]
         else:
@@ -203,7 +204,7 @@ def parser() -> options.OneLineParser:
         "of the run.",
     )  # fmt: skip
     out.usage = "python -m deepsynth_min.generate --run DIR | --model DIR [options] FILE..."
-    out.add_argument("files", nargs="+", metavar="FILE", help="text, .jsonl or image; -: text")
+    out.add_argument("files", nargs="+", metavar="FILE", help="text, .jsonl, .parquet or image; -: text")
     which = out.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", metavar="DIR", default="", help="run directory of a training")
     which.add_argument("--model", metavar="DIR", default="", help="checkpoint directory or hub id")

@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from .config import PRESETS, UserError, exit_code
+from .config import PRESETS, UserError, exit_code, without_credentials
+from .download import without_token
 from .options import OneLineParser
 from .settings import Settings
 
@@ -113,7 +114,7 @@ def _explain(error: BaseException) -> tuple[str, int | None]:
 
 def push(directory: Path, repo: str, private: bool = False, pause: float = PAUSE) -> None:
     """Uploads every file of `directory`; prints where to. Raises UserError saying how to go on."""
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
@@ -123,7 +124,7 @@ def push(directory: Path, repo: str, private: bool = False, pause: float = PAUSE
             api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=directory,
                               commit_message=f"deepsynth_min: {directory.name}")  # fmt: skip
-            print(f"uploaded to {api.endpoint}/{repo}")
+            print(without_credentials(f"uploaded to {api.endpoint}/{repo}"))
             return
         except Exception as error:  # its network stack's own kinds; none may lose the message below
             reason, status = _explain(error)
@@ -131,12 +132,10 @@ def push(directory: Path, repo: str, private: bool = False, pause: float = PAUSE
                 break
             if attempt < ATTEMPTS:
                 time.sleep(pause * 2 ** (attempt - 1))
-    token = get_token()
-    if token:
-        reason = reason.replace(token, "***")
     again = f"python -m deepsynth_min.hub --directory {directory} --repo {repo}"
     again += " --private" if private else ""
-    raise UserError(f"upload to {repo} failed ({reason}); nothing is lost, try again with: {again}")
+    raise UserError(without_token(
+        f"upload to {repo} failed ({reason}); nothing is lost, try again with: {again}"))  # fmt: skip
 
 
 def run(arguments: list[str]) -> None:

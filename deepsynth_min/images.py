@@ -1,6 +1,6 @@
 """Pages that the user brings: the official preprocessing of foreign images (extra `[images]`).
 
-In: an image file, the mode. Out: the global view, uint8 [3, side, side], and in gundam mode the
+In: an image file, or the bytes of one, and the mode. Out: the global view, uint8 [3, side, side], and in gundam mode the
 tiles [w*h, 3, 640, 640] with their grid.
 
 The one idea: do what the model's own training did. Orientation from EXIF, RGB, what is transparent
@@ -10,6 +10,7 @@ stretched to the square, large ones fitted into it and padded with grey (127); g
 Source: the official processor of DeepSeek-OCR (Wei et al. 2025).
 """
 
+import io
 import logging
 import struct
 import warnings
@@ -52,20 +53,24 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
 MOST_PIXELS = 178_956_970  # of one image: where Pillow, too, takes it for an attack
 
 
-def open_image(path: Path, where: str):
+def open_image(source: Path | bytes, where: str):
     """A Pillow image, turned upright, in RGB. Raises UserError naming `where` and the file."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
         raise UserError(f"{where}: images need Pillow: pip install 'deepsynth-min[images]'") from None
-    find_file(path, f"{where}: ", "no such image")
+    name, file = "the image", None
+    if isinstance(source, bytes):
+        file = io.BytesIO(source)
+    else:
+        name = file = find_file(source, f"{where}: ", "no such image")
     # Pillow's plugins raise what they like for a damaged file.
     damage = (OSError, ValueError, SyntaxError, NotImplementedError, RuntimeError, EOFError,
               ArithmeticError, LookupError, AttributeError, TypeError, MemoryError, struct.error,
               zlib.error, Image.DecompressionBombError)  # fmt: skip
     warnings.filterwarnings("ignore", module=r"PIL\.")  # metadata is no matter
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             # Of a phone's JPEG (MPO), the first picture is the photograph, others are made of it.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 problem = f"holds {image.n_frames} pictures; give each a file of its own"
@@ -77,7 +82,7 @@ def open_image(path: Path, where: str):
                 return _on_white_paper(ImageOps.exif_transpose(image))
     except damage as error:
         problem = f"not a readable image ({error})"
-    raise UserError(f"{where}: {path}: {problem}")
+    raise UserError(f"{where}: {name}: {problem}")
 
 
 def _on_white_paper(image):

@@ -1,7 +1,8 @@
-"""Where each row of a data file starts: found once, kept on disk, mapped into memory.
+"""What is known of each row of a data file: found once, kept on disk, mapped into memory.
 
-In: a .jsonl file and a function that checks one line. Out: int64 [rows, 2], the byte offset and the
-line number of each row.
+In: a data file and a function that goes through its rows, checks them and gives two numbers of each.
+Out: int64 [rows, 2]; of a .jsonl file the byte offset and the line number, of a .parquet file the
+row group and the size.
 
 The one idea: a file is read from end to end once, to check every row and to note where it starts;
 for a large one the notes go to the cache folder, under a name made from the file's path, size, time
@@ -28,23 +29,23 @@ def cache_folder() -> Path:
     return Path(base) / "deepsynth_min"
 
 
-def row_index(file: Path, check, how: dict, progress: bool = False) -> np.ndarray:
-    """int64 [rows, 2] of `file`. `check(line, line_number)` raises for a row that cannot be used;
-    `how` is what its verdict depends on. Blank lines are no rows."""
+def row_index(file: Path, rows, how: dict, progress: bool = False) -> np.ndarray:
+    """int64 [rows, 2] of `file`. `rows()` yields (number, number, bytes of the file up to the row's
+    end) and raises for a row that cannot be used; `how` is what its verdict depends on."""
     state = file.stat()
     if state.st_size < CACHED_FROM:
         numbers = array("q")
-        _scan(file, check, progress, numbers, lambda: None)
+        _scan(file, rows, progress, numbers, lambda: None)
         return np.array(numbers, dtype=np.int64).reshape(-1, 2)
     facts = [str(file.resolve()), state.st_size, state.st_mtime_ns, how, 1]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     notes = cache_folder() / f"{name}.rows"
     if not notes.is_file() or not notes.stat().st_size or notes.stat().st_size % 16:
-        _write(notes, file, check, progress)
+        _write(notes, file, rows, progress)
     return np.memmap(notes, dtype=np.int64, mode="r").reshape(-1, 2)
 
 
-def _write(notes: Path, file: Path, check, progress: bool) -> None:
+def _write(notes: Path, file: Path, rows, progress: bool) -> None:
     notes.parent.mkdir(parents=True, exist_ok=True)
     partial = notes.with_name(f".{notes.name}.{os.getpid()}.partial")
     numbers = array("q")
@@ -55,27 +56,34 @@ def _write(notes: Path, file: Path, check, progress: bool) -> None:
                 numbers.tofile(out)
                 del numbers[:]
 
-            _scan(file, check, progress, numbers, spill)
+            _scan(file, rows, progress, numbers, spill)
             spill()
         os.replace(partial, notes)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _scan(file: Path, check, progress: bool, numbers: array, full) -> None:
-    """Appends (offset, line number) of every row; calls `full` when the buffer should be emptied."""
-    size, offset = file.stat().st_size, 0
+def _scan(file: Path, rows, progress: bool, numbers: array, full) -> None:
+    """Appends the numbers of every row; calls `full` when the buffer should be emptied."""
+    size = file.stat().st_size
     quiet = not progress or size < CACHED_FROM
-    with (
-        open(file, "rb") as lines,
-        tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {file.name}", leave=False,
-             disable=quiet) as bar,
-    ):  # fmt: skip
-        for line_number, line in enumerate(lines, 1):
+    with tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {file.name}", leave=False,
+              disable=quiet) as bar:  # fmt: skip
+        for first, second, end in rows():
+            numbers.extend((first, second))
+            if len(numbers) >= _BUFFER:
+                full()
+            bar.update(end - bar.n)
+
+
+def lines(file: Path, check):
+    """Yields (offset, line number, end) of each line of a file; `check(line, line_number)` raises
+    for one that cannot be used. Blank lines are no rows."""
+    offset = 0
+    with open(file, "rb") as content:
+        for line_number, line in enumerate(content, 1):
+            end = offset + len(line)
             if line.strip():
                 check(line, line_number)
-                numbers.extend((offset, line_number))
-                if len(numbers) >= _BUFFER:
-                    full()
-            offset += len(line)
-            bar.update(len(line))
+                yield offset, line_number, end
+            offset = end

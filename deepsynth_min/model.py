@@ -25,6 +25,11 @@ from .loss import summed_cross_entropy
 from .weights import find_checkpoint, is_adapter, load_weights
 
 
+def side_by_side(sam: Tensor, clip: Tensor) -> Tensor:
+    """Each place's vectors of both towers, without CLIP's class token: [N, h*w, F]."""
+    return torch.cat([clip[:, 1:], sam.flatten(2).transpose(1, 2)], dim=-1)
+
+
 class Trunk(nn.Module):
     """Everything but the head; holds the official names below `model.`."""
 
@@ -48,6 +53,7 @@ class DeepseekOCR(nn.Module):
         super().__init__()
         self.config = config
         self.adapter = None  # a LoraConfig, once lora.attach has been here
+        self.recompute = 0  # first layers whose activations the backward pass computes again
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
         if self.lm_head.weight.device.type != "meta":
@@ -92,42 +98,64 @@ class DeepseekOCR(nn.Module):
 
     def _page_grid(self, pages: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 [N, C, h*64, w*64] -> tokens [N, h, w, D], and SAM's and CLIP's features."""
+        sam, clip = self._towers(pages)
+        n, _, h, w = sam.shape
+        return self.model.projector(side_by_side(sam, clip)).view(n, h, w, -1), sam, clip
+
+    @property
+    def encoder_trains(self) -> bool:
+        towers = (self.model.sam_model, self.model.vision_model)
+        return any(p.requires_grad for part in towers for p in part.parameters())
+
+    def page_features(self, pages: Tensor) -> Tensor:
+        """uint8 [N, C, h*64, w*64] -> what the projector sees of them, [N, h, w, F].
+
+        What a page becomes in float32 must not depend on the pages beside it, to the last bit, lest
+        a cached page (features.py) differ from a fresh one. Matrix products of other sizes may add
+        up in another order; so an encoder in float32 reads one page at a time, unless it is being
+        trained. From 512 px on that costs nothing.
+        """
+        trains = torch.is_grad_enabled() and self.encoder_trains
+        exact = self.model.sam_model.pos_embed.dtype == torch.float32 and not trains
+        pieces = pages.split(1 if exact else max(1, len(pages)))
+        n, h, w = len(pages), pages.shape[2] // 64, pages.shape[3] // 64
+        return torch.cat([side_by_side(*self._towers(piece)) for piece in pieces]).view(n, h, w, -1)
+
+    def _towers(self, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [N, C, h*64, w*64] -> SAM's features [N, C, h, w], CLIP's [N, 1 + h*w, C]."""
         trunk = self.model
         dtype = trunk.sam_model.pos_embed.dtype
         x = (pages.float() / 255 - 0.5) / 0.5
         x = x.expand(-1, 3, -1, -1).to(dtype)  # one channel becomes three
-        trainable = any(
-            p.requires_grad
-            for part in (trunk.sam_model, trunk.vision_model)
-            for p in part.parameters()
-        )
         # Weights held in 16 bit (a frozen encoder) are computed with as they are.
         autocast = torch.is_autocast_enabled(x.device.type) and dtype == torch.float32
         with (
-            torch.set_grad_enabled(torch.is_grad_enabled() and trainable),
+            torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_trains),
             torch.autocast(x.device.type, enabled=autocast),
         ):
             sam = trunk.sam_model(x)  # [N, C, h, w]
             clip = trunk.vision_model(sam)  # [N, 1 + h*w, C]
-        n, _, h, w = sam.shape
-        return trunk.projector(clip, sam).view(n, h, w, -1), sam, clip
+        return sam, clip
 
     def encode_pages(
-        self, pages: Tensor, tiles: Tensor | None = None, grids: Tensor | None = None
+        self, pages: Tensor, tiles: Tensor | None = None, grids: Tensor | None = None,
+        features: Tensor | None = None, tile_features: Tensor | None = None,
     ) -> Tensor:
         """Visual tokens of all pages in order, [sum of tokens, D].
 
         pages [N, C, h, w] and tiles [M, C, s, s] uint8; grids [N, 2] (w, h) on the CPU or wherever.
         A page's local view (its tiles as one large grid) comes first, then its global view, then
-        the separator.
-        """
+        the separator. features, tile_features: as `page_features` gives them, if they are known.
+        """  # fmt: skip
         trunk = self.model
-        views, _, _ = self._page_grid(pages)  # [N, h, w, D]
+        features = self.page_features(pages) if features is None else features
+        views = trunk.projector(features)  # [N, h, w, D]
         if grids is None or tiles is None or not len(tiles):
             rows = self._with_newlines(views)  # [N, h*(w+1), D]
             end = trunk.view_seperator.to(rows.dtype).expand(len(rows), 1, -1)
             return torch.cat([rows, end], dim=1).flatten(0, 1)  # [N * n, D]
-        local, _, _ = self._page_grid(tiles)  # [M, q, q, D]
+        tile_features = self.page_features(tiles) if tile_features is None else tile_features
+        local = trunk.projector(tile_features)  # [M, q, q, D]
         tokens, start = [], 0
         for view, (w, h) in zip(views, grids.tolist()):
             if w * h > 1:
@@ -153,20 +181,23 @@ class DeepseekOCR(nn.Module):
         x = self.model.embed_tokens(batch.input_ids)  # [B, T, D]
         if not len(batch.pages):
             return x
-        visual = self.encode_pages(batch.pages, batch.tiles, batch.grids)
+        visual = self.encode_pages(batch.pages, batch.tiles, batch.grids, batch.features,
+                                   batch.tile_features)  # fmt: skip
         # Out of place: the embedding's output is needed unchanged for its own gradient.
         flat = x.flatten(0, 1).index_copy(0, batch.image_index, visual.to(x.dtype))
         return flat.view_as(x)
 
-    def hidden(self, x: Tensor, *, valid=None, cache=None, counted=None):
+    def hidden(self, x: Tensor, *, valid=None, cache=None, counted=None, lengths=()):
         """Embeddings [B, T, D] -> normed hidden states [B, T, D] and the balance term or None."""
         trunk = self.model
         return decode(trunk.layers, trunk.norm, self.config.decoder, x,
-                      valid=valid, cache=cache, counted=counted)  # fmt: skip
+                      valid=valid, cache=cache, counted=counted, lengths=lengths,
+                      recompute=self.recompute)  # fmt: skip
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, T, V] of every position, for looking at; training uses `loss`."""
-        x, _ = self.hidden(self.embed(batch), valid=batch.attention_mask)
+        valid = None if batch.lengths else batch.attention_mask
+        x, _ = self.hidden(self.embed(batch), valid=valid, lengths=batch.lengths)
         return F.linear(x, self.lm_head.weight)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
@@ -180,9 +211,9 @@ class DeepseekOCR(nn.Module):
         Padding stands to the right, where causality hides it, so no mask is needed; the balance
         term leaves it out. `embedded` is `embed(batch)`, if it is known already.
         """
-        counted = batch.attention_mask if balance else None
+        counted = batch.counted if balance else None
         x = self.embed(batch) if embedded is None else embedded
-        x, term = self.hidden(x, counted=counted)  # [B, T, D]
+        x, term = self.hidden(x, counted=counted, lengths=batch.lengths)  # [B, T, D]
         scored = x.flatten(0, 1)[batch.score_index]  # [L, D]
         return summed_cross_entropy(scored, self.lm_head.weight, batch.targets), batch.count, term
 

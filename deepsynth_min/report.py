@@ -59,7 +59,7 @@ KINDS = {"blank": "an empty page", "shuffled": "another page", "without": "no pa
 def metric_lines(run: Path) -> list[dict]:
     """The lines of metrics.jsonl; one that a kill tore apart, or that is not ours, is left out."""
     path = run / "metrics.jsonl"
-    if not path.exists():
+    if not path.is_file():
         return []
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

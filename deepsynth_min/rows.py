@@ -1,36 +1,32 @@
-"""Data files -> rows: JSON lines are checked and indexed once, then read one at a time.
+"""Data files -> rows: checked and indexed once, then read one at a time.
 
-In: `--data`: "embedded", a .jsonl file or a folder of them. Out: a sequence of `Row`s.
+In: `--data`: "embedded", a .jsonl or .parquet file, a folder of either, or a data set on the hub.
+Out: a sequence of `Row`s.
 
 The one idea: the file stays on disk. One pass checks every row and notes where it starts (index.py);
-after that a row is one `pread` and one `json.loads`, from any thread. A row that cannot be used stops the
-run before it starts and is named by file and line: nothing is ever dropped in silence.
+after that a row of JSON is one `pread` and one `json.loads`, a row of Parquet a cell of a decoded row
+group (parquet.py), from any thread. A row that cannot be used stops the run before it starts and is
+named by file and line: nothing is ever dropped in silence.
 """
 
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from . import corpus
 from .config import UserError, find_file
-from .index import row_index
+from .download import fetch_data, files_of_split, is_hub_id
+from .index import lines, row_index
 from .order import Permutation
+from .parquet import GroupCache
+from .row import Place, Row, parse_row
 from .settings import DataSettings
 
-
-@dataclass(frozen=True)
-class Row:
-    """One sample as the user wrote it: a text or images, and the answer."""
-
-    where: str  # file:line, for messages
-    summary: str
-    text: str | None = None
-    images: tuple[Path, ...] = ()
-    instruction: str | None = None
+KINDS = (".jsonl", ".parquet")
 
 
 class EmbeddedRows:
@@ -54,46 +50,54 @@ class EmbeddedRows:
         return Row(f"embedded {self.split} {i}", document.summary, document.text)
 
 
-class JsonlRows:
-    """The rows of one or several .jsonl files. Raises UserError naming file and line.
+class FileRows:
+    """The rows of one or several data files, all .parquet or all JSON lines. Raises UserError naming
+    file and line.
 
     answered: whether every row must have its answer; without, it is "" where there is none.
+    root: the folder that image paths may not leave; by default that of the file.
     """
 
     def __init__(
-        self, path: str, settings: DataSettings, progress: bool = False, answered: bool = True
-    ):
-        self.settings, self.answered = settings, answered
-        self.files = _files(path)
+        self, files: list[Path], settings: DataSettings, progress: bool = False,
+        answered: bool = True, root: Path | None = None,
+    ):  # fmt: skip
+        self.files, self.settings, self.answered, self.root = files, settings, answered, root
+        self.parquet = None
+        if files[0].suffix == ".parquet":
+            self.parquet = GroupCache(files, settings, answered, root)
         how = {"fields": [settings.text_field, settings.summary_field,
                           settings.instruction_field],
                "anywhere": settings.images_anywhere, "answered": answered}  # fmt: skip
         try:
             self.indices = [
-                row_index(file, lambda line, n, f=file: self._parse(line, f, n), how, progress)
-                for file in self.files
+                row_index(file, lambda n=n: self._checked(n), how, progress)
+                for n, file in enumerate(files)
             ]
+            self.sizes = [file.stat().st_size for file in files]
         except OSError as error:
-            raise UserError(f"{error.filename or path}: {error.strerror}") from None
+            raise UserError(f"{error.filename or files[0]}: {error.strerror}") from None
         self.ends = np.cumsum([len(index) for index in self.indices])
         if not len(self):
-            raise UserError(f"{path}: no rows")
-        self.sizes = [file.stat().st_size for file in self.files]
+            raise UserError(f"{files[0] if len(files) == 1 else files[0].parent}: no rows")
         self.handles: dict[int, int] = {}
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def _place(self, i: int) -> tuple[int, int, int, int]:
-        """(file, offset, bytes up to the next row, line number) of row i."""
+    def _place(self, i: int) -> tuple[int, int]:
+        """(file, place in it) of row i."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         number = int(np.searchsorted(self.ends, i, side="right"))
+        return number, i - (int(self.ends[number]) - len(self.indices[number]))
+
+    def _span(self, number: int, place: int) -> tuple[int, int]:
+        """(offset, bytes up to the next row) of a row of JSON."""
         index = self.indices[number]
-        place = i - (int(self.ends[number]) - len(index))
-        offset, line = index[place].tolist()
+        offset = int(index[place, 0])
         end = int(index[place + 1, 0]) if place + 1 < len(index) else self.sizes[number]
-        return number, offset, end - offset, line
+        return offset, end - offset
 
     def signature(self) -> str:
         """Tells this data from other data: the size, beginning and end of each file."""
@@ -107,51 +111,38 @@ class JsonlRows:
 
     def size(self, i: int) -> int:
         """Bytes of row i: how long its text and answer are, roughly."""
-        return self._place(i)[2]
+        number, place = self._place(i)
+        if self.parquet:
+            return int(self.indices[number][place, 1])
+        return self._span(number, place)[1]
 
     def __getitem__(self, i: int) -> Row:
-        number, offset, length, line_number = self._place(i)
+        number, place = self._place(i)
+        if self.parquet:
+            return self.parquet.row(number, place)
         if number not in self.handles:
             self.handles[number] = os.open(self.files[number], os.O_RDONLY)
+        offset, length = self._span(number, place)
         line = os.pread(self.handles[number], length, offset)
-        return self._parse(line, self.files[number], line_number)
+        return self._parse(line, self.files[number], int(self.indices[number][place, 1]))
+
+    def _checked(self, number: int):
+        """For row_index: goes through the rows of a file."""
+        file = self.files[number]
+        if self.parquet:
+            return self.parquet.file(number).check()
+        return lines(file, lambda line, at: self._parse(line, file, at))
 
     def _parse(self, line: bytes, file: Path, line_number: int) -> Row:
-        where, names = f"{file}:{line_number}", self.settings
+        where = f"{file}:{line_number}"
         try:
             values = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error})") from None
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object but a {type(values).__name__}")
-        given = self.answered or names.summary_field in values
-        summary = _text(values, names.summary_field, where) if given else ""
-        instruction = None
-        if values.get(names.instruction_field) is not None:
-            instruction = _text(values, names.instruction_field, where)
-        sources = dict.fromkeys((names.text_field, "image", "images"))
-        sources = [name for name in sources if values.get(name) is not None]
-        if len(sources) > 1:
-            raise UserError(f"{where}: both {sources[0]!r} and {sources[1]!r}; a row has one")
-        images = values.get("images", values.get("image"))
-        if names.text_field in values or images is None:
-            return Row(where, summary, _text(values, names.text_field, where), (), instruction)
-        images = [images] if isinstance(images, str) else images
-        if not isinstance(images, list) or not images or not all(isinstance(x, str) for x in images):
-            raise UserError(f"{where}: image is a path, images a list of paths")
-        paths = tuple(self._image_path(file.parent, image, where) for image in images)
-        return Row(where, summary, None, paths, instruction)
-
-    def _image_path(self, folder: Path, image: str, where: str) -> Path:
-        path = folder / image
-        try:
-            inside = path.resolve().is_relative_to(folder.resolve())
-        except (OSError, ValueError, RuntimeError):  # too long, a NUL, a circle of links
-            raise UserError(f"{where}: image {image!r:.200}: not a possible file name") from None
-        if not self.settings.images_anywhere and not inside:
-            raise UserError(f"{where}: image {image!r} is outside of the data folder; "
-                            "--images-anywhere allows it")  # fmt: skip
-        return find_file(path, f"{where}: ", "no such image")
+        place = Place(file.parent, self.root or file.parent)
+        return parse_row(values, where, place, self.settings, self.answered)
 
 
 def _files(path: str) -> list[Path]:
@@ -159,29 +150,56 @@ def _files(path: str) -> list[Path]:
     if not os.path.isdir(path):
         return [find_file(path)]
     try:
-        names = sorted(name for name in os.listdir(path) if name.endswith(".jsonl"))
+        names = sorted(name for name in os.listdir(path) if name.endswith(KINDS))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if not names:
-        raise UserError(f"{path}: no .jsonl file in this folder")
-    return [find_file(Path(path) / name) for name in names]
+        raise UserError(f"{path}: no .jsonl file in this folder, and no .parquet file")
+    return of_one_kind([find_file(Path(path) / name) for name in names], path)
 
 
-def _text(values: dict, name: str, where: str) -> str:
-    """A field that must be a text with something in it."""
-    if name not in values:
-        found = ", ".join(map(repr, list(values)[:10])) + (", ..." if len(values) > 10 else "")
-        raise UserError(f"{where}: no field {name!r}; found: {found}")
-    text = values[name]
-    if not isinstance(text, str):
-        raise UserError(f"{where}: field {name!r} is a {type(text).__name__}, not a text")
-    if not text.strip():
-        raise UserError(f"{where}: field {name!r} is empty")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: field {name!r} is not valid Unicode ({error.reason})") from None
-    return text
+def of_one_kind(files: list[Path], where: str) -> list[Path]:
+    """The files, if they are all .jsonl or all .parquet. Raises UserError."""
+    kinds = {file.suffix: file.name for file in files}
+    if len(kinds) > 1:
+        raise UserError(f"{where}: holds {' and '.join(kinds.values())}; give one kind of files")
+    return files
+
+
+def open_files(
+    path: str, settings: DataSettings, progress: bool = False, answered: bool = True,
+    revision: str = "", split: str = "train",
+) -> FileRows:
+    """The rows of a file, of the files in a folder, or of a split of a data set on the hub.
+
+    Raises UserError.
+    """  # fmt: skip
+    if not is_hub_id(path):
+        return FileRows(_files(path), settings, progress, answered)
+    folder = fetch_data(path, revision)
+    files = of_one_kind(files_of_split(folder, split, path), path)
+    # Files of the cache are links to where it keeps their bytes, two folders above.
+    return FileRows(files, settings, progress, answered, root=folder.parents[1])
+
+
+def pinned(settings: DataSettings, before: DataSettings | None = None) -> DataSettings:
+    """Settings in which a data set on the hub has its commit for a revision.
+
+    before: those of the run that is taken up; without a word to the contrary its commit stays.
+    Raises UserError.
+    """
+    found = {}
+    for name, revision in (("data", "data_revision"), ("val_data", "val_revision")):
+        value, given = getattr(settings, name), getattr(settings, revision)
+        if not is_hub_id(value):
+            if given:
+                option = "--" + revision.replace("_", "-")
+                raise UserError(f"{option} {given}: {value!r} is not a data set on the hub")
+            continue
+        if not given and before and getattr(before, name) == value:
+            given = getattr(before, revision)
+        found[revision] = fetch_data(value, given).name
+    return replace(settings, **found)
 
 
 class View:
@@ -214,9 +232,11 @@ def open_rows(settings: DataSettings, seed: int, progress: bool = False):
         train = EmbeddedRows("train")
         held_out = EmbeddedRows("val")
     else:
-        train = held_out = JsonlRows(settings.data, settings, progress)
+        train = held_out = open_files(settings.data, settings, progress,
+                                      revision=settings.data_revision)
     if settings.val_data:
-        held_out = JsonlRows(settings.val_data, settings, progress)
+        held_out = open_files(settings.val_data, settings, progress,
+                              revision=settings.val_revision, split="val")
         files = [] if settings.data == "embedded" else train.files
         for file in held_out.files:
             if any(os.path.samefile(file, other) for other in files):

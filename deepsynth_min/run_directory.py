@@ -14,6 +14,7 @@ The one idea: a directory that holds a run is never written over; only `--resume
 import fcntl
 import json
 import os
+import shutil
 import sys
 import weakref
 from datetime import datetime
@@ -40,6 +41,16 @@ def default_name(model: str) -> str:
     return f"runs/{Path(model).name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def _check_writable(path: Path) -> None:
+    """Raises UserError if the system will not let a run be written there: better now than at the
+    first checkpoint."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(nearest):
+        raise UserError(f"--out {path}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"--out {path}: {nearest} may not be written to")
+
+
 class RunDirectory:
     """The files of one run. Every method but the constructor's checks is for rank 0."""
 
@@ -48,10 +59,12 @@ class RunDirectory:
         self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
         self.metrics_path = self.path / "metrics.jsonl"
         self.sinks: list = []
+        self.before: Settings | None = None  # of the run that is here
         self.claimed = None
         try:
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"--out {path}: is a file")
+            _check_writable(self.path)
             if not self.path.is_dir() or not any(self.path.iterdir()):
                 return
         except OSError as error:  # a name that is too long, a folder that may not be read
@@ -62,7 +75,7 @@ class RunDirectory:
                             "--resume auto to go on with the run in it")  # fmt: skip
         if not (self.path / "config.toml").is_file() or not self.checkpoints.is_dir():
             raise UserError(f"--out {path}: holds files, but no run (config.toml, checkpoints/)")
-        load(self.path / "config.toml")  # raises if it is not one of ours
+        self.before = load(self.path / "config.toml")  # raises if it is not one of ours
 
     def claim(self) -> None:
         """Makes sure that no other process writes here; holds until this one ends."""
@@ -113,7 +126,19 @@ class RunDirectory:
             (folder / f"held-out-{i}.png").write_bytes(png(grey))
 
     def go_on_after(self, step: int) -> None:
-        """Drops what belongs to steps that will be run again; sets the markers to what is there."""
+        """Drops what belongs to steps that will be run again; sets the markers to what is there.
+
+        Raises UserError if the directory does not let it.
+        """
+        try:
+            self._go_on_after(step)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: {error.filename2 or error.filename}: "
+                            f"{error.strerror}") from None  # fmt: skip
+
+    def _go_on_after(self, step: int) -> None:
+        for partial in self.checkpoints.glob(".step-*.partial"):  # killed while it was saved
+            shutil.rmtree(partial, ignore_errors=True)
         scored = {}
         for path in checkpoint.all_checkpoints(self.checkpoints):
             try:

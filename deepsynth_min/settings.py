@@ -35,8 +35,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    data: str = "embedded"  # embedded, or a .jsonl file of {text, summary} or {image(s), summary}
-    val_data: str = ""  # held-out .jsonl file; empty: --val-fraction of --data
+    data: str = "embedded"  # embedded, or a .jsonl or .parquet file, a folder of such, or a hub id
+    val_data: str = ""  # held-out rows, given like --data; empty: --val-fraction of --data
+    data_revision: str = ""  # of a hub id: branch, tag or commit; empty: the default branch
+    val_revision: str = ""  # the same of a hub id that --val-data names
     val_fraction: float = 0.05  # share of --data held out, chosen by --seed, at least one row
     val_samples: int = 128  # at most this many held-out samples are scored; 0: all
     text_field: str = "text"  # name of the field with the document
@@ -47,6 +49,9 @@ class DataSettings:
     bucket: int = 16  # steps whose samples are sorted by length together, so that less is padded; 0: none
     workers: int = 1  # background threads that render and tokenise ahead
     prefetch: int = 4  # micro-batches prepared ahead
+    feature_cache: str = "off"  # keep what a frozen encoder makes of pages: off, memory or a directory
+    cache_memory: float = 4.0  # GiB of main memory for that, in each process
+    cache_disk: float = 50.0  # GiB that its files in the directory may take together
 
     def __post_init__(self):
         names = {}
@@ -111,6 +116,8 @@ class OptimSettings:
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"  # 8bit: bitsandbytes'
     batch_size: int = 8  # samples per process and micro-step
     accumulate: int = 1  # micro-steps per optimizer step
+    pack: bool = True  # lay the samples of a micro-step one after another instead of padding them
+    checkpoint_layers: int = 0  # first decoder layers whose activations are computed again, not kept
     max_steps: int = 0  # optimizer steps; 0: as --epochs says
     epochs: float = 1.0  # passes over the training data, unless --max-steps is given
     lr: float = 0.0  # peak rate; 0: 2e-5, for lora 1e-4, for random weights 0.6 / decoder width
@@ -168,6 +175,7 @@ class RunSettings:
     eval_every: int = 100  # steps between evaluations; 0: only at start and end
     save_every: int = 100  # steps between checkpoints; 0: only at the end
     keep: int = 2  # newest checkpoints kept, beside the best
+    async_save: bool = True  # write checkpoints from a copy in host memory while training goes on
     check_every: int = 1000  # steps between checks that all processes hold equal weights; 0: none
     max_skips: int = 50  # end the run after so many steps in a row that were not finite
     timeout: int = 600  # seconds that a process waits for the others before it gives up
@@ -197,8 +205,10 @@ class Settings:
 INF = math.inf
 LIMITS: options.Limits = {  # setting -> (least, most)
     "val_samples": (0, INF), "bucket": (0, INF), "workers": (1, 256), "prefetch": (1, 1024),
+    "cache_memory": (0, INF), "cache_disk": (0, INF),
     "font_size": (0, INF), "margin": (-1, INF), "max_pages": (0, INF), "max_tiles": (2, 9),
-    "columns": (1, INF), "batch_size": (1, 65536), "accumulate": (1, 65536), "max_steps": (0, INF),
+    "columns": (1, INF), "batch_size": (1, 65536), "accumulate": (1, 65536), "checkpoint_layers": (0, 1024),
+    "max_steps": (0, INF),
     "epochs": (0, INF), "lr": (0, INF), "weight_decay": (0, INF), "clip": (0, INF),
     "balance": (0, INF), "eval_every": (0, INF), "save_every": (0, INF), "keep": (1, INF),
     "log_every": (1, INF), "max_skips": (1, INF), "timeout": (1, 10**7), "check_every": (0, INF),

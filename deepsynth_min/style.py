@@ -58,6 +58,8 @@ class PageStyle:
         self._check("fonts", len(self.fonts) <= 64, "at most 64 files")
         self._check("newline_mark", not set(self.newline_mark) & set("\r\n\t\f\v\x85\u2028\u2029"),
                     "must not contain line ends or tabs")  # fmt: skip
+        self._check("newline_mark", not any("\ud800" <= c <= "\udfff" for c in self.newline_mark),
+                    "holds half of a character")  # fmt: skip
         left, top, right, bottom = self.margins()
         for name, room in (("width", self.width - left - right),
                            ("height", self.height - top - bottom)):  # fmt: skip

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import ablations, checkpoint, freeze, hub, settings as settings_
+from . import ablations, checkpoint, features, freeze, hub, settings as settings_
 from .augment import MIRRORED, augment_batch, check as check_augment
 from .build import build_model, keep_preset, resolve
 from .config import PRESETS, UserError, exit_code
 from .data import Loader, SampleBuilder
 from .distributed import (
-    GradientReducer, Stopper, barrier, broadcast_text, check_same_parameters, start, stop,
-    sum_over_ranks,
+    GradientReducer, Stopper, barrier, broadcast_text, check_same_parameters, let_first_speak,
+    start, stop, sum_over_ranks, with_lost_ranks,
 )  # fmt: skip
 from .evaluate import NO_ROUGE, Evaluator, check_metric, cost, describe
 from .export import stage_for_hub
@@ -31,7 +31,7 @@ from .model import summary_table
 from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw
 from .order import Order
 from .precision import autocast, set_parameter_types
-from .rows import open_rows
+from .rows import open_rows, pinned
 from .run_directory import RunDirectory, default_name, warn
 from .settings import Settings, change
 from .sinks import check_sinks
@@ -46,8 +46,9 @@ class Training:
         name = settings.run.out or broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
         settings_.page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
+        settings = self._pinned(settings)
         rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
-        for check in (check_metric, check_augment, check_sinks):
+        for check in (check_metric, check_augment, check_sinks, features.check):
             check(settings)
         self.settings = settings = resolve(change(settings, out=name), len(rows), world.size)
         self.rows = rows
@@ -67,6 +68,7 @@ class Training:
         self.step, self.best, self.saved, self.unlogged = 0, None, None, []
         self.stale = 0  # evaluations since the best
         self.tried = None  # the step of the last attempt to save
+        self.saver = checkpoint.Saver()
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
             "seed": optim.seed, "rows": len(rows), "bucket": settings.data.bucket,
@@ -78,11 +80,22 @@ class Training:
         self.frozen = freeze.fingerprint(self.model)
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         kind = torch.bfloat16 if optim.reduce == "bf16" else None
+        self.model.recompute = optim.checkpoint_layers
+        self.cache = None
+        if settings.data.feature_cache != "off":
+            self.cache = features.FeatureCache(settings, self.model, world.device, world.size, warn)
         self.reducer = GradientReducer(world, list(self.trainable.values()), kind)
         self.audited = False
         barrier(world)  # every rank has looked at --out before rank 0 writes to it
         if world.is_main:
             self._announce()
+
+    def _pinned(self, settings: Settings) -> Settings:
+        """A data set on the hub stays at one commit: of this run's start, the same on all ranks."""
+        before = self.directory.before
+        data = pinned(settings.data, before and before.data)
+        commits = broadcast_text(self.world, f"{data.data_revision} {data.val_revision}")
+        return change(settings, **dict(zip(("data_revision", "val_revision"), commits.split(" "))))
 
     def _resume(self) -> None:
         resume, found = self.settings.run.resume, ""
@@ -135,6 +148,7 @@ class Training:
             batch = self._augmented(batch.to(world.device), number - 1)
             self.reducer.armed = number == len(batches)
             with autocast(world.device, optim.precision):
+                batch = batch if self.cache is None else self.cache.fill(batch)
                 loss, _, balance = self.model.loss_terms(batch, optim.balance > 0)
             target = loss / count
             if balance is not None:
@@ -214,23 +228,32 @@ class Training:
     def save(self, result: dict[str, float] | None, is_best: bool, meter: Meter) -> None:
         """A checkpoint of the present step; `result` is its evaluation, if there was one.
 
-        If the disk refuses it, that is a warning: the one before is still there.
+        The state is copied now and written in the background (--no-async-save: written now).
         """
         self.tried, metric = self.step, self.settings.evaluation.best
-        facts = {**self.facts, "best": self.best, "best_metric": metric, "stale": self.stale,
-                 "score": result and cost(result, metric), "unlogged": meter.unlogged()}  # fmt: skip
+        facts = {"step": self.step, **self.facts, "best": self.best, "best_metric": metric,
+                 "stale": self.stale, "score": result and cost(result, metric),
+                 "unlogged": meter.unlogged()}  # fmt: skip
         if self.world.is_main:
-            try:
-                self._write_checkpoint(facts, is_best)
-            except (checkpoint.WriteError, OSError) as error:
-                warn(f"no checkpoint of step {self.step}: {error}")
+            self.saver.wait()  # no more than one copy is held
+            snapshot = checkpoint.take(self.model, self.optimizer, self.scaler, facts,
+                                       copied=self.settings.run.async_save)  # fmt: skip
+            self.saver.start(lambda: self._try_to_write(snapshot, is_best))
+            if not self.settings.run.async_save:
+                self.saver.wait()
             self.directory.write_report()
         barrier(self.world)
 
-    def _write_checkpoint(self, facts: dict, is_best: bool) -> None:
-        path = checkpoint.save(self.directory.checkpoints, self.step, self.model, self.optimizer,
-                               self.scaler, self.base, facts)  # fmt: skip
-        self.saved = self.step
+    def _try_to_write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
+        """If the disk refuses it, that is a warning: the checkpoint before is still there."""
+        try:
+            self._write(snapshot, is_best)
+        except (checkpoint.WriteError, OSError) as error:
+            warn(f"no checkpoint of step {snapshot.facts['step']}: {error}")
+
+    def _write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
+        path = checkpoint.save(self.directory.checkpoints, snapshot, self.model, self.base)
+        self.saved = snapshot.facts["step"]
         self.directory.mark("last", path.name)
         if is_best:
             self.directory.mark("best", path.name)
@@ -241,7 +264,8 @@ class Training:
     def run(self) -> None:
         settings, world, stopper = self.settings, self.world, Stopper()
         steps, every = settings.optim.max_steps, settings.run
-        loader = Loader(self.rows, self.builder, settings, world.rank, world.size, self.step)
+        loader = Loader(self.rows, self.builder, settings, world.rank, world.size, self.step,
+                        *([] if self.cache is None else [features.keyed]))  # fmt: skip
         meter = Meter(world, self.directory, self.facts["global_batch"], len(self.rows))
         last = self.evaluate() if self.step == 0 else None
         shown = world.is_main and sys.stderr.isatty()
@@ -279,8 +303,11 @@ class Training:
         finally:
             bar.close()
             loader.close()
+            if self.cache is not None:
+                self.cache.close()
         if not self.finished and self.step and self.tried != self.step:
             self.save(None, False, meter)
+        self.saver.wait()
         if failed:  # on this rank or on another
             raise refused or SystemExit(2)
         freeze.check_end(self.model, self.frozen)
@@ -336,7 +363,9 @@ def run(arguments: list[str]) -> None:
             training.run()
         finally:
             training.directory.release()
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise with_lost_ranks(error) from error
         raise UserError(
             "out of memory: lower --batch-size (--accumulate keeps the global batch), --mode or "
             "--max-pages, or use --precision bf16, --tune lora or qlora "
@@ -344,9 +373,16 @@ def run(arguments: list[str]) -> None:
         ) from None
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a GPU torch has a class for it, on the CPU only words; numpy raises Python's own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), else a traceback."""
-    return exit_code(run, arguments, stop)
+    return exit_code(run, arguments, stop, let_first_speak)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import UserError, read_json
+from .config import UserError, find_file, read_json
+from .download import fetch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
@@ -81,23 +82,9 @@ def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") 
     name = str(directory_or_hub_id)
     if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = {"allow_patterns": ["*.json", "*.safetensors", "*.txt"], "revision": revision or None}
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True, **wanted))
-        if any(cached.glob("*.safetensors")):  # not just a configuration that something looked at
-            return cached
-    except HFValidationError as error:
-        raise UserError(f"{name}: {error}") from None
-    except LocalEntryNotFoundError:
-        pass  # not in the cache: ask the hub
-    try:
-        return Path(snapshot_download(name, **wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: not a directory, and the hub did not give it: {reason}") from None
+    # Not just a configuration that something looked at.
+    return fetch(name, "model", revision, ["*.json", "*.safetensors", "*.txt"],
+                 lambda cached: any(cached.glob("*.safetensors")))  # fmt: skip
 
 
 def _tensor_files(directory: Path) -> list[Path]:
@@ -145,9 +132,10 @@ def check_names(found: dict[str, tuple], expected: dict[str, tuple], where: str)
 
 def _open(path: Path) -> safe_open:
     try:
+        find_file(path)
         open(path, "rb").close()  # safetensors calls a file that may not be read absent
         return safe_open(path, framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # Runtime: more than can be mapped
         raise UserError(f"{path}: not a safetensors file ({error})") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
@@ -160,6 +148,40 @@ def open_tensors(directory: Path, stack: ExitStack) -> dict[str, safe_open]:
         file = stack.enter_context(_open(path))
         source |= {name: file for name in file.keys()}
     return source
+
+
+def stored(path: Path) -> tuple[dict[str, tuple], dict[str, str]]:
+    """({tensor name: shape}, metadata) of a safetensors file; no tensor is read. Raises UserError."""
+    with _open(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        return shapes, file.metadata() or {}
+
+
+def read_tensors(
+    path: Path, expected: dict[str, tuple], whole: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Tensors of these names and shapes, and no others; floating point but for those in `whole`.
+
+    All is compared before anything is read. Raises UserError, for values that are not finite too.
+    """
+    check_names(stored(path)[0], expected, str(path))
+    tensors = {}
+    with _open(path) as file:
+        for name in expected:
+            kind = file.get_slice(name).get_dtype()
+            if (kind in _TYPES) == (name in whole):
+                raise UserError(f"{path}: {name} is of type {kind}, which it cannot be")
+            tensor = file.get_tensor(name)
+            tensors[name] = tensor if name in whole else tensor.to(_TYPES[kind])
+            _check_finite(tensors[name], name, path)
+    return tensors
+
+
+def _check_finite(tensor: Tensor, name: str, path: Path) -> None:
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = torch.aminmax(tensor)  # NaN if there is one
+        if not (low.isfinite() and high.isfinite()):
+            raise UserError(f"{path}: {name} holds values that are not finite")
 
 
 def _read_pieces(views: dict[str, Tensor], places: dict[str, Path], at_once: int = 16) -> None:
@@ -176,9 +198,7 @@ def _read_pieces(views: dict[str, Tensor], places: dict[str, Path], at_once: int
                 for name in group:
                     if places[name] == path:
                         views[name].copy_(file.get_tensor(name))
-                        low, high = torch.aminmax(views[name])  # NaN if there is one
-                        if not (low.isfinite() and high.isfinite()):
-                            raise UserError(f"{path}: {name} holds values that are not finite")
+                        _check_finite(views[name], name, path)
 
 
 @torch.no_grad()
@@ -214,9 +234,22 @@ def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -
 
 def save_weights(module: nn.Module, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Writes a module's parameters under their official names, unfused, as they are."""
-    views = official_views(module)
-    sizes = {name: view.nbytes for name, view in views.items()}
-    write_shards(iter(views.items()), sizes, directory, shard_bytes)
+    write_weights(official_views(module), directory, shard_bytes)
+
+
+def write_weights(
+    tensors: dict[str, Tensor], directory: Path, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes tensors under their names, in one file or in shards with an index."""
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    write_shards(iter(tensors.items()), sizes, directory, shard_bytes)
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, in memory that it shares with no other: safetensors insists on it."""
+    tensor = tensor.detach().cpu().contiguous()
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone()
 
 
 def write_shards(
@@ -244,8 +277,7 @@ def write_shards(
         for name in names:
             came, tensor = next(tensors)
             assert came == name and tensor.nbytes == sizes[name], (came, name)
-            # A copy: views of one stacked tensor share memory, which the format refuses.
-            held[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
+            held[name] = on_host(tensor)
         save_file(held, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if indexed:

@@ -24,6 +24,7 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.tokens: set[str] = set()
         self.requests: list[str] = []
+        self.commit = COMMIT  # of what is there now
         self.fail: dict[str, list[int]] = {}
         self.lock = threading.Lock()
 
@@ -39,9 +40,9 @@ ROUTES = (
     ("batch", "POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch"),
     ("upload", "PUT", r"/upload/(?P<oid>\w+)"),
     ("commit", "POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/main"),
-    ("info", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/?]+))?"),
-    ("tree", "GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/[^/?]+"),
-    ("file", "HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)"),
+    ("info", "GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/?]+))?"),
+    ("tree", "GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/[^/?]+"),
+    ("file", "HEAD|GET", r"(?:/datasets)?/(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)"),
 )
 
 
@@ -132,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         files = self.server.repositories.get(repo)
         if files is None:
             return self.answer(404, b"", X_Error_Code="RepoNotFound")
-        return self.answer_json({"id": repo, "sha": COMMIT, "private": self.server.private[repo],
+        return self.answer_json({"id": repo, "sha": self.server.commit, "private": self.server.private[repo],
                                  "tags": [], "downloads": 0, "likes": 0,
                                  "siblings": [{"rfilename": name} for name in files]})  # fmt: skip
 
@@ -146,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             return self.answer(404, b"", X_Error_Code="EntryNotFound")
         tag = hashlib.sha256(data).hexdigest()
-        return self.answer(200, data, ETag=f'"{tag}"', X_Repo_Commit=COMMIT)
+        return self.answer(200, data, ETag=f'"{tag}"', X_Repo_Commit=self.server.commit)
 
 
 @contextmanager

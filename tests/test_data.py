@@ -9,7 +9,8 @@ import torch
 from deepsynth_min.config import PRESETS, UserError
 from deepsynth_min.data import Loader, SampleBuilder, collate, held_out_shares
 from deepsynth_min.images import choose_grid, cut_tiles, open_image, prepare
-from deepsynth_min.rows import EmbeddedRows, Row, View
+from deepsynth_min.row import Row
+from deepsynth_min.rows import EmbeddedRows, View
 from deepsynth_min.settings import Settings, change
 from deepsynth_min.tokenizer import encode, load_tokenizer
 

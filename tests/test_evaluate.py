@@ -16,7 +16,7 @@ from deepsynth_min import ablations, evaluate, train
 from deepsynth_min.data import SampleBuilder, collate
 from deepsynth_min.distributed import World
 from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.rows import Row
+from deepsynth_min.row import Row
 from deepsynth_min.search import greedy
 from deepsynth_min.settings import Settings, change
 from deepsynth_min.tokenizer import encode, load_tokenizer

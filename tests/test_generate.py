@@ -15,7 +15,7 @@ from PIL import Image
 from deepsynth_min import corpus, generate, settings as S, train
 from deepsynth_min.data import SampleBuilder, collate
 from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.rows import Row
+from deepsynth_min.row import Row
 from deepsynth_min.tokenizer import load_tokenizer
 
 QUICK = ["--max-new-tokens", "5"]

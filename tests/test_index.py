@@ -8,7 +8,7 @@ import pytest
 
 from deepsynth_min import index
 from deepsynth_min.config import UserError
-from deepsynth_min.rows import JsonlRows
+from deepsynth_min.rows import open_files
 from deepsynth_min.settings import DataSettings
 
 
@@ -30,11 +30,11 @@ def notes(tmp_path) -> list:
 
 
 def test_the_second_start_reads_no_row(tmp_path, large, monkeypatch):
-    first = JsonlRows(str(large), DataSettings())
+    first = open_files(str(large), DataSettings())
     (kept,) = notes(tmp_path)
     assert kept.stat().st_size == 200 * 16
     monkeypatch.setattr(index, "_scan", None)  # would fail if it were called
-    again = JsonlRows(str(large), DataSettings())
+    again = open_files(str(large), DataSettings())
     assert isinstance(again.indices[0], np.memmap)
     assert [again[i] for i in (0, 77, 199)] == [first[i] for i in (0, 77, 199)]
     assert again[77].where.endswith(":155") and again[77].text == "text 77"
@@ -42,29 +42,29 @@ def test_the_second_start_reads_no_row(tmp_path, large, monkeypatch):
 
 
 def test_a_changed_file_or_other_field_names_are_indexed_anew(tmp_path, large):
-    JsonlRows(str(large), DataSettings())
+    open_files(str(large), DataSettings())
     large.write_text(large.read_text().replace("text 5", "TEXT 5"))
     os.utime(large, ns=(1, 1))
-    assert JsonlRows(str(large), DataSettings())[5].text == "TEXT 5"
+    assert open_files(str(large), DataSettings())[5].text == "TEXT 5"
     assert len(notes(tmp_path)) == 2
     with pytest.raises(UserError, match="rows.jsonl:1: no field 'body'"):
-        JsonlRows(str(large), DataSettings(text_field="body"))
+        open_files(str(large), DataSettings(text_field="body"))
     assert len(notes(tmp_path)) == 2  # nothing half-made stays
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 17])
 def test_notes_that_cannot_be_right_are_made_again(tmp_path, large, content):
-    JsonlRows(str(large), DataSettings())
+    open_files(str(large), DataSettings())
     (kept,) = notes(tmp_path)
     kept.write_bytes(content)
-    assert len(JsonlRows(str(large), DataSettings())) == 200
+    assert len(open_files(str(large), DataSettings())) == 200
 
 
 def test_a_folder_counts_through_its_files(tmp_path):
     for name, count in (("a", 3), ("b", 1), ("c", 2)):
         rows = [json.dumps({"text": f"{name}{i}", "summary": "s"}) + "\n" for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(rows))
-    rows = JsonlRows(str(tmp_path), DataSettings())
+    rows = open_files(str(tmp_path), DataSettings())
     assert [rows[i].text for i in range(len(rows))] == ["a0", "a1", "a2", "b0", "c0", "c1"]
     for i in (-1, 6):
         with pytest.raises(IndexError):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import resource
 import shutil
@@ -60,39 +59,6 @@ def undisturbed(tmp_path_factory, jsonl) -> Path:
     out = tmp_path_factory.mktemp("run") / "undisturbed"
     assert run_main(out, jsonl) == 0
     return out
-
-
-def kill_at_random(out: Path, jsonl: Path, kills: int, seed: int) -> int:
-    """Starts, kills and resumes until `kills` are done or the run ends; returns the kills."""
-    chance, done = random.Random(seed), 0
-    while done < kills:
-        process = subprocess.Popen(command(out, jsonl, 1, "--resume", "auto"),
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
-        # Wait for life, so that a kill falls into training or saving rather than into imports.
-        lines = (out / "metrics.jsonl").stat().st_size if (out / "metrics.jsonl").exists() else 0
-        while process.poll() is None:
-            path = out / "metrics.jsonl"
-            if path.exists() and path.stat().st_size != lines:
-                break
-            time.sleep(0.01)
-        time.sleep(chance.random() * 0.6)
-        if process.poll() is not None:
-            assert process.returncode == 0, process.stderr.read().decode()
-            return done
-        process.kill()
-        process.wait()
-        done += 1
-    return done
-
-
-def test_a_run_killed_again_and_again_is_bit_identical_to_an_undisturbed_one(
-    tmp_path, jsonl, undisturbed
-):
-    out = tmp_path / "killed"
-    kills = kill_at_random(out, jsonl, kills=3, seed=1)
-    assert run_main(out, jsonl, "--resume", "auto") == 0
-    assert kills >= 1
-    assert_same_run(out, undisturbed)
 
 
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(
@@ -223,3 +189,42 @@ def test_a_lost_rank_ends_the_others(tmp_path, jsonl):
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - began < 40
     assert re.search(r"rank\s+: \d", errors) and "SIGKILL" in errors  # the launcher names the rank
+
+
+def test_a_process_that_hangs_ends_the_others_and_is_named(tmp_path, jsonl):
+    """It is stopped rather than killed: no connection breaks, and only --timeout can tell."""
+    out = tmp_path / "hung"
+    process = subprocess.Popen(
+        command(out, jsonl, 2, "--timeout", "5", "--max-steps", "5000", "--eval-every", "0"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (out / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    hung = int(children.stdout.split()[-1])
+    environment = Path(f"/proc/{hung}/environ").read_bytes().split(b"\0")
+    rank = next(int(entry[5:]) for entry in environment if entry.startswith(b"RANK="))
+    os.kill(hung, signal.SIGSTOP)
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if "lost another process" in line:
+            break
+    os.kill(hung, signal.SIGKILL)
+    rest = "".join(seen) + process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    found = re.search(r"rank (\d) lost another process: (.*)", rest)
+    assert int(found[1]) == 1 - rank and re.search(rf"Ranks? {rank}\b", found[2]), rest
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_told_what_to_lower(tmp_path, jsonl):
+    """The limit on address space stands for a small machine."""
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30,) * 2); "
+    call = "from deepsynth_min.train import main; sys.exit(main(sys.argv[1:]))"
+    more = command(tmp_path / "r", jsonl, 1, "--batch-size", "512", "--mode", "1280",
+                   "--max-pages", "1", "--overflow", "truncate", "--eval-every", "0",
+                   "--answer-samples", "0", "--ablation-samples", "0", "--tune", "all")[3:]  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", limit + call, *more], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.strip().splitlines()[-1].startswith("error: out of memory: lower --batch-size")

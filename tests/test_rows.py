@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepsynth_min.config import UserError
-from deepsynth_min.rows import JsonlRows, open_rows
+from deepsynth_min.rows import open_files, open_rows
 from deepsynth_min.settings import DataSettings
 
 GOOD = '{"text": "Some document.", "summary": "Its answer."}\n'
@@ -37,6 +37,8 @@ def write(tmp_path, content: str | bytes, name="rows.jsonl") -> str:
         ('{"image": "../up.png", "summary": "a"}', "outside of the data folder"),
         ('{"image": "/etc/hostname", "summary": "a"}', "outside of the data folder"),
         ('{"images": [], "summary": "a"}', "images a list of paths"),
+        ('{"text": null, "image": null, "summary": "a"}', "field 'text' is a NoneType"),
+        ('{"text": "a", "images": ["b"], "summary": "a"}', "both 'text' and 'images'"),
         ('{"images": [3], "summary": "a"}', "images a list of paths"),
         ("[" * 100_000, "not JSON"),
         ('{"text": 1' + "0" * 5000 + "}", "not JSON"),
@@ -52,27 +54,27 @@ def write(tmp_path, content: str | bytes, name="rows.jsonl") -> str:
 def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path, line, message):
     path = write(tmp_path, GOOD + "\n" + line + "\n" + GOOD)
     with pytest.raises(UserError) as raised:
-        JsonlRows(path, DataSettings())
+        open_files(path, DataSettings())
     assert str(raised.value).startswith(f"{path}:3: ") and message in str(raised.value)
 
 
 def test_bytes_that_are_not_utf8_are_an_error(tmp_path):
     path = write(tmp_path, GOOD.encode() + b'{"text": "\xff", "summary": "a"}\n')
     with pytest.raises(UserError, match=r"rows.jsonl:2: not JSON"):
-        JsonlRows(path, DataSettings())
+        open_files(path, DataSettings())
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_a_file_without_rows_is_an_error(tmp_path, content):
     with pytest.raises(UserError, match="no rows"):
-        JsonlRows(write(tmp_path, content), DataSettings())
+        open_files(write(tmp_path, content), DataSettings())
 
 
 def test_a_missing_file_and_an_empty_folder_are_errors(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        JsonlRows(str(tmp_path / "none.jsonl"), DataSettings())
+        open_files(str(tmp_path / "none.jsonl"), DataSettings())
     with pytest.raises(UserError, match="no .jsonl file"):
-        JsonlRows(str(tmp_path), DataSettings())
+        open_files(str(tmp_path), DataSettings())
 
 
 @pytest.mark.parametrize("kind", ["folder", "dangling link", "pipe"])
@@ -86,13 +88,13 @@ def test_only_regular_files_of_a_folder_are_data(tmp_path, kind):
     else:
         other.symlink_to("nowhere")
     with pytest.raises(UserError, match="b.jsonl: "):
-        JsonlRows(str(tmp_path), DataSettings())
+        open_files(str(tmp_path), DataSettings())
 
 
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "\ud800", "/dev/zero", "/proc/1/mem"])
 def test_what_cannot_be_a_data_file_is_refused(path):
     with pytest.raises(UserError):
-        JsonlRows(path, DataSettings())
+        open_files(path, DataSettings())
 
 
 def test_a_data_file_that_the_system_does_not_give_is_refused(tmp_path, monkeypatch):
@@ -103,13 +105,13 @@ def test_a_data_file_that_the_system_does_not_give_is_refused(tmp_path, monkeypa
 
     monkeypatch.setattr("deepsynth_min.rows.row_index", refuse)  # root may read everything
     with pytest.raises(UserError, match="rows.jsonl: Permission denied"):
-        JsonlRows(path, DataSettings())
+        open_files(path, DataSettings())
 
 
 def test_a_row_of_very_many_fields_lists_a_few(tmp_path):
     path = write(tmp_path, json.dumps({f"field {i}": i for i in range(20_000)}))
     with pytest.raises(UserError) as raised:
-        JsonlRows(path, DataSettings())
+        open_files(path, DataSettings())
     assert str(raised.value).endswith("'field 9', ...")
 
 
@@ -137,7 +139,7 @@ def test_rows_read_at_random_are_the_rows_as_written(tmp_path):
     write(tmp_path, b"\xef\xbb\xbf" + "\r\n\r\n".join(lines[:2]).encode(), "a.jsonl")
     write(tmp_path, "\n".join(["", *lines[2:]]), "b.jsonl")
     settings = DataSettings(text_field="doc", summary_field="tl;dr")
-    rows = JsonlRows(str(tmp_path), settings)
+    rows = open_files(str(tmp_path), settings)
     for i in (3, 0, 2, 1):
         assert (rows[i].text, rows[i].summary) == (texts[i], texts[i] * 2)
     assert rows[2].where.endswith("b.jsonl:2")
@@ -149,9 +151,18 @@ def test_image_rows_name_files_inside_the_data_folder(tmp_path):
     (tmp_path / "data").mkdir()
     row = json.dumps({"images": ["../a.png", "../b.png"], "summary": "s", "instruction": "Say."})
     path = write(tmp_path / "data", row)
-    rows = JsonlRows(path, DataSettings(images_anywhere=True))
+    rows = open_files(path, DataSettings(images_anywhere=True))
     assert [Path(p).resolve().name for p in rows[0].images] == ["a.png", "b.png"]
     assert rows[0].instruction == "Say." and rows[0].text is None
+
+
+def test_a_field_that_is_null_is_as_one_that_is_not_there(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    lines = ['{"text": null, "images": null, "image": "a.png", "summary": "s"}\n',
+             '{"text": "t", "images": null, "image": null, "summary": "s"}\n']  # fmt: skip
+    rows = open_files(write(tmp_path, "".join(lines)), DataSettings())
+    assert rows[0].images == (tmp_path / "a.png",) and rows[0].text is None
+    assert rows[1].images == () and rows[1].text == "t"
 
 
 def test_the_held_out_split_is_disjoint_complete_and_deterministic(tmp_path):

@@ -24,7 +24,7 @@ from deepsynth_min.lora import LoraConfig, attach, choose
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.order import share
-from deepsynth_min.rows import Row
+from deepsynth_min.row import Row
 from deepsynth_min.settings import Settings, change
 from deepsynth_min.tokenizer import load_tokenizer
 

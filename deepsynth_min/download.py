@@ -1,0 +1,119 @@
+"""What lies on the hub: a model or a data set by its id -> a folder on this machine.
+
+In: owner/name and a revision. Out: the folder of that commit in huggingface_hub's cache.
+
+The one idea: the cache first, so that a run that has its files needs no network, and only what is
+whole counts: of a data set we note which files there are once all of them have come, since an
+interrupted download looks like a smaller data set. The folder is named after the commit, which a run
+writes down, so that it reads the same rows when it is taken up again. The token is HF_TOKEN's (or
+that of `hf auth login`), read by huggingface_hub, which also honours HF_ENDPOINT; what is reported
+never shows it.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from .config import UserError
+from .index import cache_folder
+
+IMAGES = ("png", "jpg", "jpeg", "tif", "tiff", "webp", "bmp", "gif")
+DATA = [f"*.{end}" for end in ("jsonl", "parquet", *IMAGES)]
+# Data sets with several splits name files or folders after them, as the hub's own loader expects.
+_SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"),
+           "test": ("test", "testing", "eval", "evaluation")}  # fmt: skip
+
+
+def without_token(text: str) -> str:
+    """A message in which no token of the hub is left."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return text.replace(token, "***") if token else text
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is not here can be owner/name."""
+    possible = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII)
+    file = name.endswith((".json", ".jsonl", ".parquet"))
+    return possible is not None and not file and not os.path.lexists(name)
+
+
+def fetch(name: str, kind: str, revision: str, patterns: list[str], is_whole) -> Path:
+    """The folder of a hub id's files: from the cache if `is_whole(folder)`, else downloaded.
+
+    kind: model or dataset; revision: branch, tag or commit, empty: the default branch. Raises
+    UserError.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = {"allow_patterns": patterns, "revision": revision or None, "repo_type": kind}
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True, **wanted))
+        if is_whole(cached):
+            return cached
+    except HFValidationError as error:
+        raise UserError(f"{name}: {error}") from None
+    except LocalEntryNotFoundError:
+        pass  # not in the cache: ask the hub
+    try:
+        return Path(snapshot_download(name, **wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(without_token(
+            f"{name}: not here, and the hub did not give it: {reason}")) from None  # fmt: skip
+
+
+# -- data sets ------------------------------------------------------------------------------------
+
+
+def _files_of(folder: Path) -> dict[str, int]:
+    """Path -> bytes of the files that patterns of DATA fetch."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in found}
+
+
+def _note(folder: Path) -> Path:
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    return cache_folder() / f"{name}.files"
+
+
+def _noted(folder: Path) -> bool:
+    """Whether all files that came with the download are there."""
+    try:
+        listed = json.loads(_note(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    files = _files_of(folder)
+    return isinstance(listed, dict) and all(files.get(name) == n for name, n in listed.items())
+
+
+def fetch_data(name: str, revision: str = "") -> Path:
+    """The folder of a data set on the hub; its name is the commit. Raises UserError."""
+    folder = fetch(name, "dataset", revision, DATA, _noted)
+    if not _noted(folder):
+        note = _note(folder)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial = note.with_name(f".{note.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(_files_of(folder)), encoding="utf-8")
+        os.replace(partial, note)
+    return folder
+
+
+def files_of_split(folder: Path, split: str, where: str) -> list[Path]:
+    """The data files of a downloaded data set that hold a split: those named after it, or all of
+    them where none is named after any. For "val" those of "test" do as well. Raises UserError."""
+    files = [Path(name) for name in _files_of(folder) if name.endswith((".jsonl", ".parquet"))]
+    if not files:
+        raise UserError(f"{where}: no .jsonl and no .parquet file in this data set")
+    words = {file: set(re.split(r"[^a-z]+", str(file.with_suffix("")).lower())) for file in files}
+    named = {kind: [file for file in files if words[file] & set(names)]
+             for kind, names in _SPLITS.items()}  # fmt: skip
+    chosen = named[split] or (named["test"] if split == "val" else [])
+    if not chosen and any(named.values()):
+        there = ", ".join(kind for kind, found in named.items() if found)
+        raise UserError(f"{where}: no files of the split {split!r} in this data set, only {there}")
+    return [folder / file for file in chosen or files]

@@ -1,0 +1,170 @@
+"""Data sets on the hub: downloaded by huggingface_hub itself from a server on loopback, and pinned."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from adapter_runs import QUICK
+from deepsynth_min import settings as settings_
+from deepsynth_min.config import UserError, one_line
+from deepsynth_min.download import files_of_split, is_hub_id
+from deepsynth_min.rows import pinned
+from hub_server import COMMIT, running_hub
+from test_hub import TOKEN, command
+
+REPO = "someone/papers"
+LATER = "beef" * 10
+
+
+def table(texts: list[str]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"text": texts, "summary": [f"of {text}" for text in texts]}), out)
+    return out.getvalue()
+
+
+def serve(server, files: dict[str, bytes], commit: str = COMMIT) -> None:
+    server.repositories[REPO], server.private[REPO] = files, False
+    server.commit = commit
+
+
+SPLITS = {"README.md": b"# data", "data/train-00000-of-00002.parquet": table(["a", "b", "c"]),
+          "data/train-00001-of-00002.parquet": table(["d"]),
+          "data/validation-00000-of-00001.parquet": table(["v", "w"])}  # fmt: skip
+
+READ = """
+import sys
+from deepsynth_min.rows import open_rows, pinned
+from deepsynth_min.settings import parse
+settings = pinned(parse(sys.argv[1:]).data)
+print(settings.data_revision)
+for rows in open_rows(settings, 0):
+    print(*sorted(str(rows[i].text or rows[i].images[0].read_bytes()[1:4]) for i in range(len(rows))))
+"""
+
+
+def read(server, tmp_path, *options) -> list[str]:
+    done = command(server, tmp_path, "-c", READ, "--data", REPO, *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_files_of_the_splits_are_read_and_then_need_no_hub(tmp_path):
+    with running_hub() as server:
+        serve(server, SPLITS)
+        found = read(server, tmp_path, "--val-data", REPO)
+        assert found == [COMMIT, "a b c d", "v w"]
+        assert not list((tmp_path / "home").rglob("README.md"))  # only what is read
+        server.requests.clear()
+        serve(server, {"train.parquet": table(["new 1", "new 2"])}, LATER)
+        assert read(server, tmp_path, "--val-data", REPO) == found and not server.requests
+        # A revision by name that the cache has not seen, and the commit that it has.
+        assert read(server, tmp_path, "--data-revision", "v2")[0] == LATER
+        assert read(server, tmp_path, "--val-data", REPO, "--data-revision", COMMIT,
+                    "--val-revision", COMMIT) == found  # fmt: skip
+
+
+def test_a_download_that_was_interrupted_is_not_taken_for_a_smaller_data_set(tmp_path):
+    with running_hub() as server:
+        serve(server, SPLITS)
+        read(server, tmp_path, "--val-data", REPO)
+        (lost,) = (tmp_path / "home").rglob("train-00001-of-00002.parquet")
+        lost.unlink()
+        server.requests.clear()
+        assert read(server, tmp_path, "--val-data", REPO) == [COMMIT, "a b c d", "v w"]
+        assert "file" in server.requests
+        (tmp_path / "cache" / "deepsynth_min").rename(tmp_path / "gone")  # as if by another program
+        lost.unlink()
+        server.fail = {"info": [503] * 99}
+        done = command(server, tmp_path, "-c", READ, "--data", REPO)
+        assert "UserError: someone/papers: not here, and the hub did not give it" in done.stderr
+
+
+def test_rows_may_name_image_files_of_the_data_set_and_no_others(tmp_path):
+    png = io.BytesIO()
+    Image.new("L", (4, 4)).save(png, "PNG")
+    rows = [{"image": f"pages/{i}.png", "summary": "s"} for i in range(2)]
+    content = "\n".join(map(json.dumps, rows)).encode()
+    files = {"rows.jsonl": content, "pages/0.png": png.getvalue(), "pages/1.png": png.getvalue()}
+    with running_hub() as server:
+        serve(server, files)
+        assert read(server, tmp_path)[1:] == ["b'PNG'", "b'PNG'"]
+        serve(server, {"rows.jsonl": content.replace(b"pages/1.png", b"/etc/hostname")}, LATER)
+        done = command(server, tmp_path, "-c", READ, "--data", REPO, "--data-revision", LATER)
+        assert "rows.jsonl:1" in done.stderr and "pages/0.png: no such image" in done.stderr
+        files["rows.jsonl"] = content.replace(b"pages/1.png", b"/etc/hostname")
+        serve(server, files, "f00d" * 10)
+        done = command(server, tmp_path, "-c", READ, "--data", REPO, "--data-revision", "f00d" * 10)
+        assert "rows.jsonl:2: image '/etc/hostname' is outside of the data folder" in done.stderr
+
+
+def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
+    out = tmp_path / "run"
+    words = ["-m", "deepsynth_min.train", *QUICK, "--data", REPO, "--out", out]
+    with running_hub() as server:
+        serve(server, {"rows.parquet": table([f"text {i}" for i in range(8)])})
+        done = command(server, tmp_path, *words, "--max-steps", 1)
+        assert done.returncode == 0, done.stderr
+        assert settings_.load(out / "config.toml").data.data_revision == COMMIT
+        # The branch has moved on, and the cache with it; the run goes on with its own rows.
+        serve(server, {"rows.parquet": table([f"new {i}" for i in range(9)])}, LATER)
+        read(server, tmp_path, "--data-revision", LATER)
+        for ref in (tmp_path / "home").rglob("refs/main"):
+            ref.write_text(LATER)
+        assert read(server, tmp_path)[0] == LATER
+        done = command(server, tmp_path, *words, "--max-steps", 2, "--resume", "auto")
+        assert done.returncode == 0, done.stderr
+        assert "resuming after step 1" in done.stdout
+        assert settings_.load(out / "config.toml").data.data_revision == COMMIT
+        assert server.tokens == {f"Bearer {TOKEN}"}
+    for path in [*out.rglob("*"), *(tmp_path / "cache").rglob("*")]:
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+def test_an_error_of_the_hub_is_one_line_without_token_or_password(tmp_path, status, monkeypatch):
+    with running_hub() as server:
+        server.fail = {"info": [status] * 99}
+        address = server.url.replace("//", f"//user:{TOKEN}@")
+        monkeypatch.setattr(type(server), "url", property(lambda self: address))
+        for option in ("--data", "--model"):
+            done = command(server, tmp_path, "-m", "deepsynth_min.train", option, REPO,
+                           "--out", tmp_path / "run")  # fmt: skip
+            lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            assert done.returncode == 2 and len(lines) == 1, done.stderr
+            assert lines[0].startswith(f"error: {REPO}: not here, and the hub did not give it")
+            assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_an_address_loses_its_password_in_any_message():
+    text = "cannot open https://me:secret@example.com/a and http://b.example/c@d or a@b"
+    shown = one_line(UserError(text))
+    assert shown == text.replace("me:secret", "***")
+
+
+def test_what_is_no_split_is_named(tmp_path):
+    for name in ("test-0.parquet", "constrained.jsonl"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="no files of the split 'train'.*only test"):
+        files_of_split(tmp_path, "train", "a/b")
+    assert [f.name for f in files_of_split(tmp_path, "val", "a/b")] == ["test-0.parquet"]
+    (tmp_path / "test-0.parquet").unlink()
+    assert [f.name for f in files_of_split(tmp_path, "train", "a/b")] == ["constrained.jsonl"]
+    (tmp_path / "constrained.jsonl").unlink()
+    with pytest.raises(UserError, match="a/b: no .jsonl and no .parquet file"):
+        files_of_split(tmp_path, "train", "a/b")
+
+
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
+    assert not any(map(is_hub_id, ("data/rows.jsonl", "data/a.parquet", "a", "./a", "a/b/c", "~/a",
+                                   "a b/c", "/a", "a/", "../a")))  # fmt: skip
+    with pytest.raises(UserError, match="--data-revision main: 'x.jsonl' is not a data set"):
+        pinned(settings_.parse(["--data", "x.jsonl", "--data-revision", "main"]).data)

@@ -1,0 +1,169 @@
+"""Processes killed in the middle of anything: what is resumed ends as the undisturbed run does."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+KILLS = 20
+STEPS = 150
+EXACT = ("kind", "step", "loss", "grad_norm", "lr", "samples", "reads/blank", "cer")
+COMMON = ["--tune", "lora", "--lora-dropout", "0.2", "--augment", "--log-every", "3", "--keep", "2",
+          "--save-every", "2", "--eval-every", "50", "--val-samples", "2", "--answer-samples", "1",
+          "--ablation-samples", "2", "--max-new-tokens", "4", "--max-steps", str(STEPS),
+          "--device", "cpu", "--threads", "1"]  # fmt: skip
+
+
+def launch(out: Path, jsonl: Path, processes: int, *more: str, launcher=()) -> subprocess.Popen:
+    """A run that says what it has to say in OUT.log."""
+    start = [sys.executable, "-m", "deepsynth_min.train"]
+    if processes > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", *launcher,
+                 "--nproc-per-node", str(processes), "-m", "deepsynth_min.train"]  # fmt: skip
+    with open(out.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(
+            [*start, *COMMON, "--batch-size", str(2 // processes), "--data", str(jsonl), "--out",
+             str(out), "--resume", "auto", *more],
+            stdout=log, stderr=log,
+        )  # fmt: skip
+
+
+def ranks_of(launcher: subprocess.Popen) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
+
+
+def kill_all(launcher: subprocess.Popen) -> None:
+    """The launcher and its ranks, as when a machine loses its power."""
+    numbers = [launcher.pid, *ranks_of(launcher)]
+    for number in numbers:
+        os.kill(number, signal.SIGKILL)
+    launcher.wait()
+    while any(Path(f"/proc/{number}").exists() for number in numbers):
+        time.sleep(0.01)
+
+
+def log_of(out: Path) -> str:
+    return out.with_suffix(".log").read_text(errors="replace")
+
+
+def finish(out: Path, jsonl: Path, processes: int, *more: str) -> None:
+    assert launch(out, jsonl, processes, *more).wait(timeout=600) == 0, log_of(out)[-3000:]
+
+
+def metrics_size(out: Path) -> int:
+    path = out / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def lines(out: Path) -> list[dict]:
+    found = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [{key: line[key] for key in EXACT if key in line} for line in found]
+
+
+def weights(out: Path, file: str = "adapter_model.safetensors") -> dict:
+    newest = out / "checkpoints" / (out / "last").read_text().strip()
+    return load_file(newest / file)
+
+
+def assert_bit_identical(out: Path, twin: Path) -> None:
+    assert lines(out) == lines(twin)
+    for file in ("adapter_model.safetensors", "optimizer.safetensors"):
+        ours, theirs = weights(out, file), weights(twin, file)
+        assert ours.keys() == theirs.keys() and all(ours[n].equal(theirs[n]) for n in theirs)
+
+
+def saving(out: Path) -> list[Path]:
+    return list((out / "checkpoints").glob(".step-*.partial"))
+
+
+def kill_again_and_again(out: Path, jsonl: Path, processes: int, seed: int) -> tuple[int, int]:
+    """(kills, those of them in the middle of a save), until there were KILLS or the run ended."""
+    chance, kills, amid = random.Random(seed), 0, 0
+    while kills < KILLS:
+        process, before = launch(out, jsonl, processes), metrics_size(out)
+        # Wait for life, so that a kill falls into training or saving rather than into imports.
+        while process.poll() is None and metrics_size(out) <= before:
+            time.sleep(0.005)
+        if kills % 3 == 0:  # every third one as soon as something is being saved
+            while process.poll() is None and not saving(out):
+                pass
+        else:
+            time.sleep(chance.random() * 0.3)
+        if process.poll() is not None:
+            assert process.returncode == 0, log_of(out)[-3000:]
+            break
+        kill_all(process)
+        kills, amid = kills + 1, amid + bool(saving(out))
+    return kills, amid
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, jsonl):
+    """processes -> the run that nothing disturbed."""
+    folder, made = tmp_path_factory.mktemp("undisturbed"), {}
+
+    def run(processes: int) -> Path:
+        if processes not in made:
+            made[processes] = folder / str(processes)
+            finish(made[processes], jsonl, processes)
+        return made[processes]
+
+    return run
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_twenty_times_is_bit_identical_to_an_undisturbed_one(
+    tmp_path, jsonl, undisturbed, processes
+):
+    """LoRA with dropout and augmentation; some of the kills fall into a save."""
+    out = tmp_path / "killed"
+    kills, amid = kill_again_and_again(out, jsonl, processes, seed=processes)
+    finish(out, jsonl, processes)
+    assert kills == KILLS and amid >= 1
+    assert_bit_identical(out, undisturbed(processes))
+    assert not saving(out)
+
+
+def test_torchrun_restarts_a_job_whose_rank_was_killed_and_the_result_is_the_same(
+    tmp_path, jsonl, undisturbed
+):
+    out = tmp_path / "restarted"
+    process = launch(out, jsonl, 2, launcher=("--max-restarts", "3"))
+    while not (out / "last").exists():
+        assert process.poll() is None, log_of(out)[-3000:]
+        time.sleep(0.01)
+    os.kill(ranks_of(process)[-1], signal.SIGKILL)
+    assert process.wait(timeout=300) == 0, log_of(out)[-3000:]
+    assert re.search(r"resuming after step \d+", log_of(out))
+    assert_bit_identical(out, undisturbed(2))
+
+
+def test_two_one_and_again_two_processes_see_the_same_samples_and_losses(tmp_path, jsonl):
+    """Without dropout, which differs from rank to rank; a line for every step."""
+    plain = ["--lora-dropout", "0", "--log-every", "1", "--max-steps", "30", "--eval-every", "10",
+             "--save-every", "10", "--keep", "9"]  # fmt: skip
+    twin, out = tmp_path / "two", tmp_path / "changing"
+    finish(twin, jsonl, 2, *plain)
+    shutil.copytree(twin, out)
+    for processes, last in ((1, 10), (2, 20)):
+        for path in (out / "checkpoints").iterdir():
+            if int(path.name.removeprefix("step-")) > last:
+                shutil.rmtree(path)
+        finish(out, jsonl, processes, *plain)
+    assert re.findall(r"resuming after step (\d+)", log_of(out)) == ["10", "20"]
+    ours, theirs = lines(out), lines(twin)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for line, other in zip(ours, theirs):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-6)
+    final, other = weights(out), weights(twin)
+    assert max((final[n] - other[n]).abs().max().item() for n in other) < 1e-6

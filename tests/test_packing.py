@@ -1,0 +1,117 @@
+"""Packed samples, layers computed again, and no graph where nothing trains: each against its twin."""
+
+import pytest
+import torch
+
+from deepsynth_min import freeze
+from deepsynth_min.batch import Batch
+from deepsynth_min.decoder import DecoderLayer
+from deepsynth_min.lora import LoraConfig, attach, choose
+from deepsynth_min.model import DeepseekOCR
+from test_golden import CASES, GRADIENT_TOLERANCE, expected, golden_batch
+
+
+def ragged_batch() -> Batch:
+    """Samples of 20, 11 and 27 tokens with 1, 0 and 2 pages, padded."""
+    torch.manual_seed(1)
+    lengths, visual = (20, 11, 27), (7, 0, 14)
+    ids = torch.randint(3, 99, (3, 27))
+    real, image = torch.zeros(2, 3, 27, dtype=torch.bool)
+    labels = torch.full((3, 27), -100)
+    for b, (length, tokens) in enumerate(zip(lengths, visual)):
+        real[b, :length] = True
+        image[b, 1 : 1 + tokens] = True
+        labels[b, length - 5 : length] = ids[b, length - 5 : length]
+    pages = torch.randint(0, 256, (3, 1, 128, 128), dtype=torch.uint8)
+    return Batch(ids, real, image, labels, pages, owners=(0, 2, 2))
+
+
+def build(config, tune: str) -> DeepseekOCR:
+    torch.manual_seed(0)
+    model = DeepseekOCR(config)
+    if tune == "lora":
+        attach(model, LoraConfig(4, 8.0, 0.3), choose(model, ("all",)))
+        for name, parameter in model.named_parameters():
+            if ".lora" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    freeze.freeze(model, tune)
+    return model
+
+
+def step(model: DeepseekOCR, batch: Batch, balance: float = 0.02):
+    """(loss, gradients) of the sum with the balance term, as training has it."""
+    model.zero_grad()
+    torch.manual_seed(7)  # of dropout
+    loss, count, term = model.loss_terms(batch, balance=True)
+    (loss / count + balance * term).backward()
+    return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("tune", ["decoder", "projector+decoder", "all", "lora"])
+def test_packed_samples_give_the_loss_and_gradients_of_padded_ones(small_config, tune):
+    model, padded = build(small_config, tune).eval(), ragged_batch()
+    packed = padded.packed()
+    assert packed.input_ids.shape == (1, 58) and packed.tokens == padded.tokens == 58
+    ours, twin = step(model, packed), step(model, padded)
+    assert ours[0] == pytest.approx(twin[0], rel=1e-6)
+    assert ours[1].keys() == twin[1].keys()
+    for name, gradient in twin[1].items():
+        assert (ours[1][name] - gradient).norm() <= 2e-6 * gradient.norm() + 1e-9, name
+
+
+def test_a_packed_sample_sees_itself_only(small_config):
+    model, batch = build(small_config, "decoder"), ragged_batch()
+    with torch.no_grad():
+        rows = model(batch.packed())[0].split((20, 11, 27))
+        for b, row in enumerate(model(batch)):
+            assert torch.allclose(rows[b], row[: len(rows[b])], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packed_batches_give_the_official_loss_and_gradients(case):
+    model = DeepseekOCR.from_pretrained("tests/golden")
+    total, count = model.loss(golden_batch(case).packed())
+    assert abs(total.item() / count - expected()[f"{case}.loss"].item()) < 1e-5
+    names = [n for n in expected() if n.startswith(f"{case}.train.grad.") and "experts." not in n]
+    (total / count).backward()
+    own = dict(model.named_parameters())
+    for name in names:
+        theirs, ours = expected()[name], own[name.removeprefix(f"{case}.train.grad.")].grad
+        assert (ours - theirs).norm() / theirs.norm() < GRADIENT_TOLERANCE, name
+
+
+@pytest.mark.parametrize("tune", ["all", "lora"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_layers_computed_again_give_the_same_gradients_to_the_bit(small_config, tune, packed):
+    model, batch = build(small_config, tune).train(), ragged_batch()
+    batch = batch.packed() if packed else batch
+    kept, saved = step(model, batch), []
+    for model.recompute in (0, 2):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: (saved[-1].add((t.data_ptr(), t.nbytes)), t)[1], lambda t: t
+        ):
+            saved.append(set())
+            model.loss_terms(batch, True)
+    again = step(model, batch)
+    assert kept[0] == again[0] and kept[1].keys() == again[1].keys()
+    assert all(kept[1][name].equal(again[1][name]) for name in kept[1])
+    whole, less = (sum(size for _, size in tensors) for tensors in saved)
+    assert less < whole
+
+
+def test_nothing_below_the_first_trainable_parameter_has_a_graph(small_config):
+    torch.manual_seed(0)
+    model = DeepseekOCR(small_config)
+    attach(model, LoraConfig(4, 8.0), choose(model, ("layers.1.self_attn.q_proj",)))
+    freeze.freeze(model, "lora")
+    seen = []
+    for module in model.modules():
+        if isinstance(module, DecoderLayer):
+            module.register_forward_hook(lambda _, args, out: seen.append((args[0], out[0])))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        x = model.embed(ragged_batch().packed())
+        assert not x.requires_grad and not saved
+        model.hidden(x, lengths=(20, 11, 27))
+    flags = [(before.requires_grad, after.requires_grad) for before, after in seen]
+    assert flags == [(False, False), (False, True)]
