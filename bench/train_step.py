@@ -1,4 +1,4 @@
-"""One training step, timed: samples/s, tokens/s, peak memory and where the time goes.
+"""One training step, timed: samples/s, utilisation, peak memory and where the time goes.
 
     python bench/train_step.py                                   # preset tiny, on any machine
     python bench/train_step.py --preset deepseek-ocr --mode base --batch-size 16 --precision bf16
@@ -6,27 +6,35 @@
 
 The step is the trainer's own: the same loss, reduction, clipping and optimizer. Weights are random,
 at the preset's true size; pages and tokens are random and change with every step. `step` is timed
-whole; the split comes from other steps, in which the device is waited for after each part.
+whole; the split comes from other steps, in which the device is waited for after each part, and
+begins with the wait for the batch on the device. Model FLOP utilisation is the step's FLOPs by
+formula (flops.py) over the rate of a large square product, measured in the same run.
+
+Peak memory per process: on a GPU what was allocated and what was reserved; on a CPU resident memory,
+weights and libraries included.
 """
 
 import argparse
 import time
+from dataclasses import replace
 
 import torch
 
-from common import environment, finish, median, table
+import flops
+from common import SIZES, environment, finish, interleaved, median, product_rate, table, wait
 from deepsynth_min import freeze
 from deepsynth_min.batch import Batch, visual_tokens
-from deepsynth_min.config import PRESETS
 from deepsynth_min.distributed import GradientReducer, World, start, stop
+from deepsynth_min.lora import LoraConfig, attach, choose
 from deepsynth_min.metrics import peak_memory
 from deepsynth_min.model import DeepseekOCR, parameter_summary
 from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.precision import autocast, set_parameter_types
+from deepsynth_min.quant import QuantConfig, quantise
 from deepsynth_min.settings import page_side
 
 PROMPT = 12  # text tokens of the instruction
-PARTS = ("encode", "forward", "backward", "reduce", "optimizer")
+PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 
 
 def random_batch(config, side: int, size: int, answer: int) -> Batch:
@@ -47,14 +55,20 @@ class Step:
 
     def __init__(self, options, world: World):
         self.options, self.world = options, world
-        self.config = PRESETS[options.preset]
+        self.config = SIZES[options.preset]
         self.side = page_side(options.mode, self.config.page_size)
         torch.manual_seed(0)
         with torch.device(world.device):
             self.model = DeepseekOCR(self.config)
+        if "qlora" in options.tune:
+            quantise(self.model, QuantConfig())
+        if "lora" in options.tune:
+            config = LoraConfig(options.rank, 2.0 * options.rank)
+            attach(self.model, config, choose(self.model, ("attention+mlp",)))
         freeze.freeze(self.model, options.tune)
-        set_parameter_types(self.model, options.precision)
-        self.optimizer = make_adamw(self.model, (0.9, 0.95), 0.01)
+        set_parameter_types(self.model, options.precision, options.weights)
+        self.model.recompute = options.checkpoint_layers
+        self.optimizer = make_adamw(self.model, (0.9, 0.95), 0.01, kind=options.optimizer)
         self.scaler = LossScaler(options.precision == "fp16", world.device)
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.reducer = GradientReducer(world, trainable)
@@ -64,16 +78,28 @@ class Step:
             for _ in range(4)
         ]
         self.done = 0
+        if options.cached:
+            self._fill_cache()
+
+    def _fill_cache(self) -> None:
+        """What --feature-cache would find: the features of every page, on the CPU."""
+        if "all" == self.options.tune:
+            return
+        device, precision = self.world.device, self.options.precision
+        for i, batch in enumerate(self.batches):
+            with torch.no_grad(), autocast(device, precision):
+                features = self.model.page_features(batch.pages.to(device))
+            self.batches[i] = replace(batch, features=features.cpu())
 
     def wait(self) -> None:
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize(self.world.device)
+        wait(self.world.device)
 
     def run(self, lap=lambda part: None) -> None:
         """One step; `lap(part)` is called after each part."""
         model, batch = self.model, self.batches[self.done % len(self.batches)]
         batch = batch.to(self.world.device)
         self.done += 1
+        lap("data")
         with autocast(self.world.device, self.options.precision):
             embedded = model.embed(batch)
             lap("encode")
@@ -97,7 +123,7 @@ class Step:
 
     def split(self) -> dict[str, float]:
         """Seconds of each part of one step."""
-        seconds, last = {}, [time.perf_counter()]
+        seconds, last = {}, [0.0]
 
         def lap(part: str) -> None:
             self.wait()
@@ -110,19 +136,32 @@ class Step:
         self.run(lap)
         return seconds
 
+    def flops(self) -> int:
+        """Of one step of this process, by formula."""
+        given, batch = self.options, self.batches[0]
+        lengths = batch.attention_mask.sum(1).tolist()
+        return flops.step_flops(self.config, given.tune, self.side, len(batch.pages), lengths,
+                                batch.count, given.rank, given.cached)  # fmt: skip
+
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    parser.add_argument("--tune", choices=freeze.TUNED_PARTS, default="decoder")
-    parser.add_argument("--mode", default="auto", help="page size, as in training")
-    parser.add_argument("--batch-size", type=int, default=8, help="samples per process")
-    parser.add_argument("--answer", type=int, default=100, help="scored tokens per sample")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0)
+    add = parser.add_argument
+    add("--preset", choices=SIZES, default="tiny")
+    add("--tune", choices=freeze.TUNED_PARTS, default="decoder")
+    add("--rank", type=int, default=16, help="of adapters, on attention+mlp")
+    add("--mode", default="auto", help="page size, as in training")
+    add("--batch-size", type=int, default=8, help="samples per process")
+    add("--answer", type=int, default=100, help="scored tokens per sample")
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    add("--weights", choices=("fp32", "bf16"), default="fp32", help="of what trains")
+    add("--optimizer", choices=("adamw", "adamw8bit", "paged_adamw8bit"), default="adamw")
+    add("--checkpoint-layers", type=int, default=0, help="as in training")
+    add("--cached", action="store_true", help="the encoder's features are known already")
+    add("--repeats", type=int, default=9)
+    add("--warmup", type=int, default=3)
+    add("--device", default="auto")
+    add("--threads", type=int, default=0)
     return parser.parse_args()
 
 
@@ -132,41 +171,52 @@ def main() -> None:
     step = Step(given, world)
     for _ in range(given.warmup):
         step.run()
-    whole, splits = [], []
-    for _ in range(given.repeats):  # alternating, so that drift of the machine falls on both
+    whole, splits, rates = [], [], []
+    side, kind = (8192, torch.bfloat16) if world.device.type == "cuda" else (2048, torch.float32)
+    if given.precision == "bf16":
+        kind = torch.bfloat16
+    product = {"product": product_rate(world.device, kind, side)}
+    for _ in range(given.repeats):  # alternating, so that drift of the machine falls on all
         whole.append(step.timed())
         splits.append(step.split())
-    seconds = median(whole)
-    parts = {part: median([split[part] for split in splits]) for part in PARTS}
-    tokens = step.batches[0].tokens
-    memory = peak_memory(world.device)
+        rates += interleaved(product, 1, world.device)["product"]
+    measured = {
+        "step_s": median(whole), "product_rate": 2 * side**3 / median(rates),
+        "split_s": {part: median([split[part] for split in splits]) for part in PARTS},
+        "peak_memory_bytes": peak_memory(world.device),
+        "reserved_bytes": torch.cuda.max_memory_reserved() if world.device.type == "cuda" else None,
+    }  # fmt: skip
     if world.is_main:
-        report(step, given, world, seconds, parts, tokens, memory)
+        report(step, given, world, measured)
     stop()
 
 
-def report(step: Step, given, world: World, seconds, parts, tokens, memory) -> None:
-    samples = given.batch_size * world.size / seconds
+def report(step: Step, given, world: World, measured: dict) -> None:
+    seconds, batch = measured["step_s"], step.batches[0]
+    samples, tokens = given.batch_size * world.size / seconds, batch.tokens * world.size / seconds
     total, trainable, active = parameter_summary(step.model)[-1][1:]
-    cuda = world.device.type == "cuda"
-    hardware = torch.cuda.get_device_name(world.device) if cuda else "cpu"
+    hardware = torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu"
+    utilisation = step.flops() / seconds / measured["product_rate"]
+    mib = lambda number: "" if number is None else f"{number / 2**20:,.0f} MiB"  # noqa: E731
     rows = [
         ("samples/s", f"{samples:.2f}"),
-        ("tokens/s", f"{tokens * world.size / seconds:,.0f}"),
+        ("tokens/s", f"{tokens:,.0f}"),
+        ("model FLOPs of a step", f"{step.flops() / 1e9:,.1f} GFLOP"),
+        ("rate of a square product", f"{measured['product_rate'] / 1e9:,.0f} GFLOP/s"),
+        ("model FLOP utilisation", f"{utilisation:.1%}"),
         ("step", f"{seconds * 1e3:.1f} ms"),
-        *((f"  {part}", f"{value * 1e3:.1f} ms") for part, value in parts.items()),
-        ("peak memory per process", f"{memory / 2**20:,.0f} MiB"),
+        *((f"  {part}", f"{t * 1e3:.1f} ms") for part, t in measured["split_s"].items()),
+        ("peak memory per process", mib(measured["peak_memory_bytes"])),
+        ("  reserved", mib(measured["reserved_bytes"])),
     ]
     print(f"{given.preset}, tune {given.tune}, {step.side} px, batch {given.batch_size}, "
           f"answer {given.answer}, {given.precision}, {world.size} process(es), {hardware}")  # fmt: skip
     print(table(rows, ("median of " + str(given.repeats), "")))
     finish({
         "bench": "train_step", **vars(given), "side": step.side, "processes": world.size,
-        "device_name": hardware, "samples_per_s": samples,
-        "tokens_per_s": tokens * world.size / seconds, "step_s": seconds,
-        "split_s": parts,
-        "peak_memory_bytes": memory, "parameters": total, "trainable": trainable,
-        "active_per_token": active, "threads": torch.get_num_threads(),
+        "device_name": hardware, "samples_per_s": samples, "tokens_per_s": tokens, **measured,
+        "flops": step.flops(), "utilisation": utilisation, "parameters": total,
+        "trainable": trainable, "active_per_token": active, "threads": torch.get_num_threads(),
         **environment("torch", "deepsynth-min"),
     })  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The chunked loss against the naive one."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -28,3 +29,25 @@ def test_no_label_at_all_is_a_loss_of_zero_with_a_gradient_of_zeros():
     assert total.item() == 0
     total.backward()
     assert weight.grad.eq(0).all()
+
+
+def test_a_second_backward_is_refused_instead_of_scaling_twice():
+    hidden, weight = torch.randn(3, 8, requires_grad=True), torch.randn(30, 8)
+    total = summed_cross_entropy(hidden, weight, torch.tensor([1, 2, 3])) * 2
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        total.backward()
+
+
+def test_under_autocast_the_gradients_are_those_of_the_rounded_product():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(9, 32, requires_grad=True), torch.randn(30, 32, requires_grad=True)
+    targets = torch.randint(30, (9,))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = summed_cross_entropy(hidden, weight, targets)
+        naive = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+    assert ours.dtype == torch.float32 and torch.allclose(ours, naive, rtol=1e-5)
+    for a, b in zip(
+        torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(naive, (hidden, weight))
+    ):
+        assert a.dtype == torch.float32 and (a - b).norm() / b.norm() < 0.01
