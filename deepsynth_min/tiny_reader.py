@@ -6,10 +6,10 @@ In: nothing but a seed. Out: DIR/curve.jsonl, the loss and the character error r
 on; DIR/checkpoints/step-NNNNNN, from the newest of which the same command goes on; at the end
 DIR/model, the weights in bf16 with provenance.json beside them. Each is a directory for `--model`.
 
-The one idea: what is to be read cannot be guessed. Made-up words, numbers, and words of the embedded
-training documents in no order leave nothing to lower the loss with but the page. All of the model
-trains, the encoder included: first pages of 64 px, a visual token with a few letters, to learn
-letters; then two lines of two tokens, to learn where to look next; then several such pages.
+The one idea: what is to be read cannot be guessed. Made-up words, numbers, and words of the
+embedded training documents in no order leave nothing to lower the loss with but the page. All of
+the model trains, the encoder included: first pages of 64 px, a visual token with a few letters, to
+learn letters; then two lines of two tokens, to learn where to look next; then several such pages.
 
 The text of a page also decides what it is for. A text whose checksum is a multiple of 16 is never
 trained on, and the error rate is that of such texts only: they are unseen however short they are.
@@ -229,7 +229,7 @@ class Training:
                     self._log(loss=round(losses / counted, 4), seconds=round(seconds, 2))
                     if not shown:
                         print(f"step {self.step} of {ENDS[-1]}: loss {losses / counted:.4f}, "
-                              f"{seconds / LOG_EVERY * 1000:.0f} ms a step", flush=True)  # fmt: skip
+                              f"{seconds / LOG_EVERY:.2f} s a step", flush=True)  # fmt: skip
                     losses, counted, since = 0.0, 0, time.perf_counter()
                 if self.step % evaluate_every == 0 or self.step in ENDS or stopper.asked:
                     self._evaluate_and_save()
