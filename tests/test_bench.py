@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,3 +67,76 @@ def test_the_encoders_formula_equals_torchs_counter(model):
     trunk = model.model
     work = lambda: trunk.vision_model(trunk.sam_model(pages))  # noqa: E731
     assert counted(work) == 2 * flops.encoder_flops(CONFIG, 256, as_done=True)
+
+
+def test_the_steps_formula_is_its_parts():
+    dec, common = CONFIG.decoder, {"side": 256, "pages": 2, "lengths": [50, 60], "scored": 20}
+    head, page = 2 * 20 * dec.hidden_size * dec.vocab_size, flops.encoder_flops(CONFIG, 256)
+    projector = 2 * 2 * 16 * CONFIG.feature_width * dec.hidden_size
+    whole = flops.step_flops(CONFIG, "decoder", **common)
+    assert whole == flops.decoder_flops(dec, [50, 60]) + 3 * head + 2 * page + projector
+    assert whole - flops.step_flops(CONFIG, "decoder", **common, cached=True) == 2 * page
+    adapted = flops.step_flops(CONFIG, "lora", **common)
+    assert whole - head - flops.decoder_linears(dec) * 2 * 110 < adapted < whole
+
+
+@torch.no_grad()
+def test_the_peers_encoder_computes_ours(model):
+    peers = pytest.importorskip("peers", reason="transformers is not installed")
+    import encoder as bench
+
+    modules = {"deepsynth_min": bench.Ours(model), "transformers": peers.peer_encoder(model)}
+    bench.check_equal(modules, torch.rand(1, 3, 256, 256) * 2 - 1, 1e-5)
+
+
+def test_a_check_of_equality_finds_another_model(model):
+    bench = pytest.importorskip("decoder", reason="transformers is not installed")
+    other = DeepseekOCR(CONFIG)
+    modules = {"deepsynth_min": bench.Ours(model), "other": bench.Ours(other)}
+    x, given = torch.randn(1, 8, CONFIG.decoder.hidden_size, requires_grad=True), Given()
+    with pytest.raises(AssertionError, match="other computes something else"):
+        bench.check_equal(modules, x, torch.randn_like(x), given)
+
+
+class Given:
+    """The options that `check_equal` reads."""
+
+    precision = "fp32"
+
+
+def last_line(*command: str) -> dict:
+    done = subprocess.run([sys.executable, str(BENCH / command[0]), *command[1:]],
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("tune", ("decoder", "lora"))
+def test_the_decoders_bench_runs_against_an_equal_peer(tune):
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    result = last_line("decoder.py", "--preset", "tiny", "--tokens", "16", "--batch-size", "1",
+                       "--repeats", "1", "--threads", "1", "--tune", tune)  # fmt: skip
+    assert set(result["results"][0]["seconds"]) == {
+        "deepsynth_min", "transformers eager", "transformers grouped_mm",
+    }  # fmt: skip
+
+
+def test_the_steps_bench_gives_utilisation_and_the_whole_split():
+    result = last_line("train_step.py", "--batch-size", "1", "--answer", "8", "--repeats", "1",
+                       "--warmup", "1", "--threads", "1", "--cached", "--tune", "lora")  # fmt: skip
+    assert 0 < result["utilisation"] < 2
+    assert {"data", "encode", "forward", "backward", "optimizer"} <= set(result["split_s"])
+
+
+def test_the_loss_needs_less_memory_than_the_naive_one():
+    result = last_line("loss_memory.py", "--batch-size", "4", "--tokens", "256", "--answer", "16",
+                       "--width", "64", "--vocabulary", "16384", "--threads", "1")  # fmt: skip
+    assert result["share"] < 0.5
+
+
+@pytest.mark.parametrize("directory, said", [("", "give the directory"), ("nowhere", "no config")])
+def test_the_official_peer_says_what_it_needs(directory, said):
+    done = subprocess.run([sys.executable, str(BENCH / "official.py"), "--baseline-dir", directory],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
