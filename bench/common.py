@@ -14,7 +14,7 @@ import torch
 
 from deepsynth_min.config import PRESETS, DecoderConfig
 
-# A decoder between the two presets, for a CPU: large enough that products count, with tiny's encoder.
+# A decoder between the presets, for a CPU: large enough that products count, with tiny's encoder.
 MIDDLE = DecoderConfig(
     vocab_size=4096, hidden_size=512, intermediate_size=1376, moe_intermediate_size=256,
     num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8, n_routed_experts=32,

@@ -75,7 +75,8 @@ def decoder_flops(
     rank: int = 0,
 ) -> int:
     """Layers over samples of some lengths. passes: 1 forward; 2 with the gradient of the input;
-    3 with that of the weights too. rank: adapters, which always train, on a frozen base."""  # fmt: skip
+    3 with that of the weights too. rank: adapters, which always train, on a frozen base.
+    """  # fmt: skip
     linear = 2 * passes * sum(lengths) * decoder_linears(config)
     linear += 6 * sum(lengths) * adapter_weights(config, rank)
     square = sum(length**2 for length in lengths)

@@ -4,12 +4,11 @@
     python bench/official.py --baseline-dir DeepSeek-OCR --tune lora
 
 DIR holds the official checkpoint with its Python files; install the transformers that those were
-written for (4.46.3) and, for --tune lora, PEFT. Running this script runs that code: it is the
-only place in this repository that runs code of others, and only when asked to. Its vision part calls
-`.cuda()` itself, so it needs a GPU.
+written for (4.46.3) and, for --tune lora, PEFT. Running this script runs that code, which nothing
+else in this repository does. Its vision part calls `.cuda()` itself, so it needs a GPU.
 
-Ours loads the same weights. Both take the same step on the same batches, in turn: forward, backward,
-clipping, AdamW on what trains. Their losses, before the first step, must agree.
+Ours loads the same weights. Both take the same step on the same batches, in turn: forward,
+backward, clipping, AdamW on what trains. Their losses, before the first step, must agree.
 """
 
 import argparse

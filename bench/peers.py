@@ -1,8 +1,8 @@
 """Peer (a): transformers' own `deepseek_ocr2` at our sizes, with our weights copied into it.
 
-In: a model of ours. Out: modules of the library that compute the same thing, which the benches check
-before anything is timed. DeepSeek-OCR itself is in no release of transformers; its successor has
-the same decoder (`deepseek_ocr2_text`) and the same SAM, and CLIP-L comes from the library's `clip`.
+In: a model of ours. Out: modules of the library that compute the same thing, which the benches
+check before anything is timed. DeepSeek-OCR itself is in no release of transformers; its successor
+has the same decoder (`deepseek_ocr2_text`) and the same SAM; CLIP-L comes from the library's `clip`.
 
 The decoder has several implementations of its experts: `eager` (a loop over experts), `grouped_mm`
 and `batched_mm`. The benches time the first two and are measured against the better one; the third
@@ -58,7 +58,7 @@ def renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor
 
 
 def peer_decoder(model: DeepseekOCR, experts: str) -> nn.Module:
-    """`deepseek_ocr2_text` with the weights of our decoder; call it with inputs_embeds [B, T, D]."""
+    """`deepseek_ocr2_text` with our decoder's weights; call it with inputs_embeds [B, T, D]."""
     config = text_config(model.config.decoder, experts)
     device = model.lm_head.weight.device
     with torch.device(device):

@@ -10,8 +10,8 @@ whole; the split comes from other steps, in which the device is waited for after
 begins with the wait for the batch on the device. Model FLOP utilisation is the step's FLOPs by
 formula (flops.py) over the rate of a large square product, measured in the same run.
 
-Peak memory per process: on a GPU what was allocated and what was reserved; on a CPU resident memory,
-weights and libraries included.
+Peak memory per process: on a GPU what was allocated and what was reserved; on a CPU resident
+memory, weights and libraries included.
 """
 
 import argparse
@@ -210,7 +210,8 @@ def report(step: Step, given, world: World, measured: dict) -> None:
         ("  reserved", mib(measured["reserved_bytes"])),
     ]
     print(f"{given.preset}, tune {given.tune}, {step.side} px, batch {given.batch_size}, "
-          f"answer {given.answer}, {given.precision}, {world.size} process(es), {hardware}")  # fmt: skip
+          f"answer {given.answer}, {given.precision}, {world.size} process(es), "
+          f"{hardware}")  # fmt: skip
     print(table(rows, ("median of " + str(given.repeats), "")))
     finish({
         "bench": "train_step", **vars(given), "side": step.side, "processes": world.size,

@@ -5,9 +5,9 @@ Out: the summed loss as a float32 scalar; L is the count.
 
 The one idea: with V = 129280 the logits of a whole batch, not the model, are what fills the memory.
 Only answer tokens are scored, so only their rows meet the head, `CHUNK` at a time. And the gradient
-of a cross-entropy is known as soon as its logits are, softmax minus one-hot: so each chunk's share of
-the gradients is taken at once, from the same memory, and its logits are neither kept nor computed
-again. Backward only scales. (Liger Kernel, Hsu et al. 2024, does the same on a GPU.)
+of a cross-entropy is known as soon as its logits are, softmax minus one-hot: so each chunk's share
+of the gradients is taken at once, from the same memory, and its logits are neither kept nor
+computed again. Backward only scales. (Liger Kernel, Hsu et al. 2024, does the same on a GPU.)
 
 A loss is a sum and a count everywhere in this package: means of means weigh short answers more than
 long ones.
