@@ -240,8 +240,8 @@ class Training:
     def save(self, result: dict[str, float] | None, is_best: bool, meter: Meter) -> None:
         """A checkpoint of the present step; `result` is its evaluation, if there was one.
 
-        The state is copied now and written in the background (--no-async-save: written now). Shards are
-        written now.
+        The state is copied now and written in the background; with --no-async-save, and of shards,
+        it is written now.
         """
         self.tried, metric = self.step, self.settings.evaluation.best
         facts = {"step": self.step, **self.facts, "best": self.best, "best_metric": metric,
