@@ -118,7 +118,8 @@ def main() -> None:
         ("rows", "index", "first batch after", "memory grown", "rows/s drawn and tokenised",
          "rows/s read alone"),
     ))  # fmt: skip
-    finish({"bench": "data_scale", "format": given.format, "results": results, **environment("torch", "numpy", "pyarrow")})
+    finish({"bench": "data_scale", "format": given.format, "results": results,
+            **environment("torch", "numpy", "pyarrow")})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def parser() -> options.OneLineParser:
         "of the run.",
     )  # fmt: skip
     out.usage = "python -m deepsynth_min.generate --run DIR | --model DIR [options] FILE..."
-    out.add_argument("files", nargs="+", metavar="FILE", help="text, .jsonl, .parquet or image; -: text")
+    out.add_argument("files", nargs="+", metavar="FILE", help="text, rows or image; -: text")
     which = out.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", metavar="DIR", default="", help="run directory of a training")
     which.add_argument("--model", metavar="DIR", default="", help="checkpoint directory or hub id")

@@ -1,7 +1,7 @@
 """Pages that the user brings: the official preprocessing of foreign images (extra `[images]`).
 
-In: an image file, or the bytes of one, and the mode. Out: the global view, uint8 [3, side, side], and in gundam mode the
-tiles [w*h, 3, 640, 640] with their grid.
+In: an image file, or the bytes of one, and the mode. Out: the global view, uint8 [3, side, side],
+and in gundam mode the tiles [w*h, 3, 640, 640] with their grid.
 
 The one idea: do what the model's own training did. Orientation from EXIF, RGB, what is transparent
 shows white paper; small pages are

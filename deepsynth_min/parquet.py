@@ -84,8 +84,9 @@ class ParquetFile:
         self.place = Place(path.parent, path.parent)
         with self._readable():
             # Pages are read as they are needed, whatever the footer says of a column's length.
-            self.file = self.pa.parquet.ParquetFile(path, page_checksum_verification=True,
-                                                    pre_buffer=False, buffer_size=_BUFFER)  # fmt: skip
+            self.file = self.pa.parquet.ParquetFile(
+                path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
+            )
             schema, self.metadata = self.file.schema_arrow, self.file.metadata
         self.columns = self._columns(schema)
         groups = (self.metadata.row_group(g) for g in range(self.metadata.num_row_groups))
@@ -101,14 +102,15 @@ class ParquetFile:
         """The columns that rows are made of, by name. Raises UserError for a wrong type."""
         names, pa = self.names, self.pa
         texts = (names.text_field, names.summary_field, names.instruction_field)
-        wanted = [name for name in dict.fromkeys((*texts, "image", "images")) if name in schema.names]
+        possible = dict.fromkeys((*texts, "image", "images"))
+        wanted = [name for name in possible if name in schema.names]
         for name in wanted:
             if schema.names.count(name) > 1:
                 raise UserError(f"{self.path}: several columns are called {name!r}")
             kind = schema.field(name).type
             right = _is_text(kind, pa) if name in texts else _is_image(kind, pa)
             if not right and not pa.types.is_null(kind):
-                what = "a text" if name in texts else "bytes, a path, {bytes, path} or a list of such"
+                what = "a text" if name in texts else "bytes, a path, {bytes, path} or a list"
                 raise UserError(f"{self.path}: column {name!r} is {str(kind):.200}, not {what}")
         sources = {names.text_field, "image", "images"} & set(wanted)
         missing = [] if names.summary_field in wanted or not self.answered else [names.summary_field]

@@ -3,10 +3,10 @@
 In: `--data`: "embedded", a .jsonl or .parquet file, a folder of either, or a data set on the hub.
 Out: a sequence of `Row`s.
 
-The one idea: the file stays on disk. One pass checks every row and notes where it starts (index.py);
-after that a row of JSON is one `pread` and one `json.loads`, a row of Parquet a cell of a decoded row
-group (parquet.py), from any thread. A row that cannot be used stops the run before it starts and is
-named by file and line: nothing is ever dropped in silence.
+The one idea: the file stays on disk. One pass checks every row and notes where it starts
+(index.py); after that a row of JSON is one `pread` and one `json.loads`, a row of Parquet a place in
+a decoded row group (parquet.py), from any thread. A row that cannot be used stops the run before it
+starts and is named by file and line: nothing is ever dropped in silence.
 """
 
 import hashlib
@@ -51,8 +51,8 @@ class EmbeddedRows:
 
 
 class FileRows:
-    """The rows of one or several data files, all .parquet or all JSON lines. Raises UserError naming
-    file and line.
+    """The rows of one or several data files, all .parquet or all JSON lines. Raises UserError
+    naming file and line.
 
     answered: whether every row must have its answer; without, it is "" where there is none.
     root: the folder that image paths may not leave; by default that of the file.

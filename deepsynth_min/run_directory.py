@@ -47,7 +47,8 @@ def _check_writable(path: Path) -> None:
     nearest = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
     if not os.path.isdir(nearest):
         raise UserError(f"--out {path}: {nearest} is not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+    effective = os.access in os.supports_effective_ids
+    if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=effective):
         raise UserError(f"--out {path}: {nearest} may not be written to")
 
 
