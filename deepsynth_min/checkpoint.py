@@ -38,7 +38,8 @@ from .config import UserError, read_json
 from .lora import adapter_views
 from .optim import LossScaler, prepare_state, restore_state, state_tensors
 from .weights import (
-    load_weights, official_views, on_host, read_tensors, save_weights, write_weights,
+    check_names, fill, load_weights, official_views, on_host, read_tensors, save_weights, stored,
+    write_weights,
 )  # fmt: skip
 
 MANIFEST = "manifest.json"
@@ -138,9 +139,13 @@ def save(checkpoints: Path, snapshot: Snapshot, model, base: Path) -> Path:
         save_file({name: on_host(tensor) for name, tensor in snapshot.state.items()},
                   partial / "optimizer.safetensors")  # fmt: skip
         (partial / "training.json").write_text(json.dumps(snapshot.facts, indent=2))
-        listed = {file.name: _described(file) for file in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps(listed, indent=2))
+        write_manifest(partial)
     return final
+
+
+def write_manifest(directory: Path) -> None:
+    listed = {file.name: _described(file) for file in sorted(directory.iterdir())}
+    (directory / MANIFEST).write_text(json.dumps(listed, indent=2))
 
 
 class Saver:
@@ -275,7 +280,7 @@ _FACTS = {  # what every training.json holds, beside what load() compares
 }  # fmt: skip
 
 
-def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:
+def load(path: Path, model, optimizer, scaler, facts: dict, restore=restore_adapter) -> dict:
     """Restores weights, optimizer and scaler in place; returns what training.json says.
 
     `facts`: what the sample sequence depends on; a difference is a UserError, for it would be
@@ -288,15 +293,28 @@ def load(path: Path, model, optimizer, scaler, facts: dict) -> dict:
     prepare_state(optimizer)
     held = optimizer_tensors(model, optimizer, scaler)
     whole = tuple(name for name, tensor in held.items() if not tensor.is_floating_point())
-    state = read_tensors(path / "optimizer.safetensors",
-                         {name: tuple(tensor.shape) for name, tensor in held.items()}, whole)  # fmt: skip
+    state = _read_state(path, {n: tuple(tensor.shape) for n, tensor in held.items()}, whole)
     if model.adapter is None:
         load_into(model, path)
     else:
-        restore_adapter(model, path)
+        restore(model, path)
     scaler.load_state({name: state[f"scaler/{name}"] for name in scaler.state()})
     restore_state(optimizer, dict(model.named_parameters()), state)
     return training
+
+
+def _read_state(path: Path, expected: dict[str, tuple], whole: tuple[str, ...]) -> dict:
+    """The optimizer's tensors, of one file or of the parts that the ranks of --shard wrote."""
+    parts = sorted(path.glob("optimizer-*-of-*.safetensors"))
+    if not parts:
+        return read_tensors(path / "optimizer.safetensors", expected, whole)
+    held = {part: stored(part)[0] for part in parts}
+    found = {name: shape for shapes in held.values() for name, shape in shapes.items()}
+    check_names(found, expected, f"{path}/{parts[0].name} and the others")
+    state = {}
+    for part, shapes in held.items():
+        state |= read_tensors(part, {name: expected[name] for name in shapes}, whole)
+    return state
 
 
 def load_into(model: nn.Module, path: Path) -> None:
@@ -306,4 +324,4 @@ def load_into(model: nn.Module, path: Path) -> None:
     load_weights(twin, path)
     with torch.no_grad():
         for mine, stored in zip(model.parameters(), twin.parameters()):
-            mine.copy_(stored)
+            fill(mine, stored)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .model import part_of
-from .weights import tensor_digest
+from .weights import local_part, tensor_digest
 
 _DECODER = {"embedding", "decoder", "routed experts", "head"}
 TUNED_PARTS = {
@@ -82,7 +82,7 @@ def check_gradients(model: nn.Module, policy: set[str], without: set[str] = froz
         _fail("frozen, but has a gradient", touched)
     if without := without | {n for n in policy if parameters[n].grad is None}:
         _fail("trains, but got no gradient", without)
-    if wild := [n for n in policy if not parameters[n].grad.isfinite().all()]:
+    if wild := [n for n in policy if not local_part(parameters[n].grad).isfinite().all()]:
         _fail("gradient is not finite", wild)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .config import UserError
 from .model import DeepseekOCR
-from .weights import is_adapter
+from .weights import fill, is_adapter, local_part, local_rows
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_ratio: float) -> float:
@@ -83,15 +83,19 @@ def make_adamw(
     return getattr(bitsandbytes.optim, kinds[kind])(groups, **options)
 
 
-def round_at_random(values: Tensor, generator: torch.Generator) -> Tensor:
+def round_at_random(
+    values: Tensor, generator: torch.Generator, shape: torch.Size | None = None, rows=slice(None)
+) -> Tensor:
     """float32 -> bf16, up or down with the probability that keeps the mean.
+
+    values may be some rows of a tensor of `shape`: the numbers drawn are those of the whole one.
 
     A bf16 number is the upper half of a float32's bits. A random number added to the lower half
     carries into the upper one as often as the lower half is large.
     """
     bits = values.view(torch.int32)
-    noise = torch.randint(0, 2**16, bits.shape, generator=generator, dtype=torch.int32,
-                          device=bits.device)  # fmt: skip
+    noise = torch.randint(0, 2**16, shape or bits.shape, generator=generator, dtype=torch.int32,
+                          device=bits.device)[rows]  # fmt: skip
     return ((bits + noise) & -(2**16)).view(torch.float32).to(torch.bfloat16)
 
 
@@ -120,7 +124,10 @@ class RoundingAdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: Tensor, group: dict, bad: Tensor) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
-        gradient = torch.where(bad, 0.0, parameter.grad.float())
+        state = {name: local_part(value) for name, value in state.items()}
+        shape, rows = parameter.shape, local_rows(parameter)
+        gradient = torch.where(bad, 0.0, local_part(parameter.grad).float())
+        parameter = local_part(parameter)
         good = (~bad).float()
         state["step"] += good
         state["exp_avg"].lerp_(gradient, (1 - beta1) * good)
@@ -129,7 +136,7 @@ class RoundingAdamW(torch.optim.Optimizer):
         spread = (state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
         new = parameter.float() * (1 - group["lr"] * group["weight_decay"])
         new.addcdiv_(mean, spread, value=-group["lr"])
-        parameter.copy_(torch.where(bad, parameter, round_at_random(new, self.generator)))
+        parameter.copy_(torch.where(bad, parameter, round_at_random(new, self.generator, shape, rows)))
 
 
 def prepare_state(optimizer: torch.optim.Optimizer) -> None:
@@ -166,7 +173,7 @@ def restore_state(optimizer, named: dict[str, Tensor], tensors: dict[str, Tensor
         for key, value in optimizer.state.get(parameter, {}).items():
             stored = tensors.get(f"{name}/{key}")
             if torch.is_tensor(value) and stored is not None:
-                value.copy_(stored)
+                fill(value, stored)
             elif stored is not None:
                 optimizer.state[parameter][key] = stored.item()
     if isinstance(optimizer, RoundingAdamW):
@@ -208,6 +215,12 @@ class LossScaler:
             value.copy_(state[name])
 
 
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """Euclidean norm of all of them together, float32; of shards, over all ranks."""
+    norm = nn.utils.get_total_norm(gradients).float()
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
 @torch.no_grad()
 def clip_and_step(
     optimizer: torch.optim.Optimizer, scaler: LossScaler, rate: float, clip: float
@@ -219,7 +232,7 @@ def clip_and_step(
     gradients = [
         p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
     ]
-    norm = nn.utils.get_total_norm(gradients).float() / scaler.scale
+    norm = total_norm(gradients) / scaler.scale
     overflow = (~norm.isfinite()).float()
     factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else torch.ones_like(norm)
     torch._foreach_mul_(gradients, factor / scaler.scale)

@@ -15,6 +15,7 @@ import math
 import re
 import tomllib
 from dataclasses import fields
+from functools import lru_cache
 from typing import Literal, get_args, get_origin
 
 from .config import UserError, read_text
@@ -22,6 +23,7 @@ from .config import UserError, read_text
 Limits = dict[str, tuple[float, float]]  # setting -> the least and the most it may be
 
 
+@lru_cache
 def comments(concern: type) -> dict[str, str]:
     """Field name -> its comment in the source, which is its help text."""
     lines = inspect.getsource(concern).splitlines()

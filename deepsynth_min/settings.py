@@ -128,6 +128,7 @@ class OptimSettings:
     beta2: float = 0.95  # decay of the mean of squared gradients
     clip: float = 1.0  # largest gradient norm; 0: no clipping
     balance: float = 0.0  # weight of the experts' balance loss (official training: 0.001)
+    shard: bool = False  # divide weights, gradients and moments among the processes (FSDP2)
     reduce: Literal["fp32", "bf16"] = "fp32"  # type in which gradients travel between processes
     seed: int = 0  # of initial weights, sampling and the held-out choice
 

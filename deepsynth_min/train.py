@@ -10,25 +10,26 @@ backward, so that ranks x micro-steps x samples may be shifted at will.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from . import ablations, checkpoint, features, freeze, hub, settings as settings_
+from . import ablations, checkpoint, features, freeze, hub, settings as settings_, shard
 from .augment import MIRRORED, augment_batch, check as check_augment
-from .build import build_model, keep_preset, resolve
+from .build import build_model, keep_preset, load_run_model, resolve
 from .config import PRESETS, UserError, exit_code
 from .data import Loader, SampleBuilder
 from .distributed import (
-    GradientReducer, Stopper, barrier, broadcast_text, check_same_parameters, let_first_speak,
-    start, stop, sum_over_ranks, with_lost_ranks,
+    GradientReducer, Stopper, World, barrier, broadcast_text, check_same_parameters,
+    let_first_speak, start, stop, sum_over_ranks, with_lost_ranks,
 )  # fmt: skip
 from .evaluate import NO_ROUGE, Evaluator, check_metric, cost, describe
 from .export import stage_for_hub
 from .metrics import Meter
 from .model import summary_table
-from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw
+from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw, total_norm
 from .order import Order
 from .precision import autocast, set_parameter_types
 from .rows import open_rows, pinned
@@ -48,18 +49,24 @@ class Training:
         settings_.page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
         settings = self._pinned(settings)
         rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
-        for check in (check_metric, check_augment, check_sinks, features.check):
+        for check in (check_metric, check_augment, check_sinks, features.check, shard.check):
             check(settings)
         self.settings = settings = resolve(change(settings, out=name), len(rows), world.size)
         self.rows = rows
-        self.model, self.base = build_model(settings, world.device, self.directory.path)
+        self.sharded = settings.optim.shard and world.size > 1
+        self.built_on = torch.device("cpu") if self.sharded else world.device
+        self.model, self.base = build_model(settings, self.built_on, self.directory.path)
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(settings, self.model.config, tokenizer)
-        self.evaluator = Evaluator(self.model, self.held_out, self.builder, world)
         self.builder(rows[0])  # a page setting that cannot work is found before anything is written
         self.policy = freeze.freeze(self.model, settings.model.tune)
         optim = settings.optim
-        set_parameter_types(self.model, optim.precision, optim.weights)
+        if self.sharded:  # the twin is what evaluates; without shards it is the model itself
+            self.twin = shard.shard(self.model, world, settings)
+        else:
+            set_parameter_types(self.model, optim.precision, optim.weights)
+            self.twin = self.model
+        self.evaluator = Evaluator(self.twin, self.held_out, self.builder, world)
         self.optimizer = make_adamw(
             self.model, (optim.beta1, optim.beta2), optim.weight_decay,
             settings.adapter.lora_plus_ratio, optim.optimizer, optim.seed,
@@ -84,7 +91,9 @@ class Training:
         self.cache = None
         if settings.data.feature_cache != "off":
             self.cache = features.FeatureCache(settings, self.model, world.device, world.size, warn)
-        self.reducer = GradientReducer(world, list(self.trainable.values()), kind)
+        alone = World(0, 1, world.device)  # shards have been summed already
+        self.reducer = GradientReducer(alone if self.sharded else world,
+                                       list(self.trainable.values()), kind)  # fmt: skip
         self.audited = False
         barrier(world)  # every rank has looked at --out before rank 0 writes to it
         if world.is_main:
@@ -104,7 +113,9 @@ class Training:
         found = broadcast_text(self.world, found)
         if found:
             path = Path(found)
-            state = checkpoint.load(path, self.model, self.optimizer, self.scaler, self.facts)
+            how = {"restore": partial(shard.restore_shards, self.twin)} if self.sharded else {}
+            state = checkpoint.load(path, self.model, self.optimizer, self.scaler, self.facts,
+                                    **how)  # fmt: skip
             self.step, self.unlogged = state["step"], state["unlogged"]
             if self.step > self.settings.optim.max_steps:
                 raise UserError(f"{found}: step {self.step} is beyond --max-steps "
@@ -120,7 +131,7 @@ class Training:
     def _announce(self) -> None:
         self.directory.create(self.settings)
         if self.model.adapter is not None and self.model.adapter.base is None:
-            keep_preset(self.model, self.settings, self.world.device, self.directory.path)
+            keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         s = self.settings
         print(f"{s.model.model} on {s.data.data}: {len(self.rows):,} training rows, "
@@ -181,7 +192,7 @@ class Training:
 
     def _audit_gradients(self) -> None:
         """After the first backward; with fp16, after the first one that did not overflow."""
-        total = torch.nn.utils.get_total_norm([p.grad for p in self.trainable.values()])
+        total = total_norm([p.grad for p in self.trainable.values()])
         if not self.scaler.enabled or total.isfinite():
             names = list(self.trainable)
             without = {names[i] for i in self.reducer.without_gradient()}
@@ -204,7 +215,8 @@ class Training:
                            f"skipped; the rows they were made of: {path}")  # fmt: skip
 
     def evaluate(self) -> dict[str, float]:
-        result, shown = self.evaluator()
+        with shard.filled(self.twin, self.model):
+            result, shown = self.evaluator()
         if self.world.is_main:
             self.directory.log("eval", step=self.step, **result)
             self.directory.log("answers", step=self.step, shown=shown)
@@ -228,21 +240,37 @@ class Training:
     def save(self, result: dict[str, float] | None, is_best: bool, meter: Meter) -> None:
         """A checkpoint of the present step; `result` is its evaluation, if there was one.
 
-        The state is copied now and written in the background (--no-async-save: written now).
+        The state is copied now and written in the background; with --no-async-save, and of shards,
+        it is written now.
         """
         self.tried, metric = self.step, self.settings.evaluation.best
         facts = {"step": self.step, **self.facts, "best": self.best, "best_metric": metric,
                  "stale": self.stale, "score": result and cost(result, metric),
                  "unlogged": meter.unlogged()}  # fmt: skip
-        if self.world.is_main:
+        if self.sharded:
+            self._save_shards(facts, is_best)
+        elif self.world.is_main:
             self.saver.wait()  # no more than one copy is held
             snapshot = checkpoint.take(self.model, self.optimizer, self.scaler, facts,
                                        copied=self.settings.run.async_save)  # fmt: skip
             self.saver.start(lambda: self._try_to_write(snapshot, is_best))
             if not self.settings.run.async_save:
                 self.saver.wait()
+        if self.world.is_main:
             self.directory.write_report()
         barrier(self.world)
+
+    def _save_shards(self, facts: dict, is_best: bool) -> None:
+        """All ranks write, at once: they must agree on whether the checkpoint is whole."""
+        path = self.directory.checkpoints / f"step-{self.step:06}"
+        try:
+            shard.save(path, self.model, self.twin, self.optimizer, self.scaler, self.base, facts,
+                       self.world)  # fmt: skip
+        except checkpoint.WriteError as error:
+            if self.world.is_main:
+                warn(f"no checkpoint of step {self.step}: {error}")
+            return
+        self._written(path, is_best)
 
     def _try_to_write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
         """If the disk refuses it, that is a warning: the checkpoint before is still there."""
@@ -253,7 +281,12 @@ class Training:
 
     def _write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
         path = checkpoint.save(self.directory.checkpoints, snapshot, self.model, self.base)
-        self.saved = snapshot.facts["step"]
+        self._written(path, is_best)
+
+    def _written(self, path: Path, is_best: bool) -> None:
+        self.saved = int(path.name.removeprefix("step-"))
+        if not self.world.is_main:
+            return
         self.directory.mark("last", path.name)
         if is_best:
             self.directory.mark("best", path.name)
@@ -347,7 +380,10 @@ class Training:
         print(f"report: {where / 'report.html'}")
         if self.settings.run.push_to_hub and self.saved is not None:
             newest = self.directory.checkpoints / f"step-{self.saved:06}"
-            staged = stage_for_hub(self.model, self.base, self.settings, where, newest)
+            model = self.model
+            if self.sharded and model.adapter is None:  # whole again, without the other ranks
+                model, _ = load_run_model(self.settings, where, newest, torch.device("cpu"))
+            staged = stage_for_hub(model, self.base, self.settings, where, newest)
             hub.push(staged, self.settings.run.push_to_hub, self.settings.run.private)
 
 

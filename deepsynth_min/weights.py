@@ -64,9 +64,29 @@ def official_views(module: nn.Module) -> dict[str, Tensor]:
     return views
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in the same memory: of a shard (--shard) some rows."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def local_rows(tensor: Tensor) -> slice:
+    """Which rows of the whole tensor `local_part` is: as torch.chunk divides them."""
+    if not hasattr(tensor, "to_local"):
+        return slice(None)
+    mesh, size = tensor.device_mesh, tensor.shape[0]
+    rows = -(-size // mesh.size())
+    start = min(size, rows * mesh.get_local_rank())
+    return slice(start, min(size, start + rows))
+
+
+def fill(tensor: Tensor, whole: Tensor) -> None:
+    """tensor = whole, or of a shard this rank's rows of it."""
+    local_part(tensor).copy_(whole if whole.ndim == 0 else whole[local_rows(tensor)])
+
+
 def tensor_digest(tensor: Tensor) -> bytes:
-    """SHA-256 of a tensor's bytes."""
-    data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+    """SHA-256 of a tensor's bytes; of a shard, of those that lie here."""
+    data = local_part(tensor.detach()).contiguous().cpu().flatten().view(torch.uint8)
     return hashlib.sha256(data.numpy()).digest()
 
 

@@ -32,6 +32,17 @@ def command(out: Path, jsonl: Path, processes: int = 1, *more: str) -> list[str]
             str(processes), "-m", "deepsynth_min.train", *arguments]  # fmt: skip
 
 
+def two_processes(out: Path, jsonl: Path, *more: str) -> tuple[subprocess.Popen, list[int]]:
+    """(a launcher whose two ranks have begun to train, their process numbers)."""
+    process = subprocess.Popen(command(out, jsonl, 2, *more), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    while not (out / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    return process, [int(number) for number in children.stdout.split()]
+
+
 def exact_metrics(out: Path) -> list[dict]:
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [{key: line[key] for key in EXACT if key in line} for line in lines]
@@ -111,13 +122,8 @@ def test_two_processes_stop_together_on_a_signal_and_go_on_as_one(
     """The signal reaches one rank only; both save and end; one process finishes the run."""
     out = tmp_path / "stopped"
     more = ["--batch-size", "1"]
-    process = subprocess.Popen(command(out, jsonl, 2, *more), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
-    while not (out / "metrics.jsonl").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[-1]), number)
+    process, ranks = two_processes(out, jsonl, *more)
+    os.kill(ranks[-1], number)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     step = int(re.search(r"stopped after step (\d+)", printed)[1])
@@ -176,15 +182,9 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_with_thei
 
 def test_a_lost_rank_ends_the_others(tmp_path, jsonl):
     out = tmp_path / "lost"
-    process = subprocess.Popen(
-        command(out, jsonl, 2, "--timeout", "20", "--max-steps", "5000", "--eval-every", "0"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not (out / "metrics.jsonl").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    process, ranks = two_processes(out, jsonl, "--timeout", "20", "--max-steps", "5000",
+                                   "--eval-every", "0")  # fmt: skip
+    os.kill(ranks[-1], signal.SIGKILL)
     began = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - began < 40
@@ -194,15 +194,9 @@ def test_a_lost_rank_ends_the_others(tmp_path, jsonl):
 def test_a_process_that_hangs_ends_the_others_and_is_named(tmp_path, jsonl):
     """It is stopped rather than killed: no connection breaks, and only --timeout can tell."""
     out = tmp_path / "hung"
-    process = subprocess.Popen(
-        command(out, jsonl, 2, "--timeout", "5", "--max-steps", "5000", "--eval-every", "0"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not (out / "metrics.jsonl").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    hung = int(children.stdout.split()[-1])
+    process, ranks = two_processes(out, jsonl, "--timeout", "5", "--max-steps", "5000",
+                                   "--eval-every", "0")  # fmt: skip
+    hung = ranks[-1]
     environment = Path(f"/proc/{hung}/environ").read_bytes().split(b"\0")
     rank = next(int(entry[5:]) for entry in environment if entry.startswith(b"RANK="))
     os.kill(hung, signal.SIGSTOP)

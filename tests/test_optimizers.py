@@ -8,7 +8,7 @@ from torch import nn
 
 from adapter_runs import QUICK, held_out, write_base
 from deepsynth_min import freeze, train
-from deepsynth_min.checkpoint import load, save
+from deepsynth_min.checkpoint import load, save, take
 from deepsynth_min.config import UserError
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.optim import (
@@ -128,7 +128,7 @@ def test_a_resumed_optimizer_goes_on_exactly(small_config, kind, weights, tmp_pa
     for seed in range(2):
         step(model, optimizer, scaler, seed)
     facts = {"best": None, "best_metric": "loss", "stale": 0, "score": None, "unlogged": []}
-    path = save(tmp_path, 2, model, optimizer, scaler, EMBEDDED, facts)
+    path = save(tmp_path, take(model, optimizer, scaler, {"step": 2, **facts}), model, EMBEDDED)
     other, resumed = prepared(small_config, kind, weights)
     assert load(path, other, resumed, LossScaler(False, "cpu"), {})["step"] == 2
     for m, o in ((model, optimizer), (other, resumed)):

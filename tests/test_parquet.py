@@ -169,7 +169,7 @@ def test_a_damaged_page_is_found_by_its_checksum(tmp_path):
         open_files(str(path), DataSettings())
 
 
-def test_a_row_group_that_is_too_large_is_refused_by_its_own_account_and_by_ours(
+def test_a_row_group_that_is_too_large_is_refused_by_what_it_holds_not_by_what_it_says(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(parquet, "LARGEST_GROUP", 100_000)

@@ -1,10 +1,15 @@
 """What the processes of the distributed tests run: `torchrun tests/workers.py FOLDER JSON`.
 
-For each entry of the JSON list: trains a small model, with our reducer or with torch DDP around the
-same step, and writes the losses and the final weights to FOLDER/NAME.safetensors.
+FOLDER `command-line`: the entries are (free port, command line of deepsynth_min.train), run one after
+the other; if one has `limited` in it, the second process can write no file of more than 20 kB.
+
+For each entry of the JSON list: trains a small model, with our reducer, in shards or with torch DDP
+around the same step, and writes the losses and the final weights to FOLDER/NAME.safetensors.
 """
 
 import json
+import os
+import resource
 import sys
 from dataclasses import replace
 
@@ -17,16 +22,19 @@ from torch.nn.parallel import DistributedDataParallel
 from deepsynth_min import corpus
 from deepsynth_min.data import SampleBuilder, collate
 from deepsynth_min.distributed import (
-    GradientReducer, barrier, check_same_parameters, start, stop, sum_over_ranks,
+    GradientReducer, World, barrier, check_same_parameters, start, stop, sum_over_ranks,
 )  # fmt: skip
 from deepsynth_min.freeze import freeze
 from deepsynth_min.lora import LoraConfig, attach, choose
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.order import share
+from deepsynth_min.precision import set_parameter_types
 from deepsynth_min.row import Row
 from deepsynth_min.settings import Settings, change
+from deepsynth_min.shard import shard, whole
 from deepsynth_min.tokenizer import load_tokenizer
+from deepsynth_min.weights import local_part
 
 
 class LossModule(nn.Module):
@@ -66,8 +74,8 @@ def make_model(tune: str) -> DeepseekOCR:
     return model
 
 
-def backward(model, ddp, batches, count, world, reducer) -> float:
-    """Gradients of one global step; returns this rank's summed loss."""
+def backward(model, ddp, batches, count, world, reducer, spoilt=False) -> float:
+    """Gradients of one global step; returns this rank's summed loss. `spoilt`: it is no number."""
     total = 0.0
     for number, batch in enumerate(batches, 1):
         last = number == len(batches)
@@ -78,6 +86,7 @@ def backward(model, ddp, batches, count, world, reducer) -> float:
         else:
             reducer.armed = last
             loss, _ = model.loss(batch)
+            loss = loss * float("nan") if spoilt else loss
             (loss / count).backward()
         total += loss.item()
     if reducer:
@@ -86,14 +95,21 @@ def backward(model, ddp, batches, count, world, reducer) -> float:
 
 
 def train(world, folder: str, name: str, size: int, accumulate: int, tune="projector+decoder",
-          with_ddp=False, steps=3) -> None:  # fmt: skip
-    settings = change(Settings(), batch_size=size, accumulate=accumulate)
+          with_ddp=False, steps=3, sharded=False, weights="fp32", spoilt=None, recompute=0) -> None:  # fmt: skip
+    settings = change(Settings(), batch_size=size, accumulate=accumulate, weights=weights,
+                      precision="bf16" if weights == "bf16" else "fp32")  # fmt: skip
     builder = SampleBuilder(settings, SMALL, load_tokenizer())
     rows, model = samples(builder), make_model(tune)
+    model.recompute = recompute
+    if sharded:
+        shard(model, world, settings)
+    else:
+        set_parameter_types(model, settings.optim.precision, weights)
     optimizer = make_adamw(model, (0.9, 0.95), 0.01)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     ddp = DistributedDataParallel(LossModule(model)) if with_ddp else None
-    reducer = None if with_ddp else GradientReducer(world, list(trainable.values()))
+    reducer = None if with_ddp else GradientReducer(
+        World(0, 1, world.device) if sharded else world, list(trainable.values()))  # fmt: skip
     losses = []
     for step in range(steps):
         batches = []
@@ -102,17 +118,37 @@ def train(world, folder: str, name: str, size: int, accumulate: int, tune="proje
             chosen = share(step_rows, micro, world.rank, world.size, size)
             batches.append(collate([rows[i] for i in chosen], builder.special))
         (count,) = sum_over_ranks(world, sum(batch.count for batch in batches))
-        total = backward(model, ddp, batches, count, world, reducer)
+        bad = step == spoilt and world.rank == world.size - 1
+        total = backward(model, ddp, batches, count, world, reducer, bad)
         losses.append(sum_over_ranks(world, total)[0] / count)
         clip_and_step(optimizer, LossScaler(False, world.device), 2e-4, 1.0)
         optimizer.zero_grad(set_to_none=True)
     check_same_parameters(world, dict(model.named_parameters()))
+    if sharded:  # of what trains, each rank holds its half, give or take an odd row
+        held = sum(local_part(p).numel() for p in trainable.values())
+        assert held < 0.6 * sum(p.numel() for p in trainable.values())
+    final = {n: whole(p.detach()).clone() for n, p in trainable.items()}
     if world.is_main:
-        weights = {n: p.detach().clone() for n, p in trainable.items()}
-        save_file(weights, f"{folder}/{name}.safetensors", metadata={"losses": json.dumps(losses)})
+        save_file(final, f"{folder}/{name}.safetensors", metadata={"losses": json.dumps(losses)})
 
 
-if __name__ == "__main__":
+def run_command_line(port: int, words: list[str]) -> int:
+    from deepsynth_min.train import main
+
+    # A meeting place of its own: in the launcher's, what the last run left would still lie.
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if "limited" in words and os.environ["RANK"] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        return main([word for word in words if word != "limited"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+if __name__ == "__main__" and sys.argv[1] == "command-line":
+    sys.exit(max(run_command_line(*entry) for entry in json.loads(sys.argv[2])))
+elif __name__ == "__main__":
     world = start("cpu", threads=1)
     for options in json.loads(sys.argv[2]):
         train(world, sys.argv[1], **options)

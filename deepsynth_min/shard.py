@@ -1,0 +1,219 @@
+"""Sharded mode (`--shard`): parameters, gradients and moments are divided among the ranks.
+
+In: a model that every rank has built alike. Out: the same model, of which each rank holds a part;
+checkpoints written from the parts.
+
+The one idea: PyTorch's fully_shard (FSDP2) gathers a decoder layer when it runs and lets go of it
+afterwards; the loop does not know. The layers are what is large. What lies outside of them and trains
+(embedding, head, norm, projector, encoder) forms one group, whole from the start of a step to its end:
+how often a rank runs the encoder depends on its pages, so gathering there would wait for ranks that
+have none. What lies outside and is frozen stays whole on every rank. As without shards, gradients
+are summed, not averaged, and parameters that a rank had no gradient for count as zeros.
+
+Evaluation and generation run another number of forwards on each rank. They use a plain twin of the
+model, which is filled with whole tensors for as long as it takes (`filled`) and empty otherwise.
+
+A checkpoint's tensors are dealt to the ranks: each is put together once and kept by one rank only,
+so that none ever holds more than its share of the file and one tensor. Rank r writes file r. The
+directory is as any other, readable at any number of processes.
+"""
+
+import copy
+import json
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .adapter import restore_adapter, save_adapter
+from .checkpoint import (
+    WriteError, copy_base_files, flush, optimizer_tensors, whole_directory, write_manifest,
+)  # fmt: skip
+from .config import UserError
+from .distributed import World, sum_over_ranks
+from .precision import set_parameter_types
+from .settings import Settings
+from .weights import INDEX, fill, official_pieces, on_host
+
+
+def check(settings: Settings) -> None:
+    """Raises UserError for what cannot be divided."""
+    if not settings.optim.shard:
+        return
+    if "qlora" in settings.model.tune:
+        raise UserError(f"--shard: --tune {settings.model.tune} packs its base in blocks, which "
+                        "cannot be divided; use --tune lora")  # fmt: skip
+    if settings.optim.optimizer != "adamw":
+        raise UserError(f"--shard: --optimizer {settings.optim.optimizer} keeps its moments in "
+                        "blocks, which cannot be divided; use adamw")  # fmt: skip
+
+
+def shard(model: nn.Module, world: World, settings: Settings) -> nn.Module:
+    """Divides a model that lies on the CPU among the ranks' devices; returns its empty twin.
+
+    requires_grad must be set. A device never holds more than its shards and one whole layer.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import (
+        FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method,
+    )  # fmt: skip
+
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise UserError(f"--shard: needs PyTorch 2.13 or newer, this is {torch.__version__}")
+    optim = settings.optim
+    own = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    twin = copy.deepcopy(model, own)  # modules only: the parameters are known to have copies
+    how = {"mesh": init_device_mesh(world.device.type, (world.size,)),
+           "mp_policy": MixedPrecisionPolicy(
+               reduce_dtype=torch.bfloat16 if optim.reduce == "bf16" else None)}  # fmt: skip
+    types = (optim.precision, optim.weights)
+    for layer in model.model.layers:
+        set_parameter_types(layer, *types)
+        fully_shard(layer, **how)
+    set_parameter_types(model, *types)
+    whole = {p for p in model.parameters() if not hasattr(p, "to_local") and not p.requires_grad}
+    for parameter in whole:
+        parameter.data = parameter.data.to(world.device)
+    fully_shard(model, reshard_after_forward=False, ignored_params=whole, **how)
+    for part in (model, *model.model.layers):
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)  # Gloo knows no other
+    model.set_reduce_scatter_unused_params(True)
+    register_fsdp_forward_method(model, "loss_terms")
+    return twin
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a shard; all ranks must ask for it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _put(module: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, last = name.rpartition(".")
+    old = module.get_parameter(name)
+    setattr(module.get_submodule(owner), last, nn.Parameter(value, old.requires_grad))
+
+
+@contextmanager
+@torch.no_grad()
+def filled(twin: nn.Module, model: nn.Module, trained_only: bool = False):
+    """The twin with the model's values; nothing to do where it is the model. For all ranks."""
+    if twin is model:
+        yield twin
+        return
+    twin.adapter, names = model.adapter, []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or not trained_only:
+            names.append(name)
+            _put(twin, name, whole(parameter.detach()))
+    try:
+        yield twin
+    finally:
+        for name in names:
+            _put(twin, name, twin.get_parameter(name).detach().to("meta"))
+
+
+@torch.no_grad()
+def restore_shards(twin: nn.Module, model: nn.Module, path: Path) -> None:
+    """restore_adapter for a model in shards."""
+    with filled(twin, model, trained_only=True):
+        restore_adapter(twin, path)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                fill(parameter, twin.get_parameter(name))
+
+
+# -- checkpoints ----------------------------------------------------------------------------------
+
+
+def together(world: World, action) -> None:
+    """Runs an action on every rank; if the system refuses it to one, all raise WriteError."""
+    wrong = None
+    try:
+        action()
+    except (OSError, SafetensorError, WriteError) as error:
+        wrong = error if isinstance(error, WriteError) else WriteError(str(error))
+    (failed,) = sum_over_ranks(world, wrong is not None)
+    if failed:
+        raise wrong or WriteError("another process could not write its part")
+
+
+@torch.no_grad()
+def deal(tensors: dict[str, Tensor], world: World) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """(the whole tensors that fall to this rank, on the host; name -> rank that has it)."""
+    mine, owners, load = {}, {}, [0] * world.size
+    for name, tensor in tensors.items():
+        owners[name] = load.index(min(load))
+        load[owners[name]] += tensor.numel() * tensor.element_size()
+        value = whole(tensor.detach())
+        if owners[name] == world.rank:
+            mine[name] = value.to("cpu", copy=True).contiguous()
+    return mine, owners
+
+
+def _part(kind: str, rank: int, world: World) -> str:
+    return f"{kind}-{rank + 1:05}-of-{world.size:06}.safetensors"
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> None:
+    if tensors:
+        save_file(tensors, file, metadata={"format": "pt"})
+        flush(file)
+
+
+def _save_model(model: nn.Module, base: Path, partial: Path, world: World) -> None:
+    """Every rank's part of the model; rank 0 adds the index and the files of the base."""
+    parameters = dict(model.named_parameters())
+    mine, owners = deal(parameters, world)
+    pieces = {piece: on_host(value) for name, tensor in mine.items()
+              for piece, value in official_pieces(name, tensor).items()}  # fmt: skip
+    del mine
+    together(world, lambda: _write(pieces, partial / _part("model", world.rank, world)))
+
+    def describe() -> None:
+        if not world.is_main:
+            return
+        shapes = {n: torch.empty(p.shape, dtype=p.dtype, device="meta")
+                  for n, p in parameters.items()}  # fmt: skip
+        index = {
+            "metadata": {"total_size": sum(shape.nbytes for shape in shapes.values())},
+            "weight_map": {piece: _part("model", owners[name], world)
+                           for name, shape in shapes.items()
+                           for piece in official_pieces(name, shape)},
+        }  # fmt: skip
+        (partial / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
+        copy_base_files(model, partial, base)
+
+    together(world, describe)
+
+
+def _save_state(model, optimizer, scaler, partial: Path, world: World) -> None:
+    mine, _ = deal(optimizer_tensors(model, optimizer, scaler), world)
+    together(world, lambda: _write(mine, partial / _part("optimizer", world.rank, world)))
+
+
+def save(final: Path, model, twin, optimizer, scaler, base: Path, facts: dict, world: World) -> None:
+    """Writes a checkpoint from the shards of all ranks, on a file system that all see.
+
+    Raises WriteError on every rank if one could not write.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+
+    def complete() -> None:
+        if world.is_main:
+            (partial / "training.json").write_text(json.dumps(facts, indent=2))
+            write_manifest(partial)
+
+    with ExitStack() as stack:
+        together(world, lambda: world.is_main and stack.enter_context(whole_directory(final)))
+        if model.adapter is None:
+            _save_model(model, base, partial, world)
+        else:
+            with filled(twin, model, trained_only=True):
+                together(world, lambda: world.is_main and save_adapter(twin, partial))
+        _save_state(model, optimizer, scaler, partial, world)
+        together(world, complete)
+        together(world, stack.close)  # flushes, and gives it its name
