@@ -1,10 +1,9 @@
-"""One layer's experts, forward and backward: the forms that experts.py has, beside each other.
+"""One layer's experts, forward and backward: grouped and in a loop.
 
     python bench/experts.py                    # middle size, 800 and 3200 tokens
     python bench/experts.py --preset deepseek-ocr --precision bf16      # on a GPU
 
-`chosen for this device` is what the model runs: on a CPU one expert after the other, by hand; on a
-GPU the same as `grouped`, a grouped product over arrays of all pairs. `loop` is the readable twin.
+`loop` is the readable twin of `grouped`, which is what the model runs.
 """
 
 import argparse
@@ -13,9 +12,9 @@ import torch
 
 from common import SIZES, environment, finish, interleaved, median, product_rate, table
 from deepsynth_min.distributed import start
-from deepsynth_min.experts import Experts, experts_by_loop, mix_experts
+from deepsynth_min.experts import Experts, experts_by_loop
 
-FORMS = {"chosen for this device": Experts.forward, "grouped": mix_experts, "loop": experts_by_loop}
+FORMS = {"grouped": Experts.forward, "loop": experts_by_loop}
 
 
 def measure(experts: Experts, config, M: int, given, device: torch.device) -> dict:

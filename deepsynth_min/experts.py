@@ -3,17 +3,15 @@
 In: token rows [M, D], the experts that each chose and their weights [M, K]. Out: [M, D], the
 weighted sum of what they made of it.
 
-The one idea: the E experts of a layer are stacked in two tensors, and token-expert pairs are sorted
-by expert, so that each expert's rows lie together. What follows depends on the machine:
+The one idea: the E experts of a layer are stacked in two tensors, and one grouped matrix product
+serves them all. Token-expert pairs are sorted by expert, so that each expert's rows lie together;
+`grouped_mm` then multiplies each run of rows with its own matrix. Nothing depends on how many tokens
+an expert got, so nothing is read back to the host, and an expert that got none still has a gradient
+(of zeros), which data-parallel reduction needs. Between the products memory is what is dear: a
+pair's weight scales its inner row, the narrowest there is, and rows are summed by token without an
+array of all pairs in between where the device allows it.
 
-- On a GPU one grouped matrix product (`grouped_mm`) multiplies each run of rows with its own
-  matrix. Nothing depends on how many tokens an expert got, so nothing is read back to the host.
-- On a CPU the row counts are at hand, and what is dear is memory: every array of [M*K, D] is
-  written, page by page, and read back. `_OneByOne` takes one expert after the other through its MLP
-  while its few rows are in the cache, and keeps one array, the gate and up values, for backward.
-
-Either way an expert that got no token has a gradient (of zeros), which data-parallel reduction
-needs. `experts_by_loop` is the readable twin of both; the tests hold the three together.
+`experts_by_loop` is the readable twin: one expert after the other. The tests hold the two together.
 
 Source: Shazeer et al. 2017 (mixture of experts), Shazeer 2020 (SwiGLU).
 """
@@ -21,7 +19,6 @@ Source: Shazeer et al. 2017 (mixture of experts), Shazeer 2020 (SwiGLU).
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .config import DecoderConfig
 
@@ -70,58 +67,6 @@ class _Combine(torch.autograd.Function):
         return grad.to(ctx.kind).index_select(0, order // ctx.k), None, None
 
 
-class _OneByOne(torch.autograd.Function):
-    """x [M, D], chosen and weight [M, K], gate_up [E, 2I, D], down [E, D, I] -> [M, D].
-
-    Written out by hand for two reasons: the products write straight into their places, and the
-    gradient of a pair's weight, g . (down h), is taken as (g down) . h, so that what an expert made
-    of a row need not be kept. Sums run in the order of experts: equal steps are equal to the bit.
-    """
-
-    @staticmethod
-    def forward(ctx, x, chosen, weight, gate_up, down):
-        (M, D), (K, E) = x.shape, (chosen.shape[1], len(down))
-        order = chosen.flatten().argsort(stable=True)  # [M*K] pairs, sorted by expert
-        tokens, ends = order // K, chosen.flatten().bincount(minlength=E).cumsum(0).tolist()
-        share = weight.flatten()[order, None]  # [M*K, 1]
-        inner = x.new_empty(M * K, gate_up.shape[1])  # [M*K, 2I]
-        out = torch.zeros(M, D)
-        for e, own in enumerate(map(slice, [0, *ends], ends)):
-            rows = x.index_select(0, tokens[own])  # [n, D]
-            gate, up = torch.mm(rows, gate_up[e].t(), out=inner[own]).chunk(2, dim=-1)
-            h = F.silu(gate).mul_(up).mul_(share[own])  # [n, I]
-            out.index_add_(0, tokens[own], (h @ down[e].t()).to(out.dtype))
-        ctx.save_for_backward(x, gate_up, down, inner, share, order, tokens)
-        ctx.ends, ctx.shape = ends, chosen.shape
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, gate_up, down, inner, share, order, tokens = ctx.saved_tensors
-        trained_in, trained_out = ctx.needs_input_grad[3:]
-        d_gate_up = torch.empty_like(gate_up) if trained_in else None
-        d_down = torch.empty_like(down) if trained_out else None
-        d_x, d_share = torch.zeros_like(x), torch.empty_like(share)
-        grad = grad.to(x.dtype)
-        for e, own in enumerate(map(slice, [0, *ctx.ends], ctx.ends)):
-            gate, up = inner[own].chunk(2, dim=-1)
-            g = grad.index_select(0, tokens[own])  # [n, D]
-            silu, d_h = F.silu(gate), g @ down[e]  # [n, I]
-            h = silu * up
-            torch.sum(d_h * h, -1, keepdim=True, dtype=share.dtype, out=d_share[own])
-            if trained_out:
-                torch.mm(g.t(), h.mul_(share[own]), out=d_down[e])
-            d_h.mul_(share[own])
-            d_gate = torch.ops.aten.silu_backward(d_h * up, gate)
-            d_inner = torch.cat([d_gate, d_h.mul_(silu)], dim=-1)  # [n, 2I]
-            if trained_in:
-                torch.mm(d_inner.t(), x.index_select(0, tokens[own]), out=d_gate_up[e])
-            d_x.index_add_(0, tokens[own], d_inner @ gate_up[e])
-        d_weight = torch.empty_like(share).index_copy_(0, order, d_share).view(ctx.shape)
-        return d_x, None, d_weight, d_gate_up, d_down
-
-
 class Experts(nn.Module):
     """All routed experts of a layer, stacked: gate and up [E, 2I, D], down [E, D, I]."""
 
@@ -141,11 +86,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         """x [M, D]; chosen experts and their weights [M, K] -> [M, D], weighted sum over K."""
-        if x.device.type != "cpu":
-            return mix_experts(self, x, chosen, weight)
-        kind = compute_dtype(x)
-        stacks = self.gate_up.to(kind), self.down.to(kind)
-        return _OneByOne.apply(x.to(kind), chosen, weight, *stacks).to(x.dtype)
+        return mix_experts(self, x, chosen, weight)
 
 
 def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -35,14 +35,20 @@ def _attention_backward(grad, q, k, v, *_, out_shape=None, **__):
     return sdpa_backward_flop_count(grad, q, k, v)
 
 
-ATTENTION_ON_CPU = {  # kernels that the counter does not know, counted as it counts the GPU's
+def _grouped(a, b, *_, out_shape=None, **__):
+    """[M, I] by [E, I, O], or the weights' gradient [O, M] by [M, I]; each row meets one matrix."""
+    return 2 * a[0] * a[1] * b[-1]
+
+
+UNKNOWN_TO_TORCH = {  # kernels that its counter leaves out; attention as it counts the GPU's
+    torch.ops.aten._grouped_mm: _grouped,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
 def counted(work) -> int:
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         work()
     return counter.get_total_flops()
 

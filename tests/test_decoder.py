@@ -9,7 +9,7 @@ from deepsynth_min.config import DecoderConfig
 from deepsynth_min.decoder import (
     DecoderLayer, KVCache, RMSNorm, Router, balance_term, decode, rotary_tables, rotate,
 )  # fmt: skip
-from deepsynth_min.experts import Experts, experts_by_loop, mix_experts
+from deepsynth_min.experts import Experts, experts_by_loop
 
 CONFIG = DecoderConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
@@ -41,12 +41,8 @@ def random_experts() -> Experts:
     return experts
 
 
-BOTH_FORMS = pytest.mark.parametrize("form", [mix_experts, Experts.forward])  # GPU's and CPU's
-
-
-@BOTH_FORMS
 @pytest.mark.parametrize("unused", [(), (0,), (2, 5)])
-def test_both_forms_of_the_experts_equal_the_loop_forward_and_backward(unused, form):
+def test_grouped_experts_equal_the_loop_forward_and_backward(unused):
     experts = random_experts()
     x = torch.randn(20, 32, requires_grad=True)
     scores = torch.rand(20, 6)
@@ -54,11 +50,11 @@ def test_both_forms_of_the_experts_equal_the_loop_forward_and_backward(unused, f
     chosen, weight = scores.topk(3).indices, torch.rand(20, 3, requires_grad=True)
     inputs = [x, weight, experts.gate_up, experts.down]
     upstream = torch.randn(20, 32)
-    fast = form(experts, x, chosen, weight)
+    grouped = experts(x, chosen, weight)
     looped = experts_by_loop(experts, x, chosen, weight)
-    assert torch.allclose(fast, looped, atol=1e-5)
+    assert torch.allclose(grouped, looped, atol=1e-5)
     for ours, twin in zip(
-        torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(looped, inputs, upstream)
+        torch.autograd.grad(grouped, inputs, upstream), torch.autograd.grad(looped, inputs, upstream)
     ):
         assert torch.allclose(ours, twin, atol=1e-4)
 
@@ -74,8 +70,7 @@ def test_frozen_experts_pass_the_gradient_on():
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, twin))
 
 
-@BOTH_FORMS
-def test_equal_steps_give_gradients_that_are_equal_to_the_bit(two_threads, form):
+def test_equal_steps_give_gradients_that_are_equal_to_the_bit(two_threads):
     # Large enough for several threads: only then did an indexed gradient differ from call to call.
     experts = Experts(replace(CONFIG, hidden_size=192, n_routed_experts=16))
     for parameter in experts.parameters():
@@ -84,28 +79,26 @@ def test_equal_steps_give_gradients_that_are_equal_to_the_bit(two_threads, form)
     chosen, weight = torch.rand(200, 16).topk(4).indices, torch.rand(200, 4, requires_grad=True)
     inputs = [x, weight, *experts.parameters()]
     first, *others = (
-        torch.autograd.grad(form(experts, x, chosen, weight), inputs, upstream) for _ in range(10)
+        torch.autograd.grad(experts(x, chosen, weight), inputs, upstream) for _ in range(10)
     )
     for other in others:
         assert all(a.equal(b) for a, b in zip(first, other))
 
 
-@BOTH_FORMS
-def test_an_expert_that_got_no_token_has_a_gradient_of_zeros(form):
+def test_an_expert_that_got_no_token_has_a_gradient_of_zeros():
     experts = random_experts()
     chosen = torch.tensor([[0, 1, 2]]).expand(10, 3)
-    form(experts, torch.randn(10, 32), chosen, torch.rand(10, 3)).square().sum().backward()
+    experts(torch.randn(10, 32), chosen, torch.rand(10, 3)).square().sum().backward()
     assert experts.gate_up.grad[3:].eq(0).all() and experts.gate_up.grad[:3].ne(0).any()
 
 
-@BOTH_FORMS
-def test_the_experts_take_part_in_autocast(form):
+def test_grouped_experts_take_part_in_autocast():
     experts = random_experts()
     x, weight = torch.randn(20, 32), torch.rand(20, 3)
     chosen = torch.rand(20, 6).topk(3).indices
-    full = form(experts, x, chosen, weight)
+    full = experts(x, chosen, weight)
     with torch.autocast("cpu", torch.bfloat16):
-        half = form(experts, x, chosen, weight)
+        half = experts(x, chosen, weight)
     assert half.dtype == torch.float32 and not torch.equal(half, full)
     assert (half - full).norm() / full.norm() < 0.02
 
