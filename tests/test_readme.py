@@ -1,6 +1,7 @@
 """What the README says is so."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -38,7 +39,9 @@ def test_every_option_named_exists():
     others = {"--run", "--run-dir", "--checkpoint", "--out", "--to", "--merge", "--push-to-hub", "--preset",
               "--count"}  # fmt: skip
     concerns = [type(concern) for concern in vars(S.Settings()).values()]
-    known = {"--" + name.replace("_", "-") for c in concerns for name in c.__dataclass_fields__}
+    declared = {f.name.replace("_", "-"): f.type for c in concerns for f in fields(c)}
+    known = {f"--{name}" for name in declared}
+    known |= {f"--no-{name}" for name, kind in declared.items() if kind is bool}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README)) <= known | launcher | others
 
 
