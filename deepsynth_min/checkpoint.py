@@ -175,10 +175,6 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, in words; None if they are as they were written."""
     try:
         listed = read_json(path / MANIFEST)
-        # What stands beside them would be read, too, by its name.
-        ours = {file.name for file in path.iterdir() if file.suffix in (".safetensors", ".json")}
-        if more := sorted(ours - {MANIFEST} - listed.keys()):
-            return f"{more[0]} is not in {MANIFEST}"
         for name, expected in listed.items():
             if Path(name).name != name:
                 return f"{MANIFEST} names {name!r}"
@@ -186,6 +182,10 @@ def damage(path: Path) -> str | None:
                 return f"{name} is missing"
             if _described(path / name) != expected:
                 return f"{name} is not as it was written"
+        # What stands beside them would be read, too, by its name.
+        ours = {file.name for file in path.iterdir() if file.suffix in (".safetensors", ".json")}
+        if more := sorted(ours - {MANIFEST} - listed.keys()):
+            return f"{more[0]} is not in {MANIFEST}"
     except (OSError, ValueError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
