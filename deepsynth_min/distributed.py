@@ -65,7 +65,11 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
     if size > 1:
         # Small facts go over Gloo from host memory, so that asking for them stalls no GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        seconds = timedelta(seconds=timeout)
+        store, rank, size = next(dist.rendezvous("env://", timeout=seconds))
+        # torchrun keeps its store when it restarts us; what those before us left in it is not ours.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
         global _roll_call
         _roll_call = dist.new_group(backend="gloo")
     return World(rank, size, chosen)
