@@ -359,15 +359,16 @@ PRESETS = {
                               max_position_embeddings=2048),
         page_size=256,
     ),
-    # For learning to read from nothing on a CPU (tiny_reader.py): no more than 8 MB in bf16.
+    # For learning to read from nothing on a CPU (tiny_reader.py), letter by letter: its vocabulary
+    # is that of tokenizer.letter_tokenizer. No more than 8 MB in bf16.
     "tiny-reader": ModelConfig(
-        sam=SamConfig(width=96, layers=3, heads=4, image_size=128, window=4, global_layers=(),
+        sam=SamConfig(width=64, layers=2, heads=4, image_size=256, window=4, global_layers=(),
                       neck=64, downsample=(64, 176)),
-        clip=ClipConfig(width=176, layers=1, heads=4, image_size=14, patch_size=7),
-        decoder=DecoderConfig(vocab_size=4096, hidden_size=192, intermediate_size=384,
-                              moe_intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-                              num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2,
+        clip=ClipConfig(width=176, layers=1, heads=4, image_size=28, patch_size=7),
+        decoder=DecoderConfig(vocab_size=370, hidden_size=192, intermediate_size=512,
+                              moe_intermediate_size=96, num_hidden_layers=4, num_attention_heads=6,
+                              num_key_value_heads=6, n_routed_experts=8, num_experts_per_tok=2,
                               max_position_embeddings=2048),
-        page_size=128,
+        page_size=256,
     ),
 }  # fmt: skip

@@ -153,8 +153,30 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def tokenizer_files() -> dict[str, str]:
-    """File name -> content of the embedded tokenizer, trained afresh."""
+# What of two or three bytes is one letter to `letter_tokenizer`: Latin-1 and a few more.
+LETTERS_BEYOND_ASCII = "".join(map(chr, range(0xA0, 0x100))) + "Œœ–—‘’“”„…\u202f€"
+
+
+def letter_tokenizer() -> Tokenizer:
+    """A byte-level BPE whose only merges make one letter of its bytes: a token is a character of
+    western European text, or a byte of any other. For the preset tiny-reader."""
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet, merges = sorted(pre_tokenizers.ByteLevel.alphabet()), {}
+    for letter in LETTERS_BEYOND_ASCII:
+        first, *others = bytes_of.pre_tokenize_str(letter)[0][0]
+        for other in others:
+            merges[first, other] = first = first + other
+    names = [BOS, EOS, PAD, *alphabet, *merges.values()]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)
+                                  for name in (BOS, EOS, PAD, IMAGE)])  # fmt: skip
+    return tokenizer
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+    """File name -> content, as a model directory holds them."""
     names = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
     config = {
         **names,
@@ -164,7 +186,7 @@ def tokenizer_files() -> dict[str, str]:
         "model_max_length": 8192,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    contents = json.loads(train_tokenizer().to_str()), config, names
+    contents = json.loads(tokenizer.to_str()), config, names
     return {name: json.dumps(value, ensure_ascii=False, indent=1) + "\n"
             for name, value in zip(FILES, contents)}  # fmt: skip
 
@@ -178,7 +200,7 @@ def main() -> int:
             if os.path.lexists(out / name):
                 raise UserError(f"--out {out}: {name} exists")
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in tokenizer_files().items():
+        for name, content in tokenizer_files(train_tokenizer()).items():
             with (out / name).open("x", encoding="utf-8", newline="\n") as file:
                 file.write(content)
     except UserError as error:
