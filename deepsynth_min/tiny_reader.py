@@ -84,7 +84,7 @@ STAGES = (
     Stage("lines", 700, 32, 1, 18, "projector+decoder", 2e-3, 2e-3),
     Stage("pages", 3400, 16, 8, 80, "all", 2e-3, 7e-4),
     Stage("documents", 600, 6, 40, 330, "all", 7e-4, 4e-4),
-    Stage("summaries", 2000, 8, 20, 160, "decoder", 1.2e-3, 5e-5, documents=6),
+    Stage("summaries", 2400, 8, 20, 160, "decoder", 1.2e-3, 5e-5, documents=6),
 )
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 
@@ -211,7 +211,7 @@ class Letters:
                 if column not in started:
                     row[column, : len(ids) - k] = torch.tensor(ids[k : k + SLOTS])
                 started.add(column)
-        pages = self.builder.prompt(Row("letters", "\n".join(lines), "")).pages
+        pages = self.builder.prompt(Row("letters", "", "\n".join(lines))).pages
         assert len(pages) == 1, lines
         return torch.from_numpy(pages[0]), labels
 
@@ -272,7 +272,7 @@ class Training:
         samples = [self.reading(Row("random words", text, text)) for text in texts]
         first = (step - (ENDS[-1] - STAGES[-1].steps)) * stage.documents
         chosen = [document(first + i) for i in range(stage.documents)]
-        samples += [self.summing(Row(d.id, d.text, d.summary)) for d in chosen]
+        samples += [self.summing(Row(d.id, d.summary, d.text)) for d in chosen]
         return collate(samples, self.reading.special).packed()
 
     def _asked(self, pages: Tensor) -> Tensor:
@@ -322,7 +322,7 @@ class Training:
 
     @torch.no_grad()
     def _answers(self, builder: SampleBuilder, texts: list[str], most: int) -> list[str]:
-        prompts = [builder.prompt(Row("unseen", text, "")) for text in texts]
+        prompts = [builder.prompt(Row("unseen", "", text)) for text in texts]
         how = GenerationSettings(max_new_tokens=most)
         answers = generate(self.model, collate(prompts, builder.special), how)
         return [builder.tokenizer.decode(a.ids, skip_special_tokens=True) for a in answers]
