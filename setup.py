@@ -25,7 +25,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",  # tomllib
     packages=["deepsynth_min"],
-    package_data={"deepsynth_min": ["assets/*"]},
+    package_data={"deepsynth_min": ["assets/*", "assets/tiny-reader/*"]},
     ext_modules=[raster],
     cmdclass={"build_ext": build_ext},
     install_requires=[

@@ -10,7 +10,7 @@ model      encoder, experts, decoder, weights, quant, model
 tuning     lora, adapter, freeze, precision, optim, distributed, checkpoint, build, shard
 reading    search, ablations, text_metrics, evaluate, generate
 the run    features, augment, charts, report, sinks, run_directory, metrics, hub, export, train,
-           tiny_reader
+           random_text, tiny_reader
 """
 
 __version__ = "0.1.0"

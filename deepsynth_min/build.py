@@ -16,7 +16,7 @@ import torch
 
 from .adapter import base_digest, load_adapter, read_config
 from .checkpoint import save_model, whole_directory
-from .config import PRESETS, ModelConfig, UserError
+from .config import PRESETS, TINY_READER, TINY_READER_CONFIG, ModelConfig, UserError
 from .lora import Base, LoraConfig, attach, choose
 from .model import DeepseekOCR
 from .precision import set_parameter_types
@@ -47,12 +47,18 @@ def resolve(settings: Settings, rows: int, processes: int) -> Settings:
     if not steps:
         per_epoch = math.ceil(rows / (optim.batch_size * optim.accumulate * processes))
         steps = max(1, round(optim.epochs * per_epoch))
-    if settings.model.model in PRESETS:
-        usual = RATE_FROM_SCRATCH / PRESETS[settings.model.model].decoder.hidden_size
-    else:
-        usual = RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
-    rate = optim.lr or float(f"{usual:.6g}")
+    rate = optim.lr or float(f"{usual_rate(settings):.6g}")
     return resolve_adapter(change(settings, max_steps=steps, lr=rate))
+
+
+def usual_rate(settings: Settings) -> float:
+    """A narrow decoder bears a higher rate than the official one."""
+    name = settings.model.model
+    if name in PRESETS:
+        return RATE_FROM_SCRATCH / PRESETS[name].decoder.hidden_size
+    rate = RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
+    official, small = (c.decoder.hidden_size for c in (ModelConfig(), TINY_READER_CONFIG))
+    return rate * official / small if name == TINY_READER else rate
 
 
 def resolve_adapter(settings: Settings) -> Settings:

@@ -201,6 +201,30 @@ def _tuple(value):
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How text is drawn for a model that learned it in one way only; 0 and -1: as for any other.
+    Our own section of config.json, `rendered_text`; the official model has none."""
+
+    font_size: int = 0  # px
+    line_height: float = 0.0  # font sizes
+    margin: int = -1  # px
+
+    @classmethod
+    def from_section(cls, section: object, where: str) -> "TextConfig":
+        """Raises UserError naming `where` and the field at fault."""
+        limits = {"font_size": (0, 1024), "line_height": (0, 20), "margin": (-1, 16384)}
+        if not isinstance(section, dict) or not section.keys() <= limits.keys():
+            raise UserError(f"{where}: rendered_text may have {', '.join(limits)}")
+        for name, value in section.items():
+            kinds = (int, float) if name == "line_height" else (int,)
+            least, most = limits[name]
+            if type(value) not in kinds or not least <= value <= most:
+                raise UserError(f"{where}: rendered_text.{name} = {value!r:.100} is not a number "
+                                f"from {least} to {most}")  # fmt: skip
+        return cls(**section)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One DeepSeek-OCR: encoder, projector, decoder. `page_size` is its native page side in px."""
 
@@ -208,6 +232,7 @@ class ModelConfig:
     clip: ClipConfig = field(default_factory=ClipConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     page_size: int = 1024
+    text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self):
         sam, clip, dec = self.sam, self.clip, self.decoder
@@ -274,8 +299,9 @@ class ModelConfig:
             raise UserError(f"{where}: candidate_resolutions is no list of page sizes") from None
         known = {key: language[key] for key in asdict(DecoderConfig()) if key in language}
         known.setdefault("num_key_value_heads", known.get("num_attention_heads", 10))
+        text = TextConfig.from_section(official.get("rendered_text", {}), where)
         try:
-            config = cls(sam_config, clip_config, DecoderConfig(**known), page)
+            config = cls(sam_config, clip_config, DecoderConfig(**known), page, text)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         projector = official.get("projector_config", {})
@@ -341,8 +367,25 @@ class ModelConfig:
                 "width": {"clip-l-14-224": asdict(clip), "sam_vit_b": sam_dict},
             },
             **shared,
+            **({} if self.text == TextConfig() else {"rendered_text": asdict(self.text)}),
         }  # fmt: skip
 
+
+# The name of the model that comes with the package: it learned to read from nothing on a CPU, letter
+# by letter (tiny_reader.py). Its vocabulary is that of tokenizer.letter_tokenizer; no more than 8 MB
+# in bf16. A line of text is drawn in each row of visual tokens, five letters or so in each.
+TINY_READER = "tiny-reader"
+TINY_READER_CONFIG = ModelConfig(
+    sam=SamConfig(width=64, layers=2, heads=4, image_size=256, window=4, global_layers=(), neck=64,
+                  downsample=(64, 176)),
+    clip=ClipConfig(width=176, layers=1, heads=4, image_size=28, patch_size=7),
+    decoder=DecoderConfig(vocab_size=370, hidden_size=192, intermediate_size=512,
+                          moe_intermediate_size=96, num_hidden_layers=4, num_attention_heads=6,
+                          num_key_value_heads=6, n_routed_experts=8, num_experts_per_tok=2,
+                          max_position_embeddings=2048),
+    page_size=256,
+    text=TextConfig(font_size=24, line_height=2.667, margin=4),
+)  # fmt: skip
 
 PRESETS = {
     # The official model: 3,336,106,240 parameters.
@@ -356,18 +399,6 @@ PRESETS = {
         decoder=DecoderConfig(vocab_size=4096, hidden_size=192, intermediate_size=512,
                               moe_intermediate_size=96, num_hidden_layers=4, num_attention_heads=6,
                               num_key_value_heads=6, n_routed_experts=16, num_experts_per_tok=4,
-                              max_position_embeddings=2048),
-        page_size=256,
-    ),
-    # For learning to read from nothing on a CPU (tiny_reader.py), letter by letter: its vocabulary
-    # is that of tokenizer.letter_tokenizer. No more than 8 MB in bf16.
-    "tiny-reader": ModelConfig(
-        sam=SamConfig(width=64, layers=2, heads=4, image_size=256, window=4, global_layers=(),
-                      neck=64, downsample=(64, 176)),
-        clip=ClipConfig(width=176, layers=1, heads=4, image_size=28, patch_size=7),
-        decoder=DecoderConfig(vocab_size=370, hidden_size=192, intermediate_size=512,
-                              moe_intermediate_size=96, num_hidden_layers=4, num_attention_heads=6,
-                              num_key_value_heads=6, n_routed_experts=8, num_experts_per_tok=2,
                               max_position_embeddings=2048),
         page_size=256,
     ),

@@ -49,7 +49,7 @@ class SampleBuilder:
         self.side = page_side(settings.model.mode, config.page_size)
         self.gundam = settings.model.mode == "gundam"
         self.settings, self.tokenizer = settings, tokenizer
-        self.context = config.decoder.max_position_embeddings
+        self.context, self.taught = config.decoder.max_position_embeddings, config.text
         self.special = special_ids(tokenizer)
         check_tokenizer(tokenizer, config.decoder.vocab_size)
         # More pages than could ever be used are not drawn, but counted as an error.
@@ -61,14 +61,16 @@ class SampleBuilder:
         ]
 
     def _style(self, width: int, height: int) -> PageStyle:
-        page = self.settings.page
+        page, taught = self.settings.page, self.taught
         # What has the same name in both is passed on as it is.
         same = {f.name for f in fields(PageStyle)} & {f.name for f in fields(page)}
         values = {name: getattr(page, name) for name in same}
         # In gundam, letters are as large as on a page of the global view's size.
-        values["font_size"] = page.font_size or max(10, self.side // 64)
+        values["font_size"] = page.font_size or taught.font_size or max(10, self.side // 64)
+        values["line_height"] = page.line_height or taught.line_height or 1.25
         values["max_pages"] = page.max_pages or self.most_pages
-        values["margin"] = page.margin if page.margin >= 0 else self.side // 32
+        margins = (page.margin, taught.margin, self.side // 32)
+        values["margin"] = next(margin for margin in margins if margin >= 0)
         try:
             style = PageStyle(width=width, height=height, fonts=page.font, **values)
             FontChain(style.sources(), style.font_size)  # a font that cannot be used is found now

@@ -13,20 +13,15 @@ layer (thrown away afterwards) which letters begin in its place. `lines`: the de
 them down, from pages with a few words. `pages` and `documents`: all of the model, on full pages, then
 on several. `summaries`: the encoder frozen, documents of corpus.py, still reading beside it.
 
-What is to be read cannot be guessed: made-up words, numbers, and words of the embedded training
-documents in no order leave nothing to lower the loss with but the page. The text of a page also
-decides what it is for: one whose checksum is a multiple of 16 is never trained on, and the error rate
-is that of such texts only; they are unseen however short they are.
+What it reads, and how much of that it has never seen: random_text.py.
 """
 
 import json
 import subprocess
 import sys
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -37,28 +32,22 @@ from tqdm import tqdm
 
 from . import checkpoint, freeze
 from .batch import Batch
-from .config import PRESETS, exit_code
-from .corpus import Document, Draw, documents
+from .config import TINY_READER_CONFIG, exit_code
+from .corpus import documents
 from .data import SampleBuilder, collate
 from .distributed import Stopper, start, stop
-from .glyphs import GlyphStore
 from .loss import IGNORE
 from .model import DeepseekOCR, side_by_side
 from .optim import LossScaler, clip_and_step, make_adamw, prepare_state
 from .options import OneLineParser
+from .random_text import SLOTS, UNSEEN, Letters, Words, document
 from .row import Row
 from .search import generate
 from .settings import DataSettings, GenerationSettings, Settings, change
 from .text_metrics import character_error_rate
 from .tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
 
-# How pages are drawn: a line of text for each row of visual tokens, five letters or so in each. The
-# same settings make a run on documents draw them so.
-PAGE = {"font_size": 24, "line_height": 2.667, "margin": 4}
 READ, SUMMARIZE = "Read. ", DataSettings.instruction
-SLOTS = 8  # letters that a visual token is asked for
-HELD_OUT = 16  # one text in so many is never trained on
-UNSEEN = 2**40  # held-out texts are drawn from this number on
 WARMUP, LOG_EVERY = 100, 50  # steps
 
 
@@ -102,123 +91,6 @@ def learning_rate(step: int) -> float:
     return (stage.last + (stage.rate - stage.last) * left) * rise
 
 
-# -- texts ----------------------------------------------------------------------------------------
-
-_ONSETS = ("b c d f g h j k l m n p r s t v w z ch sh th br cr dr fr gr pr tr bl cl fl gl pl st sp "
-           "sch qu x y ñ ç").split() + [""] * 4  # fmt: skip
-_VOWELS = "a e i o u a e i o u a e i o ei au ou ie ea é è ê à â á í ó ú ä ö ü î ô y".split()
-_CODAS = "n r s l t m d k g ck st nd ng x z ß f p b w".split() + [""] * 12
-
-
-def made_up_word(draw: Draw) -> str:
-    """One to three syllables, as it stands, capitalised or in capitals."""
-    word = "".join(draw.pick(_ONSETS) + draw.pick(_VOWELS) + draw.pick(_CODAS)
-                   for _ in range(1 + draw.below(3)))  # fmt: skip
-    form = draw.below(10)
-    return word.capitalize() if form < 4 else word.upper() if form == 4 else word
-
-
-def number(draw: Draw) -> str:
-    digits = "".join(draw.pick("0123456789") for _ in range(1 + draw.below(4)))
-    form = draw.below(6)
-    more = "".join(draw.pick("0123456789") for _ in range(3 if form == 0 else 2))
-    return {0: f"{digits}{draw.pick(',.')}{more}", 1: f"{digits}{draw.pick(':.')}{more}",
-            2: f"{draw.pick('£«“(-')}{digits}"}.get(form, digits)  # fmt: skip
-
-
-def is_held_out(text: str) -> bool:
-    return zlib.crc32(text.encode()) % HELD_OUT == 0
-
-
-class Words:
-    """Random texts: text n is a function of (seed, n, its least and its greatest length)."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-        self.known = sorted({word for d in documents("train") for word in d.text.split()})
-
-    def word(self, draw: Draw) -> str:
-        kind = draw.below(10)
-        if 5 <= kind < 8:
-            return draw.pick(self.known)  # with what punctuation it has there
-        word = made_up_word(draw) if kind < 5 else number(draw)
-        return word + draw.pick(".,;:!»’-") if draw.below(8) == 0 else word
-
-    def _drawn(self, draw: Draw, least: int, most: int) -> str:
-        size, text = least + draw.below(most - least + 1), ""
-        while len(text) <= size:
-            text += self.word(draw) + " "
-        return text[:size].strip()
-
-    def text(self, n: int, least: int, most: int) -> str:
-        """From UNSEEN on the held-out texts, before it all others."""
-        draw = Draw(self.seed * 2**48 + n)
-        while True:
-            text = self._drawn(draw, least, most)
-            if text and is_held_out(text) == (n >= UNSEEN):
-                return text
-
-
-@lru_cache(maxsize=4)
-def _more_documents(seed: int) -> list[Document]:
-    """Training documents of a seed, but for those that share an entity combination with the held-out
-    ones of a run on the embedded corpus."""
-    held_out = {pair for d in documents("val") for pair in d.combinations()}
-    return [d for d in documents("train", seed) if held_out.isdisjoint(d.combinations())]
-
-
-def document(n: int) -> Document:
-    """Document n of an endless corpus: the embedded one, then those of further seeds."""
-    seed = 0
-    while n >= len(_more_documents(seed)):
-        n, seed = n - len(_more_documents(seed)), seed + 1
-    return _more_documents(seed)[n]
-
-
-class Letters:
-    """Pages full of words, and the letters that each visual token is asked for: the first stage."""
-
-    def __init__(self, words: "Words", builder: SampleBuilder):
-        self.words, self.builder = words, builder
-        self.store = GlyphStore(builder.style, ink=False)
-        self.places = builder.side // 64
-
-    def _ends(self, line: str) -> list[float]:
-        """Where each letter of a line ends, px from the left edge of the page."""
-        widths = (self.store.glyph(ord(letter)).advance / 64 for letter in line)
-        return list(accumulate(widths, initial=self.builder.style.margin))
-
-    def _line(self, draw: Draw) -> str:
-        line, longer = "", self.words.word(draw)
-        while self._ends(longer)[-1] <= self.builder.side - self.builder.style.margin:
-            line, longer = longer, f"{longer} {self.words.word(draw)}"
-        return line
-
-    def page(self, n: int) -> tuple[Tensor, Tensor]:
-        """Page n uint8 [1, s, s], and token ids [rows, columns, SLOTS]: of the letters along the line
-        from the first that has its middle there, one EOS at the line's end; the rest IGNORE."""
-        draw = Draw(self.words.seed * 2**48 + n)
-        while True:
-            lines = [self._line(draw) for _ in range(self.places)]
-            if is_held_out("\n".join(lines)) == (n >= UNSEEN):
-                break
-        labels = torch.full((self.places, self.places, SLOTS), IGNORE)
-        for row, line in zip(labels, lines):
-            ids = [*self.builder.tokenizer.backend_tokenizer.encode(line).ids, 1]
-            ends, started = self._ends(line), set()
-            for k in range(len(line)):
-                column = int((ends[k] + ends[k + 1]) / 2 // 64)
-                if column not in started:
-                    row[column, : len(ids) - k] = torch.tensor(ids[k : k + SLOTS])
-                started.add(column)
-        pages = self.builder.prompt(Row("letters", "", "\n".join(lines))).pages
-        assert len(pages) == 1, lines
-        return torch.from_numpy(pages[0]), labels
-
-
-# -- training -------------------------------------------------------------------------------------
-
-
 class Training:
     """The recipe on its way; everything it does at a step depends on (seed, step) alone."""
 
@@ -230,12 +102,12 @@ class Training:
         for name, content in tokenizer_files(letter_tokenizer()).items():
             (self.tokenizer_files / name).write_text(content, encoding="utf-8")
         torch.manual_seed(seed)
-        self.model = DeepseekOCR(PRESETS["tiny-reader"])
+        self.model = DeepseekOCR(TINY_READER_CONFIG)
         width, vocabulary = self.model.lm_head.in_features, self.model.lm_head.out_features
         self.asker = nn.Linear(width, SLOTS * vocabulary)
         tokenizer, config = load_tokenizer(self.tokenizer_files), self.model.config
         self.reading, self.summing = (
-            SampleBuilder(change(Settings(), instruction=text, **PAGE), config, tokenizer)
+            SampleBuilder(change(Settings(), instruction=text), config, tokenizer)
             for text in (READ, SUMMARIZE)
         )
         self.letters = Letters(self.words, self.reading)
@@ -407,8 +279,7 @@ class Training:
         made = {"command": f"python -m deepsynth_min.tiny_reader --out DIR --seed {self.seed}",
                 "seed": self.seed, "step": self.step, "of": ENDS[-1], "commit": commit(),
                 "cer": {"a page, 256 unseen texts": page, "several pages, 32": several},
-                "named": self.names_found(128)[0], "page": PAGE,
-                "torch": torch.__version__}  # fmt: skip
+                "named": self.names_found(128)[0], "torch": torch.__version__}  # fmt: skip
         self.model.to(torch.bfloat16)
         with checkpoint.whole_directory(self.out / "model") as partial:
             checkpoint.save_model(self.model, partial, self.tokenizer_files)

@@ -22,11 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import UserError, find_file, read_json
+from .config import TINY_READER, UserError, find_file, read_json
 from .download import fetch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
+SHIPPED = Path(__file__).parent / "assets" / TINY_READER
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
           "F64": torch.float32}  # as stored -> as kept  # fmt: skip
 
@@ -91,7 +92,8 @@ def tensor_digest(tensor: Tensor) -> bytes:
 
 
 def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") -> Path:
-    """A directory as it is; a hub id from the local cache, else downloaded. Never any code.
+    """A directory as it is; `tiny-reader` from the package; a hub id from the local cache, else
+    downloaded. Never any code.
 
     revision: branch, tag or commit of a hub id; empty: its default branch. A token comes from
     HF_TOKEN by way of huggingface_hub. Raises UserError.
@@ -100,6 +102,8 @@ def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") 
     if os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
         return path
     name = str(directory_or_hub_id)
+    if name == TINY_READER:
+        return SHIPPED
     if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
     # Not just a configuration that something looked at.

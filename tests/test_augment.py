@@ -153,7 +153,8 @@ def test_a_page_gets_the_same_whatever_batch_and_process_it_is_in(page):
 def test_training_with_augmentation_resumes_exactly_and_leaves_evaluation_alone(
     tmp_path, jsonl, capsys
 ):
-    common = ["--data", str(jsonl), "--max-steps", "2", "--batch-size", "2", "--val-samples", "1",
+    common = ["--model", "tiny", "--data", str(jsonl),
+              "--max-steps", "2", "--batch-size", "2", "--val-samples", "1",
               "--log-every", "1", "--save-every", "1", "--eval-every", "0", "--answer-samples", "0",
               "--threads", "1"]  # fmt: skip
 

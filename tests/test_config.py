@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from deepsynth_min.config import ModelConfig, UserError, one_line
+from deepsynth_min.config import (
+    PRESETS, TINY_READER_CONFIG, ModelConfig, UserError, one_line
+)  # fmt: skip
 
 GOLDEN = Path(__file__).parent / "golden" / "config.json"
 SAM, CLIP = "vision_config/width/sam_vit_b/", "vision_config/width/clip-l-14-224/"
@@ -25,6 +27,9 @@ LANGUAGE = "language_config/"
     + [(SAM + "global_attn_indexes", value) for value in ("1", [-1], [4], [[1]])]
     + [(CLIP + name, 0) for name in ("patch_size", "image_size", "width", "heads")]
     + [(LANGUAGE + "rope_theta", value) for value in (0, float("nan"), 10**400, "1", None)]
+    + [("rendered_text", value)
+       for value in (None, [], {"font": 24}, {"font_size": -1}, {"font_size": 2.5},
+                     {"line_height": "2"}, {"line_height": float("nan")}, {"margin": True})]
     + [("vision_config/image_size", value) for value in (1, 0, 100, "256")]
     + [("candidate_resolutions", value) for value in ([[".", 256]], [[0]], [], "256", None, {})]
     + [(name, value) for name in ("vision_config", "vision_config/width", "language_config",
@@ -68,3 +73,9 @@ def test_a_message_is_one_short_line_whatever_it_quotes():
     assert one_line("a\nb\r\x1b[31m\u2028\ud800") == "a\\nb\\r\\x1b[31m\\u2028\\ud800"
     long = one_line("start" + "x" * 10**6 + "end")
     assert len(long) < 1100 and long.startswith("start") and long.endswith("end")
+
+
+def test_how_text_is_drawn_is_kept_with_the_model_and_absent_from_the_official_one():
+    assert TINY_READER_CONFIG.text.font_size == 24
+    assert ModelConfig.from_dict(TINY_READER_CONFIG.to_dict()) == TINY_READER_CONFIG
+    assert "rendered_text" not in PRESETS["deepseek-ocr"].to_dict()

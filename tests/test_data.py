@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepsynth_min.config import PRESETS, UserError
+from deepsynth_min.config import PRESETS, TextConfig, UserError
 from deepsynth_min.data import Loader, SampleBuilder, collate, held_out_shares
 from deepsynth_min.images import choose_grid, cut_tiles, open_image, prepare
 from deepsynth_min.row import Row
@@ -48,6 +48,16 @@ def test_a_sequence_is_bos_page_instruction_answer_eos_and_only_the_answer_is_sc
     short = batch.attention_mask[1].sum()
     assert batch.input_ids[1, short:].eq(special.pad).all() and not batch.image_mask[1, short:].any()
     assert batch.tokens == len(expected) + short
+
+
+def test_text_is_drawn_as_the_model_learned_it_unless_settings_say_otherwise(tokenizer):
+    taught = replace(PRESETS["tiny"], text=TextConfig(font_size=30, line_height=2.0, margin=7))
+    given = change(Settings(), font_size=12, line_height=1.5, margin=0)
+    drawn = [(style.font_size, style.line_height, style.margin)
+             for style in (SampleBuilder(settings, config, tokenizer).style
+                           for settings in (Settings(), given)
+                           for config in (taught, PRESETS["tiny"]))]  # fmt: skip
+    assert drawn == [(30, 2.0, 7), (10, 1.25, 8), (12, 1.5, 0), (12, 1.5, 0)]
 
 
 def test_a_rows_own_instruction_replaces_the_default(tokenizer):

@@ -17,8 +17,10 @@ NAMES = ("step", "loss", "grad_norm", "lr")
 
 
 def run(out: Path, jsonl: Path, *arguments) -> list[list]:
-    common = ["--data", jsonl, "--batch-size", 6, "--max-steps", 6, "--val-samples", 2,
-              "--log-every", 1, "--answer-samples", 0, "--eval-every", 0, "--save-every", 3, "--ablation-samples", 0]  # fmt: skip
+    common = ["--model", "tiny", "--data", jsonl,
+              "--batch-size", 6, "--max-steps", 6, "--val-samples", 2,
+              "--log-every", 1, "--answer-samples", 0, "--eval-every", 0, "--save-every", 3,
+              "--ablation-samples", 0]  # fmt: skip
     assert train.main([*map(str, (*common, *arguments)), "--out", str(out)]) == 0
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [[line.get(name) for name in NAMES] for line in lines if line["kind"] != "answers"]

@@ -25,7 +25,8 @@ QUICK = ["--max-new-tokens", "5"]
 def trained(tmp_path_factory) -> Path:
     """Near its random start, where answers differ more than after a few steps of training."""
     out = tmp_path_factory.mktemp("run") / "r"
-    assert train.main(["--out", str(out), "--max-steps", "1", "--batch-size", "2", "--val-samples",
+    assert train.main(["--model", "tiny", "--out", str(out), "--max-steps", "1",
+                       "--batch-size", "2", "--val-samples",
                        "1", "--lr", "1e-6", "--instruction", "In short: "]) == 0  # fmt: skip
     return out
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from deepsynth_min import checkpoint, train
 from deepsynth_min.batch import Batch
 
-COMMON = ["--batch-size", "2", "--val-samples", "2", "--log-every", "3", "--eval-every", "4",
+COMMON = ["--model", "tiny", "--batch-size", "2", "--val-samples", "2", "--log-every", "3",
+          "--max-new-tokens", "16", "--eval-every", "4",
           "--save-every", "2", "--tune", "lora", "--lora-dropout", "0.2", "--keep", "99"]  # fmt: skip
 STEPS = 16
 EXACT = ("kind", "step", "loss", "grad_norm", "lr", "samples")

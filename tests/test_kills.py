@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 KILLS = 20
 STEPS = 150
 EXACT = ("kind", "step", "loss", "grad_norm", "lr", "samples", "reads/blank", "cer")
-COMMON = ["--tune", "lora", "--lora-dropout", "0.2", "--augment", "--log-every", "3", "--keep", "2",
+COMMON = ["--model", "tiny", "--tune", "lora", "--lora-dropout", "0.2", "--augment",
+          "--log-every", "3", "--keep", "2",
           "--save-every", "2", "--eval-every", "50", "--val-samples", "2", "--answer-samples", "1",
           "--ablation-samples", "2", "--max-new-tokens", "4", "--max-steps", str(STEPS),
           "--device", "cpu", "--threads", "1"]  # fmt: skip

@@ -8,7 +8,8 @@ import pytest
 
 from deepsynth_min import sinks, train
 
-COMMON = ["--max-steps", "2", "--batch-size", "1", "--val-samples", "1", "--log-every", "1",
+COMMON = ["--model", "tiny",
+          "--max-steps", "2", "--batch-size", "1", "--val-samples", "1", "--log-every", "1",
           "--answer-samples", "0", "--threads", "1"]  # fmt: skip
 
 

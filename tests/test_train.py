@@ -16,7 +16,8 @@ from deepsynth_min import evaluate, train
 from deepsynth_min.config import PRESETS
 from deepsynth_min.model import DeepseekOCR
 
-QUICK = ["--batch-size", "2", "--val-samples", "4", "--log-every", "1", "--answer-samples", "1",
+QUICK = ["--model", "tiny",
+         "--batch-size", "2", "--val-samples", "4", "--log-every", "1", "--answer-samples", "1",
          "--max-new-tokens", "4"]
 
 
@@ -166,7 +167,8 @@ def torchrun(processes: int, *arguments) -> subprocess.CompletedProcess:
 
 def test_two_processes_do_what_one_process_does(tmp_path, jsonl):
     """Uneven answers, two micro-steps: same losses and weights as one process, up to rounding."""
-    common = ["--data", jsonl, "--max-steps", 2, "--log-every", 1, "--val-samples", 3]
+    common = ["--model", "tiny", "--data", jsonl, "--max-steps", 2, "--log-every", 1,
+              "--val-samples", 3]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.main([*map(str, common), "--batch-size", "4", "--out", str(one)]) == 0
     done = torchrun(2, *common, "--batch-size", 1, "--accumulate", 2, "--out", two)
