@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from .adapter import base_digest, load_adapter, read_config
-from .checkpoint import save_model, whole_directory
+from .checkpoint import save_model
 from .config import PRESETS, TINY_READER, TINY_READER_CONFIG, ModelConfig, UserError
+from .disk import whole_directory
 from .lora import Base, LoraConfig, attach, choose
 from .model import DeepseekOCR
 from .precision import set_parameter_types

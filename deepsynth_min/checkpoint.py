@@ -24,17 +24,16 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from .adapter import restore_adapter, trained_beside, write_adapter
 from .config import UserError, read_json
+from .disk import whole_directory
 from .lora import adapter_views
 from .optim import LossScaler, prepare_state, restore_state, state_tensors
 from .weights import (
@@ -46,58 +45,10 @@ MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-([0-9]{6,12})$")
 
 
-def flush(path: Path) -> None:
-    """Forces a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a small file at once: never half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    flush(partial)
-    os.replace(partial, path)
-
-
 def optimizer_tensors(model: nn.Module, optimizer, scaler: LossScaler) -> dict[str, torch.Tensor]:
     """Every state tensor of the optimizer and the scaler, by name."""
     tensors = {f"scaler/{name}": value for name, value in scaler.state().items()}
     return tensors | state_tensors(optimizer, dict(model.named_parameters()))
-
-
-class WriteError(UserError):
-    """The system refused to store something (a full disk, a missing permission)."""
-
-
-@contextmanager
-def whole_directory(final: Path):
-    """Gives a directory to fill, which gets its name when it is complete and on the disk.
-
-    What had the name before is replaced. If anything goes wrong nothing stays behind; what the
-    system refused (a full disk, a missing permission) is a WriteError.
-    """
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        readable = partial.stat().st_mode & 0o666  # as the umask says; safetensors writes 0600
-        for file in partial.iterdir():
-            file.chmod(readable)
-            flush(file)
-        flush(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
-        flush(final.parent)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise WriteError(f"{final}: could not be written: {reason}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from . import adapter, corpus, hub, settings as settings_
 from .batch import Batch
 from .build import is_adapted, load_run_model
-from .checkpoint import copy_base_files, whole_directory
+from .checkpoint import copy_base_files
 from .config import UserError, exit_code
 from .data import SampleBuilder, collate
+from .disk import whole_directory
 from .distributed import start, stop
 from .evaluate import find_run_checkpoint
 from .lora import LoraExperts, LoraLinear

@@ -82,8 +82,8 @@ class Words:
 
 @lru_cache(maxsize=4)
 def _more_documents(seed: int) -> list[Document]:
-    """Training documents of a seed, but for those that share an entity combination with the held-out
-    ones of a run on the embedded corpus."""
+    """Training documents of a seed, but for those that share an entity combination with the
+    held-out ones of a run on the embedded corpus."""
     held_out = {pair for d in documents("val") for pair in d.combinations()}
     return [d for d in documents("train", seed) if held_out.isdisjoint(d.combinations())]
 
@@ -116,8 +116,8 @@ class Letters:
         return line
 
     def page(self, n: int) -> tuple[Tensor, Tensor]:
-        """Page n uint8 [1, s, s], and token ids [rows, columns, SLOTS]: of the letters along the line
-        from the first that has its middle there, one EOS at the line's end; the rest IGNORE."""
+        """Page n uint8 [1, s, s], and token ids [rows, columns, SLOTS]: of the letters along the
+        line from the first that has its middle there, EOS at the line's end; the rest IGNORE."""
         draw = Draw(self.words.seed * 2**48 + n)
         while True:
             lines = [self._line(draw) for _ in range(self.places)]

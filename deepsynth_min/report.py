@@ -18,9 +18,10 @@ import sys
 import tomllib
 from pathlib import Path
 
-from . import ablations, checkpoint
+from . import ablations
 from .charts import bars, chart
 from .config import UserError, exit_code
+from .disk import write_text
 from .options import OneLineParser
 
 STYLE = """
@@ -244,7 +245,7 @@ def write(arguments: list[str]) -> None:
     one = given.runs[0] / "report.html"
     out = given.out or (one if len(given.runs) == 1 else Path("comparison.html"))
     try:
-        checkpoint.write_text(out, page(*given.runs))
+        write_text(out, page(*given.runs))
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{given.runs[0]}: damaged metrics or settings ({error})") from None
     except OSError as error:

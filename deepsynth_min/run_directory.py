@@ -25,6 +25,7 @@ from tqdm import tqdm
 from . import checkpoint, report
 from .config import UserError
 from .data import SampleBuilder
+from .disk import write_text
 from .preview import png
 from .settings import Settings, load, to_toml
 from .sinks import numbers_of, open_sinks
@@ -97,7 +98,7 @@ class RunDirectory:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.claim()
-            checkpoint.write_text(self.path / "config.toml", to_toml(settings))
+            write_text(self.path / "config.toml", to_toml(settings))
             self.sinks = open_sinks(settings.run, self.path)
         except OSError as error:
             raise UserError(f"--out {self.path}: {error.strerror}") from None
@@ -156,7 +157,7 @@ class RunDirectory:
         if self.metrics_path.exists():
             lines = report.metric_lines(self.path)
             kept = [json.dumps(line) for line in lines if line["step"] <= step]
-            checkpoint.write_text(self.metrics_path, "".join(line + "\n" for line in kept))
+            write_text(self.metrics_path, "".join(line + "\n" for line in kept))
 
     def log(self, kind: str, **values) -> None:
         line = json.dumps({"kind": kind, **values}) + "\n"
@@ -174,11 +175,11 @@ class RunDirectory:
         return [line for line in report.metric_lines(self.path) if line["kind"] == "eval"]
 
     def mark(self, marker: str, name: str) -> None:
-        checkpoint.write_text(self.path / marker, name + "\n")
+        write_text(self.path / marker, name + "\n")
 
     def write_report(self) -> None:
         def write() -> None:
-            checkpoint.write_text(self.path / "report.html", report.page(self.path))
+            write_text(self.path / "report.html", report.page(self.path))
 
         self._try(write, "the report")
 

@@ -29,10 +29,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .adapter import restore_adapter, save_adapter
-from .checkpoint import (
-    WriteError, copy_base_files, flush, optimizer_tensors, whole_directory, write_manifest,
-)  # fmt: skip
+from .checkpoint import copy_base_files, optimizer_tensors, write_manifest
 from .config import UserError
+from .disk import WriteError, flush, whole_directory
 from .distributed import World, sum_over_ranks
 from .precision import set_parameter_types
 from .settings import Settings

@@ -3,15 +3,15 @@
     python -m deepsynth_min.tiny_reader --out DIR
 
 In: nothing but a seed. Out: DIR/curve.jsonl, the loss and the error rates as training goes on;
-DIR/checkpoints/step-NNNNNN, from the newest of which the same command goes on; at the end DIR/model,
-the weights in bf16 with provenance.json beside them. Each is a directory for `--model`.
+DIR/checkpoints/step-NNNNNN, from the newest of which the same command goes on; at the end
+DIR/model, the weights in bf16, provenance.json beside them. Each is a directory for `--model`.
 
 The one idea: a model that has to find out by the loss of its answers alone that there are letters,
 that a visual token holds some, and where to look next, learns none of it for hours. So it is taught
 one after the other. `letters`: the encoder alone, each visual token being asked through a linear
-layer (thrown away afterwards) which letters begin in its place. `lines`: the decoder learns to write
-them down, from pages with a few words. `pages` and `documents`: all of the model, on full pages, then
-on several. `summaries`: the encoder frozen, documents of corpus.py, still reading beside it.
+layer (thrown away afterwards) which letters begin in its place. `lines`: the decoder learns to
+write them down, from pages with a few words. `pages` and `documents`: all of the model, on full
+pages, then on several. `summaries`: the encoder frozen, documents of corpus.py, reading beside it.
 
 What it reads, and how much of that it has never seen: random_text.py.
 """
@@ -35,6 +35,7 @@ from .batch import Batch
 from .config import TINY_READER_CONFIG, exit_code
 from .corpus import documents
 from .data import SampleBuilder, collate
+from .disk import whole_directory
 from .distributed import Stopper, start, stop
 from .loss import IGNORE
 from .model import DeepseekOCR, side_by_side
@@ -53,8 +54,8 @@ WARMUP, LOG_EVERY = 100, 50  # steps
 
 @dataclass(frozen=True)
 class Stage:
-    """`steps` steps of `batch` samples, texts of `least` to `most` characters (as many pages as they
-    need), `documents` of the samples to be summarised instead; what trains (freeze.TUNED_PARTS); a
+    """`steps` steps of `batch` samples, texts of `least` to `most` characters (on as many pages as
+    they need), `documents` of the samples to be summarised instead; what trains (freeze.TUNED_PARTS); a
     learning rate on a straight line from `rate` to `last`."""
 
     name: str
@@ -148,13 +149,13 @@ class Training:
         return collate(samples, self.reading.special).packed()
 
     def _asked(self, pages: Tensor) -> Tensor:
-        """uint8 [N, 1, s, s] -> logits of the letters in each visual token [N, rows, columns, SLOTS, V]."""
+        """uint8 [N, 1, s, s] -> logits of each visual token's letters [N, rows, columns, SLOTS, V]."""
         tokens, _, _ = self.model._page_grid(pages)
         return self.asker(tokens).unflatten(-1, (SLOTS, -1))
 
     def _encoded(self, batch: Batch) -> Batch:
-        """With what a frozen encoder makes of the pages: eight at a time, twice as fast as one by one,
-        which the model does for the sake of the last bit."""
+        """With what a frozen encoder makes of the pages: eight at a time, twice as fast as one by
+        one, which the model does for the sake of the last bit."""
         if self.model.encoder_trains:
             return batch
         with torch.no_grad():
@@ -186,7 +187,7 @@ class Training:
 
     @torch.no_grad()
     def letters_misread(self, count: int = 16) -> float:
-        """Share of wrong answers of the visual tokens of unseen pages (the first stage's measure)."""
+        """Share of wrong answers of the visual tokens of unseen pages: the first stage's measure."""
         pages, labels = zip(*(self.letters.page(UNSEEN + n) for n in range(count)))
         labels = torch.stack(labels)
         wrong = self._asked(torch.stack(pages)).argmax(-1) != labels
@@ -281,7 +282,7 @@ class Training:
                 "cer": {"a page, 256 unseen texts": page, "several pages, 32": several},
                 "named": self.names_found(128)[0], "torch": torch.__version__}  # fmt: skip
         self.model.to(torch.bfloat16)
-        with checkpoint.whole_directory(self.out / "model") as partial:
+        with whole_directory(self.out / "model") as partial:
             checkpoint.save_model(self.model, partial, self.tokenizer_files)
             (partial / "provenance.json").write_text(json.dumps(made, indent=1) + "\n")
         print(f"{self.out / 'model'}: {page:.1%} of the characters of a page misread after step "

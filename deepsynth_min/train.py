@@ -21,6 +21,7 @@ from .augment import MIRRORED, augment_batch, check as check_augment
 from .build import build_model, keep_preset, load_run_model, resolve
 from .config import PRESETS, UserError, exit_code
 from .data import Loader, SampleBuilder
+from .disk import WriteError, write_text
 from .distributed import (
     GradientReducer, Stopper, World, barrier, broadcast_text, check_same_parameters,
     let_first_speak, start, stop, sum_over_ranks, with_lost_ranks,
@@ -210,7 +211,7 @@ class Training:
         path = self.directory.path / "skipped.json"
         if self.world.is_main:
             where = {step: [self.rows[i].where for i in chosen] for step, chosen in rows.items()}
-            checkpoint.write_text(path, json.dumps(where, indent=1))
+            write_text(path, json.dumps(where, indent=1))
         raise RuntimeError(f"{row} steps in a row had a loss or gradient that is not finite and were "
                            f"skipped; the rows they were made of: {path}")  # fmt: skip
 
@@ -266,7 +267,7 @@ class Training:
         try:
             shard.save(path, self.model, self.twin, self.optimizer, self.scaler, self.base, facts,
                        self.world)  # fmt: skip
-        except checkpoint.WriteError as error:
+        except WriteError as error:
             if self.world.is_main:
                 warn(f"no checkpoint of step {self.step}: {error}")
             return
@@ -276,7 +277,7 @@ class Training:
         """If the disk refuses it, that is a warning: the checkpoint before is still there."""
         try:
             self._write(snapshot, is_best)
-        except (checkpoint.WriteError, OSError) as error:
+        except (WriteError, OSError) as error:
             warn(f"no checkpoint of step {snapshot.facts['step']}: {error}")
 
     def _write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:

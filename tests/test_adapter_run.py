@@ -12,8 +12,8 @@ from adapter_runs import QUICK, held_out, run, write_base, write_rows
 from conftest import SMALL
 from deepsynth_min import evaluate, train
 from deepsynth_min.adapter import CONFIG, OTHERS, TENSORS
-from deepsynth_min.checkpoint import WriteError, whole_directory
 from deepsynth_min.config import UserError
+from deepsynth_min.disk import WriteError, whole_directory
 from deepsynth_min.settings import Settings, change
 from deepsynth_min.build import resolve
 
