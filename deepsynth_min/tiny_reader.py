@@ -11,7 +11,8 @@ that a visual token holds some, and where to look next, learns none of it for ho
 one after the other. `letters`: the encoder alone, each visual token being asked through a linear
 layer (thrown away afterwards) which letters begin in its place. `lines`: the decoder learns to
 write them down, from pages with a few words. `pages` and `documents`: all of the model, on full
-pages, then on several. `summaries`: the encoder frozen, documents of corpus.py, reading beside it.
+pages, then on several. From here on the encoder is frozen: `longer`, on more pages; `summaries`,
+documents of corpus.py, random words still being read beside them.
 
 What it reads, and how much of that it has never seen: random_text.py.
 """
@@ -74,7 +75,8 @@ STAGES = (
     Stage("lines", 700, 32, 1, 18, "projector+decoder", 2e-3, 2e-3),
     Stage("pages", 3400, 16, 8, 80, "all", 2e-3, 7e-4),
     Stage("documents", 600, 6, 40, 330, "all", 7e-4, 4e-4),
-    Stage("summaries", 2400, 8, 20, 160, "decoder", 1.2e-3, 5e-5, documents=6),
+    Stage("longer", 2200, 6, 8, 420, "projector+decoder", 1.2e-3, 5e-4),
+    Stage("summaries", 2200, 8, 8, 160, "decoder", 1.2e-3, 5e-5, documents=6),
 )
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 
