@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ClipConfig, ModelConfig, SamConfig
+from .linear import Linear
 
 
 def _resized_table(table: Tensor, size: tuple[int, int]) -> Tensor:
@@ -52,8 +53,8 @@ class SamAttention(nn.Module):
     def __init__(self, width: int, heads: int, table_side: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
 
@@ -80,8 +81,8 @@ class SamAttention(nn.Module):
 class SamMLP(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.lin1 = nn.Linear(width, 4 * width)
-        self.lin2 = nn.Linear(4 * width, width)
+        self.lin1 = Linear(width, 4 * width)
+        self.lin2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lin2(F.gelu(self.lin1(x)))
@@ -167,8 +168,8 @@ class ClipAttention(nn.Module):
     def __init__(self, config: ClipConfig):
         super().__init__()
         self.heads = config.heads
-        self.qkv_proj = nn.Linear(config.width, 3 * config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
+        self.qkv_proj = Linear(config.width, 3 * config.width)
+        self.out_proj = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, P+1, D] -> same
         n, p, width = x.shape
@@ -181,8 +182,8 @@ class ClipAttention(nn.Module):
 class ClipMLP(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
@@ -250,7 +251,7 @@ class Projector(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.layers = nn.Linear(config.feature_width, config.decoder.hidden_size)
+        self.layers = Linear(config.feature_width, config.decoder.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:  # [..., F] -> [..., D]
         return self.layers(features)
