@@ -11,9 +11,9 @@ an expert got, so nothing is read back to the host, and an expert that got none 
 pair's weight scales its inner row, the narrowest there is, and rows are summed by token without an
 array of all pairs in between where the device allows it.
 
-On a CPU reading back costs nothing, and plain experts take their turns (`mix_one_by_one`): an
-expert's rows then stay in the cache from its first product to its last. Quantised and adapted ones
-are grouped there too. `experts_by_loop` is the readable twin of both; the tests hold them together.
+On a CPU reading back costs nothing, and plain experts of some size take their turns
+(`mix_one_by_one`): an expert's rows then stay in the cache from its first product to its last.
+Quantised and adapted ones are grouped there too. `experts_by_loop` is the readable twin of both; the tests hold them together.
 
 Source: Shazeer et al. 2017 (mixture of experts), Shazeer 2020 (SwiGLU).
 """
@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DecoderConfig
+
+MANY = 2**22  # multiplications of an expert that are worth a dozen calls from Python
 
 
 def _sum_by_token(rows: Tensor, order: Tensor, k: int) -> Tensor:
@@ -88,8 +90,9 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         """x [M, D]; chosen experts and their weights [M, K] -> [M, D], weighted sum over K."""
-        mix = mix_one_by_one if x.device.type == "cpu" else mix_experts
-        return mix(self, x, chosen, weight)
+        per_expert = chosen.numel() * self.width * self.inner // self.count  # multiplications
+        one_by_one = x.device.type == "cpu" and per_expert >= MANY
+        return (mix_one_by_one if one_by_one else mix_experts)(self, x, chosen, weight)
 
 
 def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ def mix_experts(experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
 class _OneByOne(torch.autograd.Function):
     """What `mix_experts` computes, one expert after the other, with its gradient by hand.
 
-    x [M, D], gate_up [E, 2I, D] and down [E, D, I], all of one type; of each pair, sorted by expert,
+    x [M, D], gate_up [E, 2I, D], down [E, D, I], all of one type; of each pair, sorted by expert,
     its token [M*K] and its share [M*K, 1]; the number of each expert's pairs -> [M, D], float32.
     """
 
