@@ -15,7 +15,7 @@ from deepsynth_min.config import ClipConfig, DecoderConfig, ModelConfig, SamConf
 
 
 def sam_flops(config: SamConfig, side: int, as_done: bool = False) -> int:
-    """Forward of one page of side x side px."""
+    """Forward of one page of side x side px. as_done: as on a GPU, or with gradients."""
     width, d = config.width, config.width // config.heads
     grid = side // config.patch
     total = 2 * grid**2 * 3 * config.patch**2 * width  # patch embedding

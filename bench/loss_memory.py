@@ -1,13 +1,14 @@
 """Peak memory of head and cross-entropy: in chunks on label positions, against the naive form.
 
     python bench/loss_memory.py                                  # B 8, T 512, V 129280; 100 scored
+    python bench/loss_memory.py --frozen                         # the head does not train
     python bench/loss_memory.py --batch-size 2 --vocabulary 16384
 
 Naive: logits [B, T, V] of every position, shifted, in float32, cross-entropy with -100 ignored;
-what most training loops do. Ours: the scored positions alone, 512 rows at a time, each chunk's
-gradients taken while its logits are there. Both must give the same loss and the same gradient of the hidden states. A process each;
-peak is what forward and backward need above what was held before, the gradient of the head's
-weight (which both must have) included.
+what most training loops do. Ours: the scored positions alone, some rows at a time, each chunk's
+gradients taken while its logits are there. Both must give the same loss and the same gradient of the
+hidden states. A process each; peak is what forward and backward need above what was held before, the
+gradient of the head's weight (which both must have, unless it is frozen as for adapters) included.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def peak(given, name: str) -> dict:
     torch.manual_seed(0)
     B, T, D, V = given.batch_size, given.tokens, given.width, given.vocabulary
     hidden = torch.randn(B, T, D, device=device, requires_grad=True)
-    weight = (torch.randn(V, D, device=device) * D**-0.5).requires_grad_()
+    weight = torch.randn(V, D, device=device).mul_(D**-0.5).requires_grad_(not given.frozen)
     labels = torch.randint(0, V, (B, T), device=device)
     labels[:, : T - given.answer] = IGNORE
     if cuda:
@@ -71,6 +72,7 @@ def main() -> None:
     add("--answer", type=int, default=100, help="scored tokens per sample, at the end")
     add("--width", type=int, default=1280)
     add("--vocabulary", type=int, default=129280)
+    add("--frozen", action="store_true", help="the head does not train")
     add("--device", default="auto")
     add("--threads", type=int, default=0)
     add("--row", help=argparse.SUPPRESS)

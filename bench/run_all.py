@@ -26,13 +26,15 @@ STEP = "train_step.py"
 def on_cpu(quick: bool) -> list[tuple[str, ...]]:
     few = ("--repeats", "1") if quick else ()
     small = (*few, "--preset", "tiny") if quick else ()
+    layers = small if quick else ("--repeats", "5")
     loss = ("--batch-size", "2", "--tokens", "64", "--vocabulary", "4096") if quick else ()
     sizes = ("--batch-size", "2") if quick else ()
     return [
-        ("decoder.py", *small, *sizes),
-        ("decoder.py", "--tune", "lora", *small, *sizes),
+        ("decoder.py", *layers, *sizes),
+        ("decoder.py", "--tune", "lora", *layers, "--batch-size", "2"),
         ("encoder.py", *small),
         ("loss_memory.py", *loss),
+        ("loss_memory.py", "--frozen", *loss),
         *((STEP, "--tune", tune, *few, *sizes) for tune in ("decoder", "lora", "qlora")),
         (STEP, "--tune", "lora", "--cached", *few, *sizes),
     ]
@@ -52,6 +54,7 @@ def on_gpu(baseline: str) -> list[tuple[str, ...]]:
            "--batch-size", "16") for tune in ("decoder", "lora")),
         ("encoder.py", "--precision", "bf16", "--pages", "16", "--flex"),
         ("loss_memory.py",),
+        ("loss_memory.py", "--frozen"),
         ("profile_step.py", "--tune", "lora", *sixteen),
         *(peers if baseline else ()),
     ]  # fmt: skip
@@ -72,7 +75,9 @@ def shown(result: dict) -> list[tuple[str, str]]:
                  f"{result['memory_of_official']:.2f} of the official formulation's")]  # fmt: skip
     if kind == "loss_memory":
         sizes = f"B {result['batch_size']}, T {result['tokens']}, V {result['vocabulary']}"
-        return [(f"head and loss, {sizes}", f"{result['share']:.1%} of the naive peak memory")]
+        frozen = ", head frozen" if result["frozen"] else ""
+        return [(f"head and loss, {sizes}{frozen}",
+                 f"{result['share']:.1%} of the naive peak memory")]  # fmt: skip
     if kind == "train_step":
         memory = f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"
         cached = ", cached" if result["cached"] else ""

@@ -11,7 +11,8 @@ SAM adds a relative position bias to its attention logits, rel_h[q_row - k_row] 
 rel_w[q_col - k_col] . q. Written as a mask that is [heads, P, P] numbers per page, 0.8 GB in float32
 at 1024 px. Here it is part of the dot product instead: each query gets h + w extra columns that
 hold its dot products with the tables, each key the one-hot columns of its row and its column. So any
-fused attention kernel can be used, and nothing of size P x P is ever stored.
+fused attention kernel can be used, and nothing of size P x P is ever stored. (A CPU without
+gradients does better with a mask for a few rows at a time.)
 
 Sources: Kirillov et al. 2023 (SAM), Li et al. 2022 (decomposed relative positions), Radford et al.
 2021 (CLIP), Wei et al. 2025 (DeepSeek-OCR). Parameter names are those of the official checkpoint.
@@ -22,6 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ClipConfig, ModelConfig, SamConfig
+from .linear import Linear
+
+PIECE = 2**24  # numbers of a mask that are alive at a time on a CPU: 64 MiB in float32
 
 
 def _resized_table(table: Tensor, size: tuple[int, int]) -> Tensor:
@@ -52,8 +56,8 @@ class SamAttention(nn.Module):
     def __init__(self, width: int, heads: int, table_side: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
 
@@ -66,22 +70,53 @@ class SamAttention(nn.Module):
         rel_w = _relative_positions(self.rel_pos_w, w).to(q.dtype)  # [w, w, d]
         bias_h = torch.einsum("nHhwd,hkd->nHhwk", q, rel_h)  # [N, H, h, w, h]
         bias_w = torch.einsum("nHhwd,wkd->nHhwk", q, rel_w)  # [N, H, h, w, w]
-        q = torch.cat([q * d**-0.5, bias_h, bias_w], dim=-1).flatten(2, 3)  # [N, H, P, d+h+w]
-        rows = torch.eye(h, dtype=k.dtype, device=k.device)[:, None].expand(h, w, h)
-        cols = torch.eye(w, dtype=k.dtype, device=k.device)[None].expand(h, w, w)
-        place = torch.cat([rows, cols], dim=-1).expand(n, self.heads, h, w, h + w)
-        k = torch.cat([k, place], dim=-1).flatten(2, 3)  # [N, H, P, d+h+w]
-        # Fused kernels want values as wide as keys; the padding costs less than a mask would.
-        v = F.pad(v.flatten(2, 3), (0, h + w))
-        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :d]  # [N, H, P, d]
-        return self.proj(out.transpose(1, 2).reshape(n, h, w, width))
+        in_pieces = x.device.type == "cpu" and not q.requires_grad
+        form = _attend_in_pieces if in_pieces else _attend_with_columns
+        out = form(q, k, v, bias_h, bias_w)  # [N, H, h, w, d]
+        return self.proj(out.permute(0, 2, 3, 1, 4).reshape(n, h, w, width))
+
+
+def _attend_with_columns(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
+    """q, k, v [N, H, h, w, d], bias [N, H, h, w, h] and [N, H, h, w, w] -> [N, H, h, w, d]."""
+    n, H, h, w, d = q.shape
+    q = torch.cat([q * d**-0.5, bias_h, bias_w], dim=-1).flatten(2, 3)  # [N, H, P, d+h+w]
+    rows = torch.eye(h, dtype=k.dtype, device=k.device)[:, None].expand(h, w, h)
+    cols = torch.eye(w, dtype=k.dtype, device=k.device)[None].expand(h, w, w)
+    place = torch.cat([rows, cols], dim=-1).expand(n, H, h, w, h + w)
+    k = torch.cat([k, place], dim=-1).flatten(2, 3)  # [N, H, P, d+h+w]
+    # Fused kernels want values as wide as keys; the padding costs less than a mask would.
+    v = F.pad(v.flatten(2, 3), (0, h + w))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :d].view(n, H, h, w, d)
+
+
+def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
+    """The same for a CPU: there three times the columns are three times the work, so the bias is a
+    mask, but only for a few rows or windows at a time, `PIECE` numbers. Without gradients, for
+    which each piece of the mask would have to be kept.
+    """
+    n, H, h, w, d = q.shape
+    out = q.new_empty(n, h, w, H, d).permute(0, 3, 1, 2, 4)
+    whole = H * (h * w) ** 2  # numbers in the bias of one window or page
+    several, rows = max(1, PIECE // whole), max(1, PIECE * h // whole)
+    for start in range(0, n, several):
+        own = slice(start, start + several)
+        keys, values = k[own].flatten(2, 3), v[own].flatten(2, 3)  # [n, H, P, d]
+        for first in range(0, h, rows):
+            part = own, slice(None), slice(first, first + rows)
+            by_row, by_column = bias_h[part][..., None], bias_w[part][..., None, :]
+            mask = q.new_empty(*by_row.shape[:5], w)  # [n, H, rows, w, h, w]
+            torch.add(by_row, by_column, out=mask)
+            queries, mask = q[part].flatten(2, 3), mask.flatten(4, 5).flatten(2, 3)  # [n, H, rows*w, P]
+            attended = F.scaled_dot_product_attention(queries, keys, values, mask)
+            out[part] = attended.view(q[part].shape)
+    return out
 
 
 class SamMLP(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.lin1 = nn.Linear(width, 4 * width)
-        self.lin2 = nn.Linear(4 * width, width)
+        self.lin1 = Linear(width, 4 * width)
+        self.lin2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lin2(F.gelu(self.lin1(x)))
@@ -167,8 +202,8 @@ class ClipAttention(nn.Module):
     def __init__(self, config: ClipConfig):
         super().__init__()
         self.heads = config.heads
-        self.qkv_proj = nn.Linear(config.width, 3 * config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
+        self.qkv_proj = Linear(config.width, 3 * config.width)
+        self.out_proj = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, P+1, D] -> same
         n, p, width = x.shape
@@ -181,8 +216,8 @@ class ClipAttention(nn.Module):
 class ClipMLP(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
@@ -250,7 +285,7 @@ class Projector(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.layers = nn.Linear(config.feature_width, config.decoder.hidden_size)
+        self.layers = Linear(config.feature_width, config.decoder.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:  # [..., F] -> [..., D]
         return self.layers(features)

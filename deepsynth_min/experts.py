@@ -11,7 +11,9 @@ an expert got, so nothing is read back to the host, and an expert that got none 
 pair's weight scales its inner row, the narrowest there is, and rows are summed by token without an
 array of all pairs in between where the device allows it.
 
-`experts_by_loop` is the readable twin: one expert after the other. The tests hold the two together.
+On a CPU reading back costs nothing, and plain experts of some size take their turns
+(`mix_one_by_one`): an expert's rows then stay in the cache from its first product to its last.
+Quantised and adapted ones are grouped there too. `experts_by_loop` is the readable twin of both; the tests hold them together.
 
 Source: Shazeer et al. 2017 (mixture of experts), Shazeer 2020 (SwiGLU).
 """
@@ -21,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import DecoderConfig
+
+MANY = 2**22  # multiplications of an expert that are worth a dozen calls from Python
 
 
 def _sum_by_token(rows: Tensor, order: Tensor, k: int) -> Tensor:
@@ -86,7 +90,9 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         """x [M, D]; chosen experts and their weights [M, K] -> [M, D], weighted sum over K."""
-        return mix_experts(self, x, chosen, weight)
+        per_expert = chosen.numel() * self.width * self.inner // self.count  # multiplications
+        one_by_one = x.device.type == "cpu" and per_expert >= MANY
+        return (mix_one_by_one if one_by_one else mix_experts)(self, x, chosen, weight)
 
 
 def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -111,6 +117,69 @@ def mix_experts(experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
     share = weight.flatten().gather(0, order)[:, None]  # [M*K, 1]
     inner = (F.silu(gate) * up * share).to(rows.dtype)  # [M*K, I]
     return _Combine.apply(experts.project_out(inner, ends), order, K).to(x.dtype)
+
+
+class _OneByOne(torch.autograd.Function):
+    """What `mix_experts` computes, one expert after the other, with its gradient by hand.
+
+    x [M, D], gate_up [E, 2I, D], down [E, D, I], all of one type; of each pair, sorted by expert,
+    its token [M*K] and its share [M*K, 1]; the number of each expert's pairs -> [M, D], float32.
+    """
+
+    @staticmethod
+    def forward(ctx, x, gate_up, down, token, share, counts: list[int]) -> Tensor:
+        both = x.new_empty(len(token), gate_up.shape[1])  # gate and up of each pair [M*K, 2I]
+        total = torch.zeros_like(x, dtype=torch.float32)
+        pairs = [of_all.split(counts) for of_all in (token, share, both)]
+        for places, part, gate_and_up, w_in, w_out in zip(*pairs, gate_up, down):
+            if len(places):
+                torch.mm(x.index_select(0, places), w_in.t(), out=gate_and_up)
+                gate, up = gate_and_up.chunk(2, dim=-1)
+                out = F.silu(gate).mul_(up).mul_(part) @ w_out.t()
+                total.index_add_(0, places, out.to(total.dtype))
+        ctx.save_for_backward(x, gate_up, down, token, share, both)
+        ctx.counts = counts
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, gate_up, down, token, share, both = ctx.saved_tensors
+        grad, d_x, d_share = grad.to(x.dtype), torch.zeros_like(x), torch.empty_like(share)
+        weights = [torch.empty_like(w) if needed else [None] * len(w)
+                   for w, needed in zip((gate_up, down), ctx.needs_input_grad[1:])]  # fmt: skip
+        room = torch.empty_like(both[: max(ctx.counts)])
+        pairs = [of_all.split(ctx.counts) for of_all in (token, share, both, d_share)]
+        for places, part, gate_and_up, d_part, w_in, w_out, d_in, d_out in zip(
+            *pairs, gate_up, down, *weights
+        ):
+            gate, up = gate_and_up.chunk(2, dim=-1)
+            d_both = room[: len(places)]
+            d_gate, d_up = d_both.chunk(2, dim=-1)
+            d_out_rows, activated = grad.index_select(0, places), F.silu(gate)
+            d_inner, inner = d_out_rows @ w_out, activated * up
+            torch.sum(inner * d_inner, -1, keepdim=True, dtype=share.dtype, out=d_part)
+            if d_out is not None:
+                torch.mm(d_out_rows.t(), inner.mul_(part), out=d_out)
+            torch.mul(d_inner.mul_(part), activated, out=d_up)
+            torch.ops.aten.silu_backward(d_inner.mul_(up), gate, grad_input=d_gate)
+            if d_in is not None:
+                torch.mm(d_both.t(), x.index_select(0, places), out=d_in)
+            d_x.index_add_(0, places, d_both @ w_in)
+        return d_x, *(d if isinstance(d, Tensor) else None for d in weights), None, d_share, None
+
+
+def mix_one_by_one(experts: Experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+    """`mix_experts` for a CPU, where asking for the number of rows costs nothing.
+
+    An expert's rows stay in the cache from its first product to its last, and no array of all pairs
+    is written but one.
+    """
+    sorted_by_expert, order = chosen.flatten().sort(stable=True)  # [M*K] each
+    counts = sorted_by_expert.bincount(minlength=experts.count).tolist()
+    share = weight.flatten().gather(0, order)[:, None]  # [M*K, 1]
+    kind, token = compute_dtype(experts.gate_up), order // chosen.shape[1]
+    matrices = (w.to(kind) for w in (experts.gate_up, experts.down))
+    return _OneByOne.apply(x.to(kind), *matrices, token, share, counts).to(x.dtype)
 
 
 def experts_by_loop(experts: Experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:

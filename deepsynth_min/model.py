@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .config import ModelConfig
-from .decoder import DecoderLayer, RMSNorm, Router, decode
+from .decoder import DecoderLayer, Router, decode
 from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
 from .experts import Experts
 from .loss import summed_cross_entropy
+from .norm import RMSNorm
 from .weights import find_checkpoint, is_adapter, load_weights
 
 

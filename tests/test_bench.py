@@ -67,12 +67,12 @@ def test_the_decoders_formula_equals_torchs_counter(model, passes):
     assert counted(work) == formula
 
 
-@torch.no_grad()
-def test_the_encoders_formula_equals_torchs_counter(model):
+@pytest.mark.parametrize("trained", (False, True))
+def test_the_encoders_formula_equals_torchs_counter(model, trained):
     pages = torch.randn(2, 3, 256, 256)
-    trunk = model.model
+    trunk = model.requires_grad_(trained).model
     work = lambda: trunk.vision_model(trunk.sam_model(pages))  # noqa: E731
-    assert counted(work) == 2 * flops.encoder_flops(CONFIG, 256, as_done=True)
+    assert counted(work) == 2 * flops.encoder_flops(CONFIG, 256, as_done=trained)
 
 
 def test_the_steps_formula_is_its_parts():

@@ -4,18 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from deepsynth_min.config import DecoderConfig
 from deepsynth_min.decoder import (
-    DecoderLayer, KVCache, RMSNorm, Router, balance_term, decode, rotary_tables, rotate,
+    DecoderLayer, KVCache, RMSNorm, Router, attend, balance_term, decode, rotary_tables, rotate,
 )  # fmt: skip
-from deepsynth_min.experts import Experts, experts_by_loop
+from deepsynth_min.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
 
 CONFIG = DecoderConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
     num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, n_routed_experts=6,
     num_experts_per_tok=3, max_position_embeddings=64,
 )  # fmt: skip
+
+FORMS = (mix_experts, mix_one_by_one)
 
 
 def random_layers() -> tuple[torch.nn.ModuleList, RMSNorm]:
@@ -41,8 +44,9 @@ def random_experts() -> Experts:
     return experts
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("unused", [(), (0,), (2, 5)])
-def test_grouped_experts_equal_the_loop_forward_and_backward(unused):
+def test_experts_equal_the_loop_forward_and_backward(unused, form):
     experts = random_experts()
     x = torch.randn(20, 32, requires_grad=True)
     scores = torch.rand(20, 6)
@@ -50,27 +54,29 @@ def test_grouped_experts_equal_the_loop_forward_and_backward(unused):
     chosen, weight = scores.topk(3).indices, torch.rand(20, 3, requires_grad=True)
     inputs = [x, weight, experts.gate_up, experts.down]
     upstream = torch.randn(20, 32)
-    grouped = experts(x, chosen, weight)
+    mixed = form(experts, x, chosen, weight)
     looped = experts_by_loop(experts, x, chosen, weight)
-    assert torch.allclose(grouped, looped, atol=1e-5)
+    assert torch.allclose(mixed, looped, atol=1e-5)
     for ours, twin in zip(
-        torch.autograd.grad(grouped, inputs, upstream), torch.autograd.grad(looped, inputs, upstream)
+        torch.autograd.grad(mixed, inputs, upstream), torch.autograd.grad(looped, inputs, upstream)
     ):
         assert torch.allclose(ours, twin, atol=1e-4)
 
 
-def test_frozen_experts_pass_the_gradient_on():
+@pytest.mark.parametrize("form", FORMS)
+def test_frozen_experts_pass_the_gradient_on(form):
     experts = random_experts().requires_grad_(False)
     x, chosen = torch.randn(20, 32, requires_grad=True), torch.rand(20, 6).topk(3).indices
     weight, upstream = torch.rand(20, 3, requires_grad=True), torch.randn(20, 32)
     ours, twin = (
         torch.autograd.grad(form(experts, x, chosen, weight), [x, weight], upstream)
-        for form in (Experts.forward, experts_by_loop)
+        for form in (form, experts_by_loop)
     )
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, twin))
 
 
-def test_equal_steps_give_gradients_that_are_equal_to_the_bit(two_threads):
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_steps_give_gradients_that_are_equal_to_the_bit(two_threads, form):
     # Large enough for several threads: only then did an indexed gradient differ from call to call.
     experts = Experts(replace(CONFIG, hidden_size=192, n_routed_experts=16))
     for parameter in experts.parameters():
@@ -79,7 +85,7 @@ def test_equal_steps_give_gradients_that_are_equal_to_the_bit(two_threads):
     chosen, weight = torch.rand(200, 16).topk(4).indices, torch.rand(200, 4, requires_grad=True)
     inputs = [x, weight, *experts.parameters()]
     first, *others = (
-        torch.autograd.grad(experts(x, chosen, weight), inputs, upstream) for _ in range(10)
+        torch.autograd.grad(form(experts, x, chosen, weight), inputs, upstream) for _ in range(10)
     )
     for other in others:
         assert all(a.equal(b) for a, b in zip(first, other))
@@ -127,6 +133,38 @@ def test_rotary_attention_depends_on_distances_only():
 
     assert torch.allclose(products(0), products(100), atol=1e-4)
     assert not torch.allclose(products(0), q @ k.transpose(-1, -2), atol=1e-2)
+
+
+def same(ours, twin, inputs: list[torch.Tensor]) -> bool:
+    """Whether two outputs and their gradients are equal but for rounding."""
+    upstream = torch.randn_like(ours)
+    gradients = [torch.autograd.grad(out, inputs, upstream) for out in (ours, twin)]
+    pairs = zip((ours, *gradients[0]), (twin, *gradients[1]))
+    return all(torch.allclose(a, b, atol=2e-5) for a, b in pairs)
+
+
+def test_the_turn_written_by_hand_has_the_gradient_of_its_formula():
+    x = torch.randn(2, 3, 5, 8, requires_grad=True)
+    cos, sin = rotary_tables(torch.arange(5).expand(2, 5), 8, 10000.0)
+    first, second = x.chunk(2, dim=-1)
+    assert same(rotate(x, cos, sin), x * cos + torch.cat([-second, first], -1) * sin, [x])
+
+
+def test_the_norm_written_by_hand_is_torchs():
+    norm, x = RMSNorm(32, 1e-6), torch.randn(2, 5, 32, requires_grad=True)
+    torch.nn.init.normal_(norm.weight)
+    assert same(norm(x), F.rms_norm(x, (32,), norm.weight, 1e-6), [x, norm.weight])
+
+
+@pytest.mark.parametrize("length", (255, 256, 301, 512, 513))
+@pytest.mark.parametrize("shared_kv", (False, True))
+def test_attention_in_halves_is_attention(length, shared_kv):
+    fewer = 2 if shared_kv else 4
+    q, k, v = (torch.randn(2, heads, length, 8, requires_grad=True) for heads in (4, fewer, fewer))
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    keys, values = (t.repeat_interleave(4 // t.shape[1], 1) for t in (k, v))
+    scores = (q @ keys.transpose(2, 3) / 8**0.5).masked_fill(hidden, float("-inf"))
+    assert same(attend(q, k, v, None, enable_gqa=shared_kv), scores.softmax(-1) @ values, [q, k, v])
 
 
 @pytest.mark.parametrize("pieces", [(12,), (5, 7), (5, 1, 1, 5), (1,) * 12])

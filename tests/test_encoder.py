@@ -1,0 +1,32 @@
+"""SAM's attention with its relative position bias: each form of it is the plain formula."""
+
+import pytest
+import torch
+
+from deepsynth_min import encoder
+
+
+@pytest.mark.parametrize("piece", (1, 1500, 4000, 2**24))  # a row, some rows, some pages, all
+def test_the_bias_in_columns_and_in_pieces_of_a_mask_is_the_bias(monkeypatch, piece):
+    monkeypatch.setattr(encoder, "PIECE", piece)
+    torch.manual_seed(0)
+    n, H, h, w, d = 5, 2, 6, 4, 8
+    q, k, v = torch.randn(n, h, w, 3, H, d).permute(3, 0, 4, 1, 2, 5)
+    bias_h, bias_w = torch.randn(n, H, h, w, h), torch.randn(n, H, h, w, w)
+    bias = bias_h[..., :, None] + bias_w[..., None, :]  # [n, H, h, w, h, w]
+    scores = torch.einsum("nHhwd,nHijd->nHhwij", q, k) * d**-0.5 + bias
+    weight = scores.flatten(4).softmax(-1).view(bias.shape)
+    plain = torch.einsum("nHhwij,nHijd->nHhwd", weight, v)
+    for form in (encoder._attend_with_columns, encoder._attend_in_pieces):
+        torch.testing.assert_close(form(q, k, v, bias_h, bias_w), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_a_page_is_seen_alike_with_and_without_gradients():
+    torch.manual_seed(0)
+    layer = encoder.SamAttention(16, 2, 7)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(3, 7, 7, 16)
+    with torch.no_grad():
+        seen = layer(x)
+    torch.testing.assert_close(layer(x), seen, atol=1e-5, rtol=1e-5)
