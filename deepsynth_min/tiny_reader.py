@@ -77,6 +77,7 @@ STAGES = (
     Stage("documents", 600, 6, 40, 330, "all", 7e-4, 4e-4),
     Stage("longer", 2200, 6, 8, 420, "projector+decoder", 1.2e-3, 5e-4),
     Stage("summaries", 2200, 8, 8, 160, "decoder", 1.2e-3, 5e-5, documents=6),
+    Stage("summaries", 1500, 10, 8, 160, "decoder", 8e-4, 3e-5, documents=8),  # not yet enough
 )
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 
@@ -84,6 +85,12 @@ ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 def place(step: int) -> tuple[Stage, int]:
     """The stage of a step, counted from 0, and the step after its last."""
     return next((stage, end) for stage, end in zip(STAGES, ENDS) if step < end)
+
+
+def documents_before(step: int) -> int:
+    """How many documents all steps before one have summarised."""
+    return sum(stage.documents * min(max(0, step - (end - stage.steps)), stage.steps)
+               for stage, end in zip(STAGES, ENDS))  # fmt: skip
 
 
 def learning_rate(step: int) -> float:
@@ -145,7 +152,7 @@ class Training:
             return [torch.stack(parts) for parts in zip(*map(self.letters.page, numbers))]
         texts = [self.words.text(n, stage.least, stage.most) for n in numbers[stage.documents :]]
         samples = [self.reading(Row("random words", text, text)) for text in texts]
-        first = (step - (ENDS[-1] - STAGES[-1].steps)) * stage.documents
+        first = documents_before(step)
         chosen = [document(first + i) for i in range(stage.documents)]
         samples += [self.summing(Row(d.id, d.summary, d.text)) for d in chosen]
         return collate(samples, self.reading.special).packed()

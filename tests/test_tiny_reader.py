@@ -115,8 +115,10 @@ def test_a_step_s_pages_show_what_is_to_be_read_or_summarised(training, stage):
     scored = [batch.labels[0][row] for row in torch.arange(batch.labels.shape[1]).split(batch.lengths)]
     texts = [training.reading.tokenizer.decode(row[row != IGNORE][:-1]) for row in scored]
     reads = STAGES[stage].batch - STAGES[stage].documents
-    shown = texts[:reads] + [document(i).text for i in range(STAGES[stage].documents)]
-    assert texts[reads:] == [document(i).summary for i in range(STAGES[stage].documents)]
+    before = sum(s.documents * s.steps for s in STAGES[:stage])
+    numbers = range(before, before + STAGES[stage].documents)
+    shown = texts[:reads] + [document(i).text for i in numbers]
+    assert texts[reads:] == [document(i).summary for i in numbers]
     for text in shown:
         drawn = torch.from_numpy(render_pages(text, training.reading.style).pages)
         assert batch.pages[pages : pages + len(drawn), 0].equal(drawn), text
