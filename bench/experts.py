@@ -12,9 +12,9 @@ import torch
 
 from common import SIZES, environment, finish, interleaved, median, product_rate, table
 from deepsynth_min.distributed import start
-from deepsynth_min.experts import Experts, experts_by_loop
+from deepsynth_min.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
 
-FORMS = {"grouped": Experts.forward, "loop": experts_by_loop}
+FORMS = {"grouped": mix_experts, "one by one": mix_one_by_one, "loop": experts_by_loop}
 
 
 def measure(experts: Experts, config, M: int, given, device: torch.device) -> dict:

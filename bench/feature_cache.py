@@ -36,14 +36,16 @@ def main() -> None:
                 "--data", str(rows), "--mode", given.mode, "--tune", given.tune, "--epochs", "3",
                 "--batch-size", str(given.batch_size), "--val-fraction", "0", "--val-samples", "1",
                 "--answer-samples", "0", "--ablation-samples", "0", "--eval-every", "0",
-                "--save-every", "0", "--bucket", "0", "--log-every", "1", "--threads", str(given.threads),
-                "--feature-cache", cache, "--out", str(out)])  # fmt: skip
+                "--save-every", "0", "--bucket", "0", "--log-every", "1",
+                "--threads", str(given.threads), "--feature-cache", cache, "--out", str(out)])  # fmt: skip
             assert code == 0
             lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
             steps = [line for line in lines if line["kind"] == "train"]
-            epochs = [[s["samples_per_s"] for s in steps if e < s["epoch"] <= e + 1] for e in range(3)]
+            epochs = [[s["samples_per_s"] for s in steps if e < s["epoch"] <= e + 1]
+                      for e in range(3)]  # fmt: skip
             rates[cache] = [median(epoch) for epoch in epochs]
-    table_rows = [(f"cache {name}", *(f"{rate:.2f}" for rate in own)) for name, own in rates.items()]
+    table_rows = [(f"cache {name}", *(f"{rate:.2f}" for rate in own))
+                  for name, own in rates.items()]  # fmt: skip
     print(table(table_rows, ("samples/s", "epoch 1", "epoch 2", "epoch 3")))
     first, second, third = rates["memory"]
     share = 1 - rates["off"][1] / second

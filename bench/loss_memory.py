@@ -6,9 +6,10 @@
 
 Naive: logits [B, T, V] of every position, shifted, in float32, cross-entropy with -100 ignored;
 what most training loops do. Ours: the scored positions alone, some rows at a time, each chunk's
-gradients taken while its logits are there. Both must give the same loss and the same gradient of the
-hidden states. A process each; peak is what forward and backward need above what was held before, the
-gradient of the head's weight (which both must have, unless it is frozen as for adapters) included.
+gradients taken while its logits are there. Both must give the same loss and the same gradient of
+the hidden states. A process each; peak is what forward and backward need above what was held
+before, the gradient of the head's weight (which both must have, unless it is frozen as for
+adapters) included.
 """
 
 import argparse

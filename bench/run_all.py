@@ -26,7 +26,7 @@ STEP = "train_step.py"
 def on_cpu(quick: bool) -> list[tuple[str, ...]]:
     few = ("--repeats", "1") if quick else ()
     small = (*few, "--preset", "tiny") if quick else ()
-    layers = small if quick else ("--repeats", "5")
+    layers = small if quick else ("--repeats", "7")
     loss = ("--batch-size", "2", "--tokens", "64", "--vocabulary", "4096") if quick else ()
     sizes = ("--batch-size", "2") if quick else ()
     return [

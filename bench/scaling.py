@@ -1,7 +1,8 @@
 """Gradient reduction against torch DDP: the same step, the same processes, the same run.
 
     torchrun --standalone --nproc-per-node 2 bench/scaling.py
-    torchrun --standalone --nproc-per-node 8 bench/scaling.py --preset deepseek-ocr --mode base --precision bf16
+    torchrun --standalone --nproc-per-node 8 bench/scaling.py --preset deepseek-ocr --mode base \
+        --precision bf16
 
 Two copies of one model take the same step in turn, one with our reducer, one inside DDP (Gloo on
 CPUs, NCCL on GPUs); then the ratio of the medians is what counts, for both saw the same machine.
@@ -80,7 +81,8 @@ class Contender:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    parser.add_argument("--tune", choices=("decoder", "projector+decoder", "all"), default="decoder")
+    tunes = ("decoder", "projector+decoder", "all")
+    parser.add_argument("--tune", choices=tunes, default="decoder")
     parser.add_argument("--mode", default="auto")
     parser.add_argument("--batch-size", type=int, default=4, help="samples per process")
     parser.add_argument("--answer", type=int, default=100)

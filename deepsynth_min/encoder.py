@@ -106,7 +106,8 @@ def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: T
             by_row, by_column = bias_h[part][..., None], bias_w[part][..., None, :]
             mask = q.new_empty(*by_row.shape[:5], w)  # [n, H, rows, w, h, w]
             torch.add(by_row, by_column, out=mask)
-            queries, mask = q[part].flatten(2, 3), mask.flatten(4, 5).flatten(2, 3)  # [n, H, rows*w, P]
+            mask = mask.flatten(4, 5).flatten(2, 3)  # [n, H, rows*w, P]
+            queries = q[part].flatten(2, 3)  # [n, H, rows*w, d]
             attended = F.scaled_dot_product_attention(queries, keys, values, mask)
             out[part] = attended.view(q[part].shape)
     return out

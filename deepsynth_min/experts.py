@@ -13,7 +13,8 @@ array of all pairs in between where the device allows it.
 
 On a CPU reading back costs nothing, and plain experts of some size take their turns
 (`mix_one_by_one`): an expert's rows then stay in the cache from its first product to its last.
-Quantised and adapted ones are grouped there too. `experts_by_loop` is the readable twin of both; the tests hold them together.
+Quantised and adapted ones are grouped there too. `experts_by_loop` is the readable twin of both;
+the tests hold them together.
 
 Source: Shazeer et al. 2017 (mixture of experts), Shazeer 2020 (SwiGLU).
 """

@@ -80,7 +80,7 @@ class Words:
                 return text
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=None)  # some MB a seed, and a second to draw
 def _more_documents(seed: int) -> list[Document]:
     """Training documents of a seed, but for those that share an entity combination with the
     held-out ones of a run on the embedded corpus."""

@@ -76,8 +76,8 @@ STAGES = (
     Stage("pages", 3400, 16, 8, 80, "all", 2e-3, 7e-4),
     Stage("documents", 600, 6, 40, 330, "all", 7e-4, 4e-4),
     Stage("longer", 2200, 6, 8, 420, "projector+decoder", 1.2e-3, 5e-4),
-    Stage("summaries", 2200, 8, 8, 160, "decoder", 1.2e-3, 5e-5, documents=6),
-    Stage("summaries", 1500, 10, 8, 160, "decoder", 8e-4, 3e-5, documents=8),  # not yet enough
+    Stage("summaries", 1100, 8, 8, 160, "decoder", 1.2e-3, 6.25e-4, documents=6),
+    Stage("summaries", 2000, 10, 8, 160, "decoder", 6.25e-4, 3e-5, documents=8),
 )
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 
