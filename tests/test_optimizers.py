@@ -1,5 +1,6 @@
 """The optimizers beside fused AdamW: bf16 weights rounded at random, and 8-bit moments."""
 
+import math
 import warnings
 
 import pytest
@@ -13,6 +14,7 @@ from deepsynth_min.config import UserError
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.optim import (
     LossScaler, RoundingAdamW, clip_and_step, make_adamw, prepare_state, round_at_random,
+    total_norm,
 )  # fmt: skip
 from deepsynth_min.precision import set_parameter_types
 from deepsynth_min.tokenizer import EMBEDDED
@@ -187,3 +189,10 @@ def test_prepared_state_is_that_of_a_first_step_before_it(small_config):
             step(m, o, LossScaler(False, "cpu"), 0)
         a, b = snapshot(model, optimizer), snapshot(twin, other)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), kind
+
+
+def test_the_norm_of_bf16_gradients_is_not_rounded_to_bf16():
+    torch.manual_seed(0)
+    gradients = [torch.randn(size).to(torch.bfloat16) for size in ((300, 70), (41,), (5, 5, 5))]
+    exact = math.sqrt(sum(g.double().square().sum().item() for g in gradients))
+    assert total_norm(gradients).item() == pytest.approx(exact, rel=1e-5)  # bf16: 2e-3
