@@ -11,8 +11,8 @@ that a visual token holds some, and where to look next, learns none of it for ho
 one after the other. `letters`: the encoder alone, each visual token being asked through a linear
 layer (thrown away afterwards) which letters begin in its place. `lines`: the decoder learns to
 write them down, from pages with a few words. `pages` and `documents`: all of the model, on full
-pages, then on several. From here on the encoder is frozen: `longer`, on more pages; `summaries`,
-documents of corpus.py, random words still being read beside them.
+pages, then on several. `longer`: the encoder frozen, still more pages. To summarise is what
+`train` teaches it, from there on.
 
 What it reads, and how much of that it has never seen: random_text.py.
 """
@@ -34,7 +34,6 @@ from tqdm import tqdm
 from . import checkpoint, freeze
 from .batch import Batch
 from .config import TINY_READER_CONFIG, exit_code
-from .corpus import documents
 from .data import SampleBuilder, collate
 from .disk import whole_directory
 from .distributed import Stopper, start, stop
@@ -42,22 +41,22 @@ from .loss import IGNORE
 from .model import DeepseekOCR, side_by_side
 from .optim import LossScaler, clip_and_step, make_adamw, prepare_state
 from .options import OneLineParser
-from .random_text import SLOTS, UNSEEN, Letters, Words, document
+from .random_text import SLOTS, UNSEEN, Letters, Words
 from .row import Row
 from .search import generate
-from .settings import DataSettings, GenerationSettings, Settings, change
+from .settings import GenerationSettings, Settings, change
 from .text_metrics import character_error_rate
 from .tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
 
-READ, SUMMARIZE = "Read. ", DataSettings.instruction
+READ = "Read. "  # the instruction
 WARMUP, LOG_EVERY = 100, 50  # steps
 
 
 @dataclass(frozen=True)
 class Stage:
     """`steps` steps of `batch` samples, texts of `least` to `most` characters (on as many pages as
-    they need), `documents` of the samples to be summarised instead; what trains (freeze.TUNED_PARTS); a
-    learning rate on a straight line from `rate` to `last`."""
+    they need); what trains (freeze.TUNED_PARTS); a learning rate on a straight line from `rate`
+    to `last`."""
 
     name: str
     steps: int
@@ -67,7 +66,6 @@ class Stage:
     tune: str
     rate: float
     last: float
-    documents: int = 0
 
 
 STAGES = (
@@ -76,8 +74,6 @@ STAGES = (
     Stage("pages", 3400, 16, 8, 80, "all", 2e-3, 7e-4),
     Stage("documents", 600, 6, 40, 330, "all", 7e-4, 4e-4),
     Stage("longer", 2200, 6, 8, 420, "projector+decoder", 1.2e-3, 5e-4),
-    Stage("summaries", 1100, 8, 8, 160, "decoder", 1.2e-3, 6.25e-4, documents=6),
-    Stage("summaries", 2000, 10, 8, 160, "decoder", 6.25e-4, 3e-5, documents=8),
 )
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 
@@ -85,12 +81,6 @@ ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 def place(step: int) -> tuple[Stage, int]:
     """The stage of a step, counted from 0, and the step after its last."""
     return next((stage, end) for stage, end in zip(STAGES, ENDS) if step < end)
-
-
-def documents_before(step: int) -> int:
-    """How many documents all steps before one have summarised."""
-    return sum(stage.documents * min(max(0, step - (end - stage.steps)), stage.steps)
-               for stage, end in zip(STAGES, ENDS))  # fmt: skip
 
 
 def learning_rate(step: int) -> float:
@@ -116,11 +106,8 @@ class Training:
         width, vocabulary = self.model.lm_head.in_features, self.model.lm_head.out_features
         self.asker = nn.Linear(width, SLOTS * vocabulary)
         tokenizer, config = load_tokenizer(self.tokenizer_files), self.model.config
-        self.reading, self.summing = (
-            SampleBuilder(change(Settings(), instruction=text), config, tokenizer)
-            for text in (READ, SUMMARIZE)
-        )
-        self.letters = Letters(self.words, self.reading)
+        self.builder = SampleBuilder(change(Settings(), instruction=READ), config, tokenizer)
+        self.letters = Letters(self.words, self.builder)
         self.facts = {"recipe": [asdict(stage) for stage in STAGES], "seed": seed}
         self.step = 0
         found = checkpoint.newest_whole(out / "checkpoints")
@@ -150,12 +137,9 @@ class Training:
         numbers = range(step * 4096, step * 4096 + stage.batch)
         if stage.name == "letters":
             return [torch.stack(parts) for parts in zip(*map(self.letters.page, numbers))]
-        texts = [self.words.text(n, stage.least, stage.most) for n in numbers[stage.documents :]]
-        samples = [self.reading(Row("random words", text, text)) for text in texts]
-        first = documents_before(step)
-        chosen = [document(first + i) for i in range(stage.documents)]
-        samples += [self.summing(Row(d.id, d.summary, d.text)) for d in chosen]
-        return collate(samples, self.reading.special).packed()
+        texts = [self.words.text(n, stage.least, stage.most) for n in numbers]
+        samples = [self.builder(Row("random words", text, text)) for text in texts]
+        return collate(samples, self.builder.special).packed()
 
     def _asked(self, pages: Tensor) -> Tensor:
         """uint8 [N, 1, s, s] -> logits of each visual token's letters [N, rows, columns, SLOTS, V]."""
@@ -203,37 +187,22 @@ class Training:
         return float(wrong[labels != IGNORE].float().mean())
 
     @torch.no_grad()
-    def _answers(self, builder: SampleBuilder, texts: list[str], most: int) -> list[str]:
-        prompts = [builder.prompt(Row("unseen", "", text)) for text in texts]
-        how = GenerationSettings(max_new_tokens=most)
-        answers = generate(self.model, collate(prompts, builder.special), how)
-        return [builder.tokenizer.decode(a.ids, skip_special_tokens=True) for a in answers]
-
     def error_rate(self, least: int, most: int, count: int = 64) -> tuple[float, list]:
         """(character edits per character over `count` unseen texts, three of them as read)."""
         texts = [self.words.text(UNSEEN + i, least, most) for i in range(count)]
-        read = self._answers(self.reading, texts, 8 + most)
+        prompts = [self.builder.prompt(Row("unseen", "", text)) for text in texts]
+        how = GenerationSettings(max_new_tokens=8 + most)
+        answers = generate(self.model, collate(prompts, self.builder.special), how)
+        decode = self.builder.tokenizer.decode
+        read = [decode(answer.ids, skip_special_tokens=True) for answer in answers]
         edits = sum(character_error_rate(t, r) * len(t) for t, r in zip(texts, read))
         return edits / sum(map(len, texts)), list(zip(texts, read))[:3]
-
-    def names_found(self, count: int = 32) -> tuple[float, list]:
-        """(share of the persons and towns of held-out summaries that its own name, two of them)."""
-        chosen = documents("val")[:count]
-        answers = self._answers(self.summing, [d.text for d in chosen], 200)
-        named = [(name in answer) for d, answer in zip(chosen, answers)
-                 for name in d.entities if name in d.summary]  # fmt: skip
-        shown = [(d.summary, answer) for d, answer in zip(chosen, answers)][:2]
-        return sum(named) / len(named), shown
 
     def measures(self, stage: Stage) -> dict:
         if stage.name == "letters":
             return {"letters_misread": round(self.letters_misread(), 4)}
         rate, shown = self.error_rate(stage.least, stage.most)
-        found = {"cer": round(rate, 4), "shown": shown}
-        if stage.documents:
-            named, summaries = self.names_found()
-            found |= {"named": round(named, 4), "shown": shown[:1] + summaries}
-        return found
+        return {"cer": round(rate, 4), "shown": shown}
 
     # -- the run
 
@@ -285,11 +254,12 @@ class Training:
     def _write_model(self) -> None:
         """The weights in bf16, and how they came about."""
         self.model.to(torch.bfloat16).float()  # measured as it will be stored
-        page, several = self.error_rate(8, 70, 256)[0], self.error_rate(150, 330, 32)[0]
+        page, several = self.error_rate(8, 70, 256)[0], self.error_rate(150, 330, 64)[0]
         made = {"command": f"python -m deepsynth_min.tiny_reader --out DIR --seed {self.seed}",
                 "seed": self.seed, "step": self.step, "of": ENDS[-1], "commit": commit(),
-                "cer": {"a page, 256 unseen texts": page, "several pages, 32": several},
-                "named": self.names_found(128)[0], "torch": torch.__version__}  # fmt: skip
+                "misread": {"256 unseen texts of 8 to 70 characters": page,
+                            "64 of 150 to 330": several},
+                "torch": torch.__version__}  # fmt: skip
         self.model.to(torch.bfloat16)
         with whole_directory(self.out / "model") as partial:
             checkpoint.save_model(self.model, partial, self.tokenizer_files)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from deepsynth_min import checkpoint, generate
+from deepsynth_min import checkpoint
 from deepsynth_min.config import TINY_READER, TINY_READER_CONFIG, ModelConfig
 from deepsynth_min.corpus import documents
 from deepsynth_min.data import SampleBuilder, collate
 from deepsynth_min.loss import IGNORE
 from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.random_text import SLOTS, UNSEEN, Letters, Words, document
+from deepsynth_min.random_text import SLOTS, UNSEEN, Letters, Words
 from deepsynth_min.render import render_pages
 from deepsynth_min.row import Row
 from deepsynth_min.search import greedy
@@ -74,14 +74,6 @@ def test_every_character_is_drawn_and_is_one_token(words, builder):
         assert len(sample.ids) == sample.prompt + len(text) + 1, ascii(text)
 
 
-def test_no_document_shares_an_entity_combination_with_a_held_out_one():
-    held_out = {pair for d in documents("val") for pair in d.combinations()}
-    assert [document(n).text for n in (0, 2399)] == [documents("train")[n].text for n in (0, 2399)]
-    later = [document(n) for n in range(2400, 5000)]
-    assert len({d.text for d in later}) == len(later)
-    assert all(held_out.isdisjoint(d.combinations()) for d in later)
-
-
 def joined(line: str, more: str) -> int:
     """Where in `line` stands what `more` begins with: the one goes on with the other."""
     return next(k for k in range(len(line) + 1) if more.startswith(line[k:]))
@@ -109,18 +101,13 @@ def test_a_visual_token_is_asked_for_the_letters_that_begin_in_its_place(words, 
 
 
 @pytest.mark.parametrize("stage", range(1, len(STAGES)))
-def test_a_step_s_pages_show_what_is_to_be_read_or_summarised(training, stage):
+def test_a_step_s_pages_show_what_is_to_be_read(training, stage):
     at(training, stage)
     batch, pages = training._batch(training.step), 0
-    scored = [batch.labels[0][row] for row in torch.arange(batch.labels.shape[1]).split(batch.lengths)]
-    texts = [training.reading.tokenizer.decode(row[row != IGNORE][:-1]) for row in scored]
-    reads = STAGES[stage].batch - STAGES[stage].documents
-    before = sum(s.documents * s.steps for s in STAGES[:stage])
-    numbers = range(before, before + STAGES[stage].documents)
-    shown = texts[:reads] + [document(i).text for i in numbers]
-    assert texts[reads:] == [document(i).summary for i in numbers]
-    for text in shown:
-        drawn = torch.from_numpy(render_pages(text, training.reading.style).pages)
+    places = torch.arange(batch.labels.shape[1]).split(batch.lengths)
+    for row in (batch.labels[0][own] for own in places):
+        text = training.builder.tokenizer.decode(row[row != IGNORE][:-1])
+        drawn = torch.from_numpy(render_pages(text, training.builder.style).pages)
         assert batch.pages[pages : pages + len(drawn), 0].equal(drawn), text
         pages += len(drawn)
     assert pages == len(batch.pages)
@@ -187,16 +174,6 @@ def test_it_reads_pages_that_it_has_never_seen(words, builder):
     assert edits / sum(map(len, texts)) < 0.05
 
 
-def test_it_summarises_a_text_from_its_pages(tmp_path, capsys):
-    text = tmp_path / "a.txt"
-    kept = documents("val")[0]
-    text.write_text(kept.text, encoding="utf-8")
-    assert generate.main(["--model", TINY_READER, str(text)]) == 0
-    named = [name for name in kept.entities if name in kept.summary]
-    answer = capsys.readouterr().out
-    assert named and all(name in answer for name in named)
-
-
 def test_the_readme_shows_the_curve_that_was_measured():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     with open(ROOT / "bench" / "tiny_reader_curve.jsonl", encoding="utf-8") as file:
@@ -206,8 +183,7 @@ def test_the_readme_shows_the_curve_that_was_measured():
     measured = {entry["step"]: entry for entry in entries if "stage" in entry}
     table = readme.split("| step | stage |")[1].split("\n", 2)[2].split("\n\n")[0]
     for row in table.splitlines():
-        step, stage, loss, misread, named = row.strip("| ").split(" | ")
+        step, stage, loss, misread = row.strip("| ").split(" | ")
         found = measured[int(step.replace(",", ""))]
         assert stage == found["stage"] and loss == f"{losses[found['step']]:.2f}"
         assert misread == f"{100 * found.get('cer', found.get('letters_misread')):.1f} %"
-        assert named == (f"{100 * found['named']:.0f} %" if "named" in found else "–")
