@@ -16,7 +16,7 @@ import torch
 
 from .adapter import base_digest, load_adapter, read_config
 from .checkpoint import save_model
-from .config import PRESETS, TINY_READER, TINY_READER_CONFIG, ModelConfig, UserError
+from .config import PRESETS, TINY_READER, ModelConfig, UserError
 from .disk import whole_directory
 from .lora import Base, LoraConfig, attach, choose
 from .model import DeepseekOCR
@@ -27,6 +27,7 @@ from .tokenizer import EMBEDDED
 from .weights import find_checkpoint, load_weights
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
+RATE_TINY_READER = 1e-3  # it reads, but has never summarised
 RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
 DEFAULT_RANK, DEFAULT_TARGETS = 16, ("attention+mlp",)
 
@@ -53,13 +54,13 @@ def resolve(settings: Settings, rows: int, processes: int) -> Settings:
 
 
 def usual_rate(settings: Settings) -> float:
-    """A narrow decoder bears a higher rate than the official one."""
+    """Peak learning rate, if none is given."""
     name = settings.model.model
     if name in PRESETS:
         return RATE_FROM_SCRATCH / PRESETS[name].decoder.hidden_size
-    rate = RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
-    official, small = (c.decoder.hidden_size for c in (ModelConfig(), TINY_READER_CONFIG))
-    return rate * official / small if name == TINY_READER else rate
+    if name == TINY_READER:
+        return RATE_TINY_READER
+    return RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
 
 
 def resolve_adapter(settings: Settings) -> Settings:

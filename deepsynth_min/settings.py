@@ -120,7 +120,7 @@ class OptimSettings:
     checkpoint_layers: int = 0  # first decoder layers whose activations are computed again, not kept
     max_steps: int = 0  # optimizer steps; 0: as --epochs says
     epochs: float = 1.0  # passes over the training data, unless --max-steps is given
-    lr: float = 0.0  # peak rate; 0: 2e-5, lora 1e-4 (tiny-reader: 6.7 times that), random weights 0.6 / decoder width
+    lr: float = 0.0  # peak rate; 0: 2e-5, lora 1e-4, tiny-reader 1e-3, random weights 0.6 / decoder width
     warmup_ratio: float = 0.05  # share of the steps in which the rate rises from 0
     min_lr_ratio: float = 0.1  # share of the peak that the cosine ends at
     weight_decay: float = 0.01  # on matrices; never on norms, biases and tables
