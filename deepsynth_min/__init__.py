@@ -6,7 +6,7 @@ settings   config, disk, options, settings
 pages      characters, font, style, glyphs, shaping, prepare, render, preview
 documents  grammar, corpus, tokenizer
 data       loss, batch, images, order, index, download, row, parquet, rows, data
-model      linear, norm, encoder, experts, decoder, weights, quant, model
+model      norm, encoder, experts, decoder, weights, quant, model
 tuning     lora, adapter, freeze, precision, optim, distributed, checkpoint, build, shard
 reading    search, ablations, text_metrics, evaluate, generate
 the run    features, augment, charts, report, sinks, run_directory, metrics, hub, export, train,

@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import DecoderConfig
 from .experts import Experts
-from .linear import Linear
 from .norm import RMSNorm
 
 
@@ -112,10 +111,10 @@ class Attention(nn.Module):
         self.layer, self.head_dim = layer, config.head_dim
         width, kv_width = config.hidden_size, config.num_key_value_heads * config.head_dim
         self.shared_kv = config.num_key_value_heads != config.num_attention_heads
-        self.q_proj = Linear(width, width, bias=False)
-        self.k_proj = Linear(width, kv_width, bias=False)
-        self.v_proj = Linear(width, kv_width, bias=False)
-        self.o_proj = Linear(width, width, bias=False)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, kv_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x, cos, sin, mask=None, cache: KVCache | None = None, lengths=()) -> Tensor:
         B, T, D = x.shape
@@ -138,9 +137,9 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.gate_proj = Linear(width, inner, bias=False)
-        self.up_proj = Linear(width, inner, bias=False)
-        self.down_proj = Linear(inner, width, bias=False)
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

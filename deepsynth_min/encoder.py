@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ClipConfig, ModelConfig, SamConfig
-from .linear import Linear
 
 PIECE = 2**24  # numbers of a mask that are alive at a time on a CPU: 64 MiB in float32
 
@@ -56,8 +55,8 @@ class SamAttention(nn.Module):
     def __init__(self, width: int, heads: int, table_side: int):
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
 
@@ -116,8 +115,8 @@ def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: T
 class SamMLP(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.lin1 = Linear(width, 4 * width)
-        self.lin2 = Linear(4 * width, width)
+        self.lin1 = nn.Linear(width, 4 * width)
+        self.lin2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lin2(F.gelu(self.lin1(x)))
@@ -203,8 +202,8 @@ class ClipAttention(nn.Module):
     def __init__(self, config: ClipConfig):
         super().__init__()
         self.heads = config.heads
-        self.qkv_proj = Linear(config.width, 3 * config.width)
-        self.out_proj = Linear(config.width, config.width)
+        self.qkv_proj = nn.Linear(config.width, 3 * config.width)
+        self.out_proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, P+1, D] -> same
         n, p, width = x.shape
@@ -217,8 +216,8 @@ class ClipAttention(nn.Module):
 class ClipMLP(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.fc1 = Linear(width, 4 * width)
-        self.fc2 = Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
@@ -286,7 +285,7 @@ class Projector(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.layers = Linear(config.feature_width, config.decoder.hidden_size)
+        self.layers = nn.Linear(config.feature_width, config.decoder.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:  # [..., F] -> [..., D]
         return self.layers(features)

@@ -37,7 +37,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .experts import Experts, compute_dtype, mix_experts
-from .linear import Linear
 
 BLOCK, BLOCK_OF_ABSMAX = 64, 256
 PART = 2**20  # weights packed at a time; whole blocks
@@ -191,7 +190,7 @@ def quantise(model: nn.Module, config: QuantConfig) -> None:
     On the meta device they wait for `weights.load_weights`, which fills them tensor by tensor;
     a filled model is packed at once.
     """
-    kinds = {Linear: QuantLinear, Experts: QuantExperts}
+    kinds = {nn.Linear: QuantLinear, Experts: QuantExperts}
     for path, module in list(model.named_modules()):
         if not path.startswith("model.layers.") or type(module) not in kinds:
             continue
