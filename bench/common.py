@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from deepsynth_min.config import PRESETS, DecoderConfig
+from deepsynth_min.config import DecoderConfig
+from deepsynth_min.presets import PRESETS
 
 # A decoder between the presets, for a CPU: large enough that products count, with tiny's encoder.
 MIDDLE = DecoderConfig(

@@ -1,9 +1,10 @@
-"""One layer's experts, forward and backward: grouped and in a loop.
+"""One layer's experts, forward and backward: grouped, one by one, and in a loop.
 
     python bench/experts.py                    # middle size, 800 and 3200 tokens
     python bench/experts.py --preset deepseek-ocr --precision bf16      # on a GPU
 
-`loop` is the readable twin of `grouped`, which is what the model runs.
+`loop` is the readable twin of both others: the model runs `one by one` for plain experts on a CPU,
+if they are of some size, and else `grouped`.
 """
 
 import argparse

@@ -27,12 +27,13 @@ from common import environment, finish, resident, table
 from deepsynth_min import freeze
 from deepsynth_min.build import build_base
 from deepsynth_min.checkpoint import save_model
-from deepsynth_min.config import PRESETS, ModelConfig
+from deepsynth_min.config import ModelConfig
 from deepsynth_min.distributed import start
 from deepsynth_min.lora import LoraConfig, adapter_views, attach, choose
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.precision import autocast, set_parameter_types
+from deepsynth_min.presets import PRESETS
 from deepsynth_min.quant import Packed, QuantConfig, quantise
 from deepsynth_min.settings import page_side
 from deepsynth_min.tokenizer import EMBEDDED

@@ -14,9 +14,9 @@ import torch
 from common import environment, finish, median, table
 from deepsynth_min import freeze
 from deepsynth_min.build import EMBEDDED
-from deepsynth_min.config import PRESETS
 from deepsynth_min.data import Loader, SampleBuilder
 from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.presets import PRESETS
 from deepsynth_min.rows import open_rows
 from deepsynth_min.settings import parse
 from deepsynth_min.tokenizer import load_tokenizer

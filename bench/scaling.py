@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common import environment, finish, median, table
 from deepsynth_min import freeze
-from deepsynth_min.config import PRESETS
 from deepsynth_min.distributed import GradientReducer, World, barrier, start, stop
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.precision import autocast, set_parameter_types
+from deepsynth_min.presets import PRESETS
 from deepsynth_min.settings import page_side
 from train_step import random_batch
 

@@ -2,7 +2,7 @@
 
 The modules in the order in which data flows through them; imports point upwards:
 
-settings   config, disk, options, settings
+settings   config, presets, disk, options, settings
 pages      characters, font, style, glyphs, shaping, prepare, render, preview
 documents  grammar, corpus, tokenizer
 data       loss, batch, images, order, index, download, row, parquet, rows, data

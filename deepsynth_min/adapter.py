@@ -14,7 +14,6 @@ the base checkpoint: an adapter is a difference, and means nothing over another 
 
 import hashlib
 import json
-import math
 import os
 import re
 from contextlib import ExitStack

@@ -16,11 +16,12 @@ import torch
 
 from .adapter import base_digest, load_adapter, read_config
 from .checkpoint import save_model
-from .config import PRESETS, TINY_READER, ModelConfig, UserError
+from .config import ModelConfig, UserError
 from .disk import whole_directory
 from .lora import Base, LoraConfig, attach, choose
 from .model import DeepseekOCR
 from .precision import set_parameter_types
+from .presets import PRESETS, TINY_READER
 from .quant import QuantConfig, quantise
 from .settings import Settings, change
 from .tokenizer import EMBEDDED

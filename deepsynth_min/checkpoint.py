@@ -274,5 +274,5 @@ def load_into(model: nn.Module, path: Path) -> None:
         twin = type(model)(model.config)
     load_weights(twin, path)
     with torch.no_grad():
-        for mine, stored in zip(model.parameters(), twin.parameters()):
-            fill(mine, stored)
+        for mine, read in zip(model.parameters(), twin.parameters()):
+            fill(mine, read)

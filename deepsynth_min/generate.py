@@ -23,13 +23,14 @@ from . import options, settings as settings_
 from .adapter import base_digest, load_adapter
 from .batch import Batch
 from .build import load_run_model
-from .config import PRESETS, UserError, exit_code
+from .config import UserError, exit_code
 from .data import Sample, SampleBuilder, collate
 from .distributed import start, stop
 from .evaluate import find_run_checkpoint
 from .lora import Base
 from .model import DeepseekOCR
 from .precision import autocast
+from .presets import PRESETS
 from .row import Row
 from .rows import KINDS, open_files
 from .search import Answer, generate, tokens

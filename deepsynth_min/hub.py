@@ -15,9 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from .config import PRESETS, UserError, exit_code, without_credentials
+from .config import UserError, exit_code, without_credentials
 from .download import without_token
 from .options import OneLineParser
+from .presets import PRESETS
 from .settings import Settings
 
 ATTEMPTS, PAUSE = 3, 2.0  # seconds before the second attempt; twice as long before the third

@@ -108,17 +108,18 @@ class DeepseekOCR(nn.Module):
         towers = (self.model.sam_model, self.model.vision_model)
         return any(p.requires_grad for part in towers for p in part.parameters())
 
-    def page_features(self, pages: Tensor) -> Tensor:
+    def page_features(self, pages: Tensor, together: int = 0) -> Tensor:
         """uint8 [N, C, h*64, w*64] -> what the projector sees of them, [N, h, w, F].
 
         What a page becomes in float32 must not depend on the pages beside it, to the last bit, lest
         a cached page (features.py) differ from a fresh one. Matrix products of other sizes may add
         up in another order; so an encoder in float32 reads one page at a time, unless it is being
-        trained. From 512 px on that costs nothing.
+        trained. From 512 px on that costs nothing; where the last bit does not matter, `together`
+        says how many pages it may read at once.
         """
         trains = torch.is_grad_enabled() and self.encoder_trains
         exact = self.model.sam_model.pos_embed.dtype == torch.float32 and not trains
-        pieces = pages.split(1 if exact else max(1, len(pages)))
+        pieces = pages.split(together or (1 if exact else max(1, len(pages))))
         n, h, w = len(pages), pages.shape[2] // 64, pages.shape[3] // 64
         return torch.cat([side_by_side(*self._towers(piece)) for piece in pieces]).view(n, h, w, -1)
 

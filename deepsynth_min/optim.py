@@ -14,7 +14,7 @@ import math
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import UserError
 from .model import DeepseekOCR

@@ -19,6 +19,7 @@ from .data import SampleBuilder
 from .glyphs import GlyphStore
 from .loss import IGNORE
 from .row import Row
+from .tokenizer import encode
 
 SLOTS = 8  # letters that a visual token is asked for
 HELD_OUT = 16  # one text in so many is never trained on
@@ -82,7 +83,7 @@ class Words:
 class Letters:
     """Pages full of words, and the letters that each visual token is asked for: the first stage."""
 
-    def __init__(self, words: "Words", builder: SampleBuilder):
+    def __init__(self, words: Words, builder: SampleBuilder):
         self.words, self.builder = words, builder
         self.store = GlyphStore(builder.style, ink=False)
         self.places = builder.side // 64
@@ -106,9 +107,10 @@ class Letters:
             lines = [self._line(draw) for _ in range(self.places)]
             if is_held_out("\n".join(lines)) == (n >= UNSEEN):
                 break
+        eos = self.builder.special.eos
         labels = torch.full((self.places, self.places, SLOTS), IGNORE)
         for row, line in zip(labels, lines):
-            ids = [*self.builder.tokenizer.backend_tokenizer.encode(line).ids, 1]
+            ids = [*encode(self.builder.tokenizer, line), eos]
             ends, started = self._ends(line), set()
             for k in range(len(line)):
                 column = int((ends[k] + ends[k + 1]) / 2 // 64)

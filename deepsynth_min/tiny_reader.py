@@ -33,14 +33,15 @@ from tqdm import tqdm
 
 from . import checkpoint, freeze
 from .batch import Batch
-from .config import TINY_READER_CONFIG, exit_code
+from .config import exit_code
 from .data import SampleBuilder, collate
 from .disk import whole_directory
 from .distributed import Stopper, start, stop
 from .loss import IGNORE
-from .model import DeepseekOCR, side_by_side
+from .model import DeepseekOCR
 from .optim import LossScaler, clip_and_step, make_adamw, prepare_state
 from .options import OneLineParser
+from .presets import TINY_READER_CONFIG
 from .random_text import SLOTS, UNSEEN, Letters, Words
 from .row import Row
 from .search import generate
@@ -147,15 +148,10 @@ class Training:
         return self.asker(tokens).unflatten(-1, (SLOTS, -1))
 
     def _encoded(self, batch: Batch) -> Batch:
-        """With what a frozen encoder makes of the pages: eight at a time, twice as fast as one by
-        one, which the model does for the sake of the last bit."""
+        """With what a frozen encoder makes of the pages: twice as fast as one by one."""
         if self.model.encoder_trains:
             return batch
-        with torch.no_grad():
-            parts = [side_by_side(*self.model._towers(pages)) for pages in batch.pages.split(8)]
-        places = batch.pages.shape[-1] // 64
-        features = torch.cat(parts).unflatten(1, (places, places))
-        return replace(batch, features=features)
+        return replace(batch, features=self.model.page_features(batch.pages, together=8))
 
     def _train_step(self, batch) -> tuple[float, int]:
         """One optimizer step; the loss summed over label tokens, and how many there are."""

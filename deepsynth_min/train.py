@@ -19,7 +19,7 @@ from tqdm import tqdm
 from . import ablations, checkpoint, features, freeze, hub, settings as settings_, shard
 from .augment import MIRRORED, augment_batch, check as check_augment
 from .build import build_model, keep_preset, load_run_model, resolve
-from .config import PRESETS, UserError, exit_code
+from .config import UserError, exit_code
 from .data import Loader, SampleBuilder
 from .disk import WriteError, write_text
 from .distributed import (
@@ -33,6 +33,7 @@ from .model import summary_table
 from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw, total_norm
 from .order import Order
 from .precision import autocast, set_parameter_types
+from .presets import PRESETS
 from .rows import open_rows, pinned
 from .run_directory import RunDirectory, default_name, warn
 from .settings import Settings, change

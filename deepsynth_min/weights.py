@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import TINY_READER, UserError, find_file, read_json
+from .config import UserError, find_file, read_json
 from .download import fetch
+from .presets import TINY_READER
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9

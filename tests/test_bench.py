@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from deepsynth_min.config import PRESETS
 from deepsynth_min.decoder import decode
 from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.presets import PRESETS
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))

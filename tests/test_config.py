@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deepsynth_min.config import (
-    PRESETS, TINY_READER_CONFIG, ModelConfig, UserError, one_line
-)  # fmt: skip
+from deepsynth_min.config import ModelConfig, UserError, one_line
+from deepsynth_min.presets import PRESETS, TINY_READER_CONFIG
 
 GOLDEN = Path(__file__).parent / "golden" / "config.json"
 SAM, CLIP = "vision_config/width/sam_vit_b/", "vision_config/width/clip-l-14-224/"

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from deepsynth_min.config import PRESETS, TextConfig, UserError
+from deepsynth_min.config import TextConfig, UserError
 from deepsynth_min.data import Loader, SampleBuilder, collate, held_out_shares
 from deepsynth_min.images import choose_grid, cut_tiles, open_image, prepare
+from deepsynth_min.presets import PRESETS
 from deepsynth_min.row import Row
 from deepsynth_min.rows import EmbeddedRows, View
 from deepsynth_min.settings import Settings, change

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 
 from deepsynth_min.batch import Batch
-from deepsynth_min.config import PRESETS, ModelConfig
+from deepsynth_min.config import ModelConfig
+from deepsynth_min.presets import PRESETS
 from deepsynth_min.search import greedy
 from deepsynth_min.loss import summed_cross_entropy
 from deepsynth_min.model import DeepseekOCR, parameter_summary

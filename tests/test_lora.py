@@ -7,13 +7,14 @@ from safetensors import safe_open
 
 from deepsynth_min import freeze
 from deepsynth_min.adapter import base_digest, load_adapter
-from deepsynth_min.config import PRESETS, UserError
+from deepsynth_min.config import UserError
 from deepsynth_min.experts import experts_by_loop
 from deepsynth_min.lora import (
     Base, LoraConfig, LoraExperts, LoraLinear, adapter_views, attach, choose, pairs,
 )  # fmt: skip
 from deepsynth_min.model import DeepseekOCR, parameter_summary
 from deepsynth_min.optim import make_adamw
+from deepsynth_min.presets import PRESETS
 from deepsynth_min.search import greedy
 from test_golden import GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, golden_batch
 

@@ -8,8 +8,8 @@ import torch
 
 from deepsynth_min import settings as S
 from deepsynth_min.batch import visual_tokens
-from deepsynth_min.config import PRESETS
 from deepsynth_min.model import DeepseekOCR, parameter_summary
+from deepsynth_min.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

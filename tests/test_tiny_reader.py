@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from deepsynth_min import checkpoint
-from deepsynth_min.config import TINY_READER, TINY_READER_CONFIG, ModelConfig
+from deepsynth_min.config import ModelConfig
 from deepsynth_min.corpus import documents
 from deepsynth_min.data import SampleBuilder, collate
 from deepsynth_min.loss import IGNORE
 from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.presets import TINY_READER, TINY_READER_CONFIG
 from deepsynth_min.random_text import SLOTS, UNSEEN, Letters, Words
 from deepsynth_min.render import render_pages
 from deepsynth_min.row import Row

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from deepsynth_min import evaluate, train
-from deepsynth_min.config import PRESETS
 from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.presets import PRESETS
 
 QUICK = ["--model", "tiny",
          "--batch-size", "2", "--val-samples", "4", "--log-every", "1", "--answer-samples", "1",
