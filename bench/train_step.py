@@ -24,6 +24,7 @@ import flops
 from common import SIZES, environment, finish, interleaved, median, product_rate, table, wait
 from deepsynth_min import freeze
 from deepsynth_min.batch import Batch, visual_tokens
+from deepsynth_min.compiling import compile_parts
 from deepsynth_min.distributed import GradientReducer, World, start, stop
 from deepsynth_min.lora import LoraConfig, attach, choose
 from deepsynth_min.metrics import peak_memory
@@ -68,6 +69,8 @@ class Step:
         freeze.freeze(self.model, options.tune)
         set_parameter_types(self.model, options.precision, options.weights)
         self.model.recompute = options.checkpoint_layers
+        if options.compile:
+            compile_parts(self.model, options.precision)
         self.optimizer = make_adamw(self.model, (0.9, 0.95), 0.01, kind=options.optimizer)
         self.scaler = LossScaler(options.precision == "fp16", world.device)
         trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -157,6 +160,7 @@ def options() -> argparse.Namespace:
     add("--weights", choices=("fp32", "bf16"), default="fp32", help="of what trains")
     add("--optimizer", choices=("adamw", "adamw8bit", "paged_adamw8bit"), default="adamw")
     add("--checkpoint-layers", type=int, default=0, help="as in training")
+    add("--compile", action="store_true", help="as in training")
     add("--cached", action="store_true", help="the encoder's features are known already")
     add("--repeats", type=int, default=9)
     add("--warmup", type=int, default=3)

@@ -7,7 +7,7 @@ pages      characters, font, style, glyphs, shaping, prepare, render, preview
 documents  grammar, corpus, tokenizer
 data       loss, batch, images, order, index, download, row, parquet, rows, data
 model      norm, encoder, experts, decoder, weights, quant, model
-tuning     lora, adapter, freeze, precision, optim, distributed, checkpoint, build, shard
+tuning     lora, adapter, freeze, precision, compiling, optim, distributed, checkpoint, build, shard
 reading    search, ablations, text_metrics, evaluate, generate
 the run    features, augment, charts, report, sinks, run_directory, metrics, hub, export, train,
            random_text, tiny_reader

@@ -47,12 +47,12 @@ def keyed(batch: Batch) -> Batch:
     return replace(batch, page_keys=tuple(page_key(p) for p in (*batch.pages, *tiles)))
 
 
-def encoder_fingerprint(model, device: torch.device, precision: str) -> str:
-    """Hash of all that a page's features depend on beside its bytes."""
+def encoder_fingerprint(model, device: torch.device, how: str) -> str:
+    """Hash of all that a page's features depend on beside its bytes; how: what else rounds them."""
     cpu = device.type == "cpu"
     where = [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()] if cpu else [
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]  # fmt: skip
-    digest = hashlib.sha256(repr((torch.__version__, precision, *where)).encode())
+    digest = hashlib.sha256(repr((torch.__version__, how, *where)).encode())
     for part in (model.model.sam_model, model.model.vision_model):
         for name, parameter in part.named_parameters():
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
@@ -84,7 +84,8 @@ class FeatureCache:
         self.folder = None
         if data.feature_cache != "memory":
             root = Path(data.feature_cache)
-            fingerprint = encoder_fingerprint(model, device, settings.optim.precision)
+            how = settings.optim.precision + " compiled" * settings.optim.compile
+            fingerprint = encoder_fingerprint(model, device, how)
             self.folder = root / fingerprint
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)

@@ -118,6 +118,7 @@ class OptimSettings:
     accumulate: int = 1  # micro-steps per optimizer step
     pack: bool = True  # lay the samples of a micro-step one after another instead of padding them
     checkpoint_layers: int = 0  # first decoder layers whose activations are computed again, not kept
+    compile: bool = False  # torch.compile for what surrounds matrix products; minutes at first
     max_steps: int = 0  # optimizer steps; 0: as --epochs says
     epochs: float = 1.0  # passes over the training data, unless --max-steps is given
     lr: float = 0.0  # peak rate; 0: 2e-5, lora 1e-4, tiny-reader 1e-3, random weights 0.6 / decoder width

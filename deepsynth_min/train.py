@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import ablations, checkpoint, features, freeze, hub, settings as settings_, shard
+from . import (
+    ablations, checkpoint, compiling, features, freeze, hub, settings as settings_, shard,
+)  # fmt: skip
 from .augment import MIRRORED, augment_batch, check as check_augment
 from .build import build_model, keep_preset, load_run_model, resolve
 from .config import UserError, exit_code
@@ -51,7 +53,8 @@ class Training:
         settings_.page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
         settings = self._pinned(settings)
         rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
-        for check in (check_metric, check_augment, check_sinks, features.check, shard.check):
+        rooms = (features.check, shard.check, compiling.check)
+        for check in (check_metric, check_augment, check_sinks, *rooms):
             check(settings)
         self.settings = settings = resolve(change(settings, out=name), len(rows), world.size)
         self.rows = rows
@@ -90,6 +93,8 @@ class Training:
         self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         kind = torch.bfloat16 if optim.reduce == "bf16" else None
         self.model.recompute = optim.checkpoint_layers
+        if optim.compile:
+            compiling.compile_parts(self.model, optim.precision)
         self.cache = None
         if settings.data.feature_cache != "off":
             self.cache = features.FeatureCache(settings, self.model, world.device, world.size, warn)

@@ -1,0 +1,71 @@
+"""--compile: parts of the model through torch.compile, each against the model as it is.
+
+`Counted` stands for inductor: it runs what torch.compile hands to a backend, which is where Python
+has become a graph; what inductor makes of a graph is torch's affair, and takes minutes.
+"""
+
+import pytest
+import torch
+
+from deepsynth_min import train
+from deepsynth_min.compiling import compile_parts
+from deepsynth_min.precision import autocast
+from deepsynth_min.settings import Settings
+from test_packing import build, ragged_batch, step
+
+
+class Counted:
+    """A backend that counts the graphs and runs them as they are."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def shorter(batch):
+    """The second of its samples alone, which has no page; then the others."""
+    keep = torch.tensor([1])
+    return type(batch)(batch.input_ids[keep], batch.attention_mask[keep], batch.image_mask[keep],
+                       batch.labels[keep], batch.pages[:0]).packed()  # fmt: skip
+
+
+@pytest.mark.parametrize("tune, precision", [("decoder", "fp32"), ("all", "fp32"), ("lora", "fp32"),
+                                             ("decoder", "bf16"), ("lora", "bf16")])  # fmt: skip
+def test_compiled_parts_give_the_same_loss_and_gradients(small_config, tune, precision):
+    plain, compiled, backend = build(small_config, tune), build(small_config, tune), Counted()
+    compile_parts(compiled, precision, backend)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    for batch in (ragged_batch(), ragged_batch().packed(), shorter(ragged_batch())):
+        with autocast(torch.device("cpu"), precision):
+            ours, twin = step(compiled, batch), step(plain, batch)
+        assert ours[0] == pytest.approx(twin[0], rel=1e-6)
+        assert ours[1].keys() == twin[1].keys()
+        for name, gradient in twin[1].items():
+            assert (ours[1][name] - gradient).norm() <= 2e-6 * gradient.norm() + 1e-9, name
+    assert backend.graphs
+
+
+def test_another_number_of_tokens_compiles_nothing_again(small_config):
+    model, backend = build(small_config, "decoder"), Counted()
+    compile_parts(model, "fp32", backend)
+    step(model, ragged_batch().packed())
+    before = backend.graphs
+    for sample in range(2):
+        step(model, shorter(ragged_batch()))
+    assert backend.graphs == before > 0
+
+
+def test_it_is_refused_with_shards(tmp_path, capsys):
+    assert not Settings().optim.compile
+    assert train.main(["--compile", "--shard", "--out", str(tmp_path / "r")]) == 2
+    assert capsys.readouterr().err == "error: --compile: not with --shard, whose layers come and go\n"
