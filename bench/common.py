@@ -5,6 +5,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -114,6 +115,14 @@ def resident(which: str) -> int:
     """Bytes of this process: VmRSS now, VmHWM at most."""
     with open("/proc/self/status", encoding="utf-8") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
+
+
+def child(row: str, *words: str) -> dict:
+    """One row of the bench that is running, by a process of its own, whose peak is nobody else's:
+    the script as it was called, `--row` and more; what its last line says."""
+    command = [sys.executable, *sys.argv, "--row", row, *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def finish(result: dict) -> None:

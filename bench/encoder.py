@@ -16,15 +16,15 @@ Peak memory is taken in a process per contender: what a forward needs above what
 
 import argparse
 import json
-import subprocess
-import sys
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flops
-from common import SIZES, environment, finish, interleaved, median, product_rate, resident, table
+from common import (
+    SIZES, child, environment, finish, interleaved, median, product_rate, resident, table,
+)  # fmt: skip
 from deepsynth_min import encoder
 from deepsynth_min.distributed import start
 from deepsynth_min.model import DeepseekOCR
@@ -143,12 +143,6 @@ def peak(given, name: str) -> dict:
         module(pages)
         top = resident("VmHWM")
     return {"weights": sum(p.nbytes for p in module.parameters()), "peak": top - before}
-
-
-def child(name: str) -> dict:
-    command = [sys.executable, __file__, *sys.argv[1:], "--row", name]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(out.splitlines()[-1])
 
 
 def check_equal(modules: dict[str, nn.Module], pages: Tensor, loose: float) -> None:

@@ -14,13 +14,11 @@ adapters) included.
 
 import argparse
 import json
-import subprocess
-import sys
 
 import torch
 import torch.nn.functional as F
 
-from common import environment, finish, resident, table
+from common import child, environment, finish, resident, table
 from deepsynth_min.distributed import start
 from deepsynth_min.loss import IGNORE, summed_cross_entropy
 
@@ -57,12 +55,6 @@ def peak(given, name: str) -> dict:
     top = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
     return {"peak": top - before, "loss": loss.item() / (B * given.answer),
             "gradient": hidden.grad.norm().item()}  # fmt: skip
-
-
-def child(name: str) -> dict:
-    command = [sys.executable, __file__, *sys.argv[1:], "--row", name]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(out.splitlines()[-1])
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ bf16 checkpoint, and loads it as it is (the peer) and packed.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -23,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from common import environment, finish, resident, table
+from common import child, environment, finish, resident, table
 from deepsynth_min import freeze
 from deepsynth_min.build import build_base
 from deepsynth_min.checkpoint import save_model
@@ -145,19 +143,12 @@ def loaded(options, kind: str) -> dict:
             "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
 
 
-def child(options, *words: str) -> dict:
-    """Runs this file again for one row; its last line is the result."""
-    command = [sys.executable, __file__, *sys.argv[1:], *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def mb(size: int | None) -> str:
     return "-" if size is None else f"{size / 1e6:,.1f}"
 
 
 def report_training(options) -> None:
-    rows = {tune: child(options, "--row", tune) for tune in TUNES}
+    rows = {tune: child(tune) for tune in TUNES}
     how = "counted from shapes" if options.count else "held and measured in three steps"
     print(f"{options.preset}, {options.precision}, LoRA {options.targets} at rank {options.rank}, "
           f"batch {options.batch_size}, {how}; MB = 10^6 bytes")  # fmt: skip
@@ -183,7 +174,7 @@ def report_loading(options) -> None:
         del model
         size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
         words = ("--directory", str(directory))
-        rows = {kind: child(options, "--row", kind, *words) for kind in ("bf16", "nf4")}
+        rows = {kind: child(kind, *words) for kind in ("bf16", "nf4")}
     print(f"loading a bf16 checkpoint of {mb(size)} MB on the CPU; MB = 10^6 bytes")
     lines = [(kind, mb(row["peak"]), f"{row['peak'] / size:.2f}", mb(row["rest"]),
               f"{row['seconds']} s") for kind, row in rows.items()]  # fmt: skip

@@ -5,7 +5,8 @@
 
 DIR holds the official checkpoint with its Python files; install the transformers that those were
 written for (4.46.3) and, for --tune lora, PEFT. Running this script runs that code, which nothing
-else in this repository does. Its vision part calls `.cuda()` itself, so it needs a GPU.
+else in this repository does. Its vision part calls `.cuda()` itself, so it needs a GPU; `--device
+cpu` is for code that does not, such as the stand-in that tests/test_bench.py writes.
 
 Ours loads the same weights. Both take the same step on the same batches, in turn: forward,
 backward, clipping, AdamW on what trains. Their losses, before the first step, must agree.
@@ -116,15 +117,17 @@ def run(arguments: list[str]) -> None:
     add("--answer", type=int, default=100)
     add("--precision", choices=("bf16",), default="bf16")
     add("--repeats", type=int, default=9)
+    add("--device", choices=("cuda", "cpu"), default="cuda")
     given = parser.parse_args(arguments)
     directory = check_directory(given.baseline_dir)
-    if not torch.cuda.is_available():
+    if given.device == "cuda" and not torch.cuda.is_available():
         raise UserError("the official code calls .cuda() itself: this bench needs a GPU")
-    device = start("cuda").device
+    device = start(given.device).device
     torch.manual_seed(0)
     modules = {"deepsynth_min": Ours(directory, given, device)}
     modules["official"] = Official(directory, given, device)
-    side, config = page_side(given.mode, 1024), modules["deepsynth_min"].model.config
+    config = modules["deepsynth_min"].model.config
+    side = page_side(given.mode, config.page_size)
     batches = [random_batch(config, side, given.batch_size, given.answer).to(device)
                for _ in range(4)]  # fmt: skip
     with torch.no_grad(), autocast(device, given.precision):
@@ -133,7 +136,7 @@ def run(arguments: list[str]) -> None:
     assert abs(ours - theirs) < 0.02 * abs(theirs), f"the losses differ: {losses}"
     steps = {name: Step(module, given, batches) for name, module in modules.items()}
     peaks = {}
-    for name, step in steps.items():
+    for name, step in steps.items() if device.type == "cuda" else ():
         held = torch.cuda.memory_allocated()  # both models; the peak of a step stands above it
         torch.cuda.reset_peak_memory_stats()
         step(0)
@@ -141,7 +144,8 @@ def run(arguments: list[str]) -> None:
     times = interleaved(steps, given.repeats, device)
     seconds = {name: median(values) for name, values in times.items()}
     rows = [(name, f"{t * 1e3:.0f} ms", f"{given.batch_size / t:.1f}",
-             f"{peaks[name] / 2**20:,.0f} MiB") for name, t in seconds.items()]  # fmt: skip
+             f"{peaks[name] / 2**20:,.0f} MiB" if peaks else "")
+            for name, t in seconds.items()]  # fmt: skip
     print(table(rows, (f"tune {given.tune}", "step", "samples/s", "peak of the first step")))
     finish({"bench": "official", **vars(given), "seconds": seconds, "peak_bytes": peaks,
             "ratio": seconds["official"] / seconds["deepsynth_min"],

@@ -37,6 +37,7 @@ def on_cpu(quick: bool) -> list[tuple[str, ...]]:
         ("loss_memory.py", "--frozen", *loss),
         *((STEP, "--tune", tune, *few, *sizes) for tune in ("decoder", "lora", "qlora")),
         (STEP, "--tune", "lora", "--cached", *few, *sizes),
+        ("profile_step.py", "--tune", "lora", *sizes),
     ]
 
 

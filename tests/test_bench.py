@@ -1,6 +1,7 @@
 """The benches: their formulas, their peers, and that each of them runs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from deepsynth_min.checkpoint import save_model
 from deepsynth_min.decoder import decode
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.presets import PRESETS
+from deepsynth_min.tokenizer import EMBEDDED
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
@@ -110,9 +113,9 @@ class Given:
     precision = "fp32"
 
 
-def last_line(*command: str) -> dict:
+def last_line(*command: str, env=None) -> dict:
     done = subprocess.run([sys.executable, str(BENCH / command[0]), *command[1:]],
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+                          capture_output=True, text=True, timeout=120, env=env)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -146,3 +149,55 @@ def test_the_official_peer_says_what_it_needs(directory, said):
     done = subprocess.run([sys.executable, str(BENCH / "official.py"), "--baseline-dir", directory],
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+STAND_IN = """
+from types import SimpleNamespace
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from deepsynth_min.batch import Batch
+from deepsynth_min.model import DeepseekOCR
+
+
+class DeepseekOCRConfig(PretrainedConfig):
+    model_type = "DeepseekOCR"
+
+
+class DeepseekOCRForCausalLM(PreTrainedModel):
+    config_class = DeepseekOCRConfig
+
+    @classmethod
+    def from_pretrained(cls, directory, *, config, torch_dtype, use_safetensors, **_):
+        model = cls(config)
+        model.inner = DeepseekOCR.from_pretrained(directory, torch_dtype)
+        return model
+
+    def forward(self, input_ids, attention_mask, labels, images, images_seq_mask,
+                images_spatial_crop, use_cache, return_dict):
+        assert images_spatial_crop.tolist() == [[1, 1]] * len(images)
+        assert not any(tiles.any() for tiles, _ in images)
+        pages = torch.cat([page for _, page in images])[:, :1].float()
+        pages = ((pages * 0.5 + 0.5) * 255).round().byte()
+        batch = Batch(input_ids, attention_mask, images_seq_mask, labels, pages)
+        total, count = self.inner.loss(batch)
+        return SimpleNamespace(loss=total / count)
+"""
+
+
+@pytest.mark.parametrize("tune", ("decoder", "lora"))
+def test_the_official_peer_s_bench_runs_with_code_from_a_directory(model, tmp_path, tune):
+    """The stand-in takes what the official code takes; what computes is our model."""
+    pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    save_model(model, directory, EMBEDDED)
+    (directory / "modeling_deepseekocr.py").write_text(STAND_IN)
+    found = json.loads((directory / "config.json").read_text())
+    assert found["auto_map"]["AutoModel"] == "modeling_deepseekocr.DeepseekOCRForCausalLM"
+    result = last_line("official.py", "--baseline-dir", str(directory), "--tune", tune, "--device",
+                       "cpu", "--mode", "auto", "--batch-size", "2", "--answer", "8", "--repeats",
+                       "1", env={**os.environ, "HF_HOME": str(tmp_path / "hf")})  # fmt: skip
+    assert set(result["seconds"]) == {"deepsynth_min", "official"} and result["ratio"] > 0
