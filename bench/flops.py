@@ -59,6 +59,16 @@ def decoder_linears(config: DecoderConfig) -> int:
     return total
 
 
+def mlp_weights(config: DecoderConfig) -> int:
+    """Weights that a token is multiplied with after the last layer's attention, head left out."""
+    if config.is_dense(config.num_hidden_layers - 1):
+        return 3 * config.hidden_size * config.intermediate_size
+    experts = config.num_experts_per_tok + config.n_shared_experts
+    return config.hidden_size * (
+        3 * config.moe_intermediate_size * experts + config.n_routed_experts
+    )
+
+
 def adapter_weights(config: DecoderConfig, rank: int) -> int:
     """Weights of adapters on attention, dense MLP and shared experts (all tokens visit them)."""
     width, total = config.hidden_size, 0
@@ -90,10 +100,14 @@ def step_flops(
     config: ModelConfig, tune: str, side: int, pages: int, lengths: list[int], scored: int,
     rank: int = 16, cached: bool = False,
 ) -> int:
-    """One training step. cached: the encoder's features are known already."""  # fmt: skip
+    """One training step. cached: the encoder's features are known already.
+
+    What is not scored needs no MLP in the last layer (its adapters are counted all the same).
+    """  # fmt: skip
     adapted, dec = "lora" in tune, config.decoder
     passes = 2 if adapted else 3
     total = decoder_flops(dec, lengths, passes, rank=rank if adapted else 0)
+    total -= 2 * passes * (sum(lengths) - scored) * mlp_weights(dec)
     total += 2 * passes * scored * dec.hidden_size * dec.vocab_size
     if not cached:
         total += encoder_flops(config, side) * pages * (3 if tune == "all" else 1)

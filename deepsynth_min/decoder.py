@@ -212,9 +212,12 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x, cos, sin, mask, cache, counted, lengths=()
+        self, x, cos, sin, mask, cache, counted, lengths=(), wanted: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        """wanted: flat positions [L] in [B*T] that go on after attention; x becomes [1, L, D]."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, lengths)
+        if wanted is not None:
+            x = x.flatten(0, 1)[wanted][None]
         y = self.post_attention_layernorm(x)
         y, balance = self.mlp(y, counted) if hasattr(self.mlp, "experts") else (self.mlp(y), None)
         return x + y, balance
@@ -235,18 +238,21 @@ def causal_mask(valid: Tensor, length: int) -> Tensor:
 
 def decode(
     layers, norm, config: DecoderConfig, x: Tensor, *, valid=None, cache=None, counted=None,
-    lengths=(), recompute: int = 0,
+    lengths=(), wanted: Tensor | None = None, recompute: int = 0,
 ):
     """Embeddings x [B, T, D] -> (hidden states [B, T, D], balance term or None).
 
     `valid` [B, S] marks real tokens, those already in the cache included; without it every token is
     real, or padding stands to the right, where causality alone hides it. `counted` [B, T] asks for
     the balance term over those tokens. `lengths`: of packed sequences, in x [1, T, D] one after
-    another. The activations of the first `recompute` layers are not kept but computed again in the
-    backward pass: the first, since theirs would wait the longest.
+    another. `wanted`: flat positions [L] in [B*T] whose hidden states alone are asked for, [1, L, D]:
+    no other needs the last layer's MLP (not with `counted`, which looks at all). The activations of
+    the first `recompute` layers are not kept but computed again in the backward pass: the first,
+    since theirs would wait the longest.
     """  # fmt: skip
     B, T, _ = x.shape
     past = cache.length if cache is not None else 0
+    assert wanted is None or counted is None
     if lengths:
         assert (B, T) == (1, sum(lengths)) and valid is None and cache is None
         positions = torch.cat([torch.arange(n, device=x.device) for n in lengths])[None]
@@ -262,7 +268,8 @@ def decode(
     cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta)
     balance = None
     for number, layer in enumerate(layers):
-        rest = (x, cos, sin, mask, cache, counted, lengths)
+        rest = (x, cos, sin, mask, cache, counted, lengths,
+                wanted if number == len(layers) - 1 else None)  # fmt: skip
         if number < recompute and torch.is_grad_enabled():
             x, term = checkpoint(layer, *rest, use_reentrant=False)  # dropout repeats itself
         else:

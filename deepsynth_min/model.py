@@ -189,11 +189,12 @@ class DeepseekOCR(nn.Module):
         flat = x.flatten(0, 1).index_copy(0, batch.image_index, visual.to(x.dtype))
         return flat.view_as(x)
 
-    def hidden(self, x: Tensor, *, valid=None, cache=None, counted=None, lengths=()):
-        """Embeddings [B, T, D] -> normed hidden states [B, T, D] and the balance term or None."""
+    def hidden(self, x: Tensor, *, valid=None, cache=None, counted=None, lengths=(), wanted=None):
+        """Embeddings [B, T, D] -> normed hidden states [B, T, D], or [1, L, D] of the flat positions
+        `wanted`, and the balance term or None."""
         trunk = self.model
         return decode(trunk.layers, trunk.norm, self.config.decoder, x,
-                      valid=valid, cache=cache, counted=counted, lengths=lengths,
+                      valid=valid, cache=cache, counted=counted, lengths=lengths, wanted=wanted,
                       recompute=self.recompute)  # fmt: skip
 
     def forward(self, batch: Batch) -> Tensor:
@@ -213,10 +214,10 @@ class DeepseekOCR(nn.Module):
         Padding stands to the right, where causality hides it, so no mask is needed; the balance
         term leaves it out. `embedded` is `embed(batch)`, if it is known already.
         """
-        counted = batch.counted if balance else None
+        counted, wanted = (batch.counted, None) if balance else (None, batch.score_index)
         x = self.embed(batch) if embedded is None else embedded
-        x, term = self.hidden(x, counted=counted, lengths=batch.lengths)  # [B, T, D]
-        scored = x.flatten(0, 1)[batch.score_index]  # [L, D]
+        x, term = self.hidden(x, counted=counted, lengths=batch.lengths, wanted=wanted)
+        scored = x.flatten(0, 1)[batch.score_index] if balance else x[0]  # [L, D]
         return summed_cross_entropy(scored, self.lm_head.weight, batch.targets), batch.count, term
 
 

@@ -70,6 +70,17 @@ def test_the_decoders_formula_equals_torchs_counter(model, passes):
     assert counted(work) == formula
 
 
+def test_the_mlp_that_only_scored_tokens_need_is_counted_as_torch_counts_it(model):
+    x, wanted = torch.randn(2, 24, CONFIG.decoder.hidden_size), torch.arange(40, 48)
+
+    def work(**how):
+        with torch.no_grad():
+            decode(model.model.layers, model.model.norm, CONFIG.decoder, x, **how)
+
+    spared = 2 * 40 * flops.mlp_weights(CONFIG.decoder)
+    assert counted(work) - counted(lambda: work(wanted=wanted)) == spared
+
+
 @pytest.mark.parametrize("trained", (False, True))
 def test_the_encoders_formula_equals_torchs_counter(model, trained):
     pages = torch.randn(2, 3, 256, 256)
@@ -83,7 +94,8 @@ def test_the_steps_formula_is_its_parts():
     head, page = 2 * 20 * dec.hidden_size * dec.vocab_size, flops.encoder_flops(CONFIG, 256)
     projector = 2 * 2 * 16 * CONFIG.feature_width * dec.hidden_size
     whole = flops.step_flops(CONFIG, "decoder", **common)
-    assert whole == flops.decoder_flops(dec, [50, 60]) + 3 * head + 2 * page + projector
+    spared = 3 * 2 * 90 * flops.mlp_weights(dec)  # what is not scored, in the last layer
+    assert whole == flops.decoder_flops(dec, [50, 60]) - spared + 3 * head + 2 * page + projector
     assert whole - flops.step_flops(CONFIG, "decoder", **common, cached=True) == 2 * page
     adapted = flops.step_flops(CONFIG, "lora", **common)
     assert whole - head - flops.decoder_linears(dec) * 2 * 110 < adapted < whole

@@ -39,24 +39,53 @@ def build(config, tune: str) -> DeepseekOCR:
 
 
 def step(model: DeepseekOCR, batch: Batch, balance: float = 0.02):
-    """(loss, gradients) of the sum with the balance term, as training has it."""
+    """(loss, gradients) of the sum with the balance term, as training has it; 0: without."""
     model.zero_grad()
     torch.manual_seed(7)  # of dropout
-    loss, count, term = model.loss_terms(batch, balance=True)
-    (loss / count + balance * term).backward()
+    loss, count, term = model.loss_terms(batch, balance=balance > 0)
+    (loss / count + balance * (term or 0)).backward()
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("tune", ["decoder", "projector+decoder", "all", "lora"])
-def test_packed_samples_give_the_loss_and_gradients_of_padded_ones(small_config, tune):
-    model, padded = build(small_config, tune).eval(), ragged_batch()
-    packed = padded.packed()
-    assert packed.input_ids.shape == (1, 58) and packed.tokens == padded.tokens == 58
-    ours, twin = step(model, packed), step(model, padded)
+def assert_equal(ours, twin) -> None:
+    """What `step` gave, twice: equal but for rounding."""
     assert ours[0] == pytest.approx(twin[0], rel=1e-6)
     assert ours[1].keys() == twin[1].keys()
     for name, gradient in twin[1].items():
         assert (ours[1][name] - gradient).norm() <= 2e-6 * gradient.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("balance", [0.02, 0.0])
+@pytest.mark.parametrize("tune", ["decoder", "projector+decoder", "all", "lora"])
+def test_packed_samples_give_the_loss_and_gradients_of_padded_ones(small_config, tune, balance):
+    model, padded = build(small_config, tune).eval(), ragged_batch()
+    packed = padded.packed()
+    assert packed.input_ids.shape == (1, 58) and packed.tokens == padded.tokens == 58
+    assert_equal(step(model, packed, balance), step(model, padded, balance))
+
+
+@pytest.mark.parametrize("recompute", [0, 2])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("tune", ["decoder", "all", "lora"])
+def test_the_last_layer_s_mlp_is_asked_for_scored_tokens_alone(small_config, tune, packed, recompute):
+    model, batch = build(small_config, tune).eval(), ragged_batch()
+    batch = batch.packed() if packed else batch
+    model.recompute, rows = recompute, []
+    norm = model.model.layers[-1].post_attention_layernorm
+    norm.register_forward_hook(lambda module, inputs, out: rows.append(out.shape[:-1].numel()))
+    ours = step(model, batch, balance=0.0)
+    everywhere = forward_everywhere(model, batch)
+    assert set(rows[:1]) == {batch.count} and rows[-1] == batch.input_ids.numel()
+    assert_equal(ours, everywhere)
+
+
+def forward_everywhere(model: DeepseekOCR, batch: Batch):
+    """`step` by the logits of every position."""
+    model.zero_grad()
+    logits = model(batch).flatten(0, 1)[batch.score_index]
+    loss = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+    (loss / batch.count).backward()
+    return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
 def test_a_packed_sample_sees_itself_only(small_config):
