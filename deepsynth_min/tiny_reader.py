@@ -79,7 +79,7 @@ STAGES = (
     Stage("pages", 3400, 16, 8, 80, "all", 2e-3, 7e-4),
     Stage("documents", 600, 6, 40, 330, "all", 7e-4, 4e-4),
     Stage("longer", 2200, 6, 8, 420, "projector+decoder", 1.2e-3, 5e-4),
-    Stage("summaries", 6500, 1, 8, 420, "projector+decoder", 2e-3, 3e-5, documents=10),
+    Stage("summaries", 6000, 1, 8, 420, "projector+decoder", 2e-3, 3e-5, documents=10),
 )
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 
