@@ -1,6 +1,6 @@
-"""What `tiny_reader.py` learns from: texts that nobody can guess, pages of letters.
+"""What `tiny_reader.py` learns from: texts that nobody can guess, pages of letters, more documents.
 
-In: a seed and a number. Out: the text or page of that number, the same at any time.
+In: a seed and a number. Out: text, page or document of that number, the same at any time.
 
 The one idea: made-up words, numbers, and words of the embedded training documents in no order leave
 nothing to lower the loss with but the page. The text of a page also decides what it is for: one
@@ -9,12 +9,13 @@ They are unseen however short they are.
 """
 
 import zlib
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from .corpus import Draw, documents
+from .corpus import Document, Draw, documents
 from .data import SampleBuilder
 from .glyphs import GlyphStore
 from .loss import IGNORE
@@ -78,6 +79,22 @@ class Words:
             text = self._drawn(draw, least, most)
             if text and is_held_out(text) == (n >= UNSEEN):
                 return text
+
+
+@lru_cache(maxsize=None)  # some MB a seed, and a second to draw
+def _more_documents(seed: int) -> list[Document]:
+    """Training documents of a seed, but for those that share an entity combination with the
+    held-out ones of a run on the embedded corpus."""
+    held_out = {pair for d in documents("val") for pair in d.combinations()}
+    return [d for d in documents("train", seed) if held_out.isdisjoint(d.combinations())]
+
+
+def document(n: int) -> Document:
+    """Document n of an endless corpus: the embedded one, then those of further seeds."""
+    seed = 0
+    while n >= len(_more_documents(seed)):
+        n, seed = n - len(_more_documents(seed)), seed + 1
+    return _more_documents(seed)[n]
 
 
 class Letters:

@@ -11,13 +11,14 @@ that a visual token holds some, and where to look next, learns none of it for ho
 one after the other. `letters`: the encoder alone, each visual token being asked through a linear
 layer (thrown away afterwards) which letters begin in its place. `lines`: the decoder learns to
 write them down, from pages with a few words. `pages` and `documents`: all of the model, on full
-pages, then on several. `longer`: the encoder frozen, still more pages. To summarise is what
-`train` teaches it, from there on.
+pages, then on several. From here on the encoder is frozen: `longer`, still more pages; `summaries`,
+of documents of corpus.py, random words still being read beside them.
 
 What it reads, and how much of that it has never seen: random_text.py.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from tqdm import tqdm
 from . import checkpoint, freeze
 from .batch import Batch
 from .config import exit_code
+from .corpus import Document, documents
 from .data import SampleBuilder, collate
 from .disk import whole_directory
 from .distributed import Stopper, start, stop
@@ -42,22 +44,23 @@ from .model import DeepseekOCR
 from .optim import LossScaler, clip_and_step, make_adamw, prepare_state
 from .options import OneLineParser
 from .presets import TINY_READER_CONFIG
-from .random_text import SLOTS, UNSEEN, Letters, Words
+from .random_text import SLOTS, UNSEEN, Letters, Words, document
 from .row import Row
 from .search import generate
-from .settings import GenerationSettings, Settings, change
+from .settings import DataSettings, GenerationSettings, Settings, change
 from .text_metrics import character_error_rate
 from .tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
 
-READ = "Read. "  # the instruction
+READ, SUMMARIZE = "Read. ", DataSettings.instruction
 WARMUP, LOG_EVERY = 100, 50  # steps
+DOCUMENTS = 16_384  # to be summarised, in turn
 
 
 @dataclass(frozen=True)
 class Stage:
     """`steps` steps of `batch` samples, texts of `least` to `most` characters (on as many pages as
-    they need); what trains (freeze.TUNED_PARTS); a learning rate on a straight line from `rate`
-    to `last`."""
+    they need) to be read, beside them `documents` documents to be summarised; what trains
+    (freeze.TUNED_PARTS); a learning rate on a straight line from `rate` to `last`."""
 
     name: str
     steps: int
@@ -67,6 +70,7 @@ class Stage:
     tune: str
     rate: float
     last: float
+    documents: int = 0
 
 
 STAGES = (
@@ -75,6 +79,7 @@ STAGES = (
     Stage("pages", 3400, 16, 8, 80, "all", 2e-3, 7e-4),
     Stage("documents", 600, 6, 40, 330, "all", 7e-4, 4e-4),
     Stage("longer", 2200, 6, 8, 420, "projector+decoder", 1.2e-3, 5e-4),
+    Stage("summaries", 6000, 1, 8, 420, "projector+decoder", 2e-3, 3e-5, documents=10),
 )
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 
@@ -82,6 +87,16 @@ ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 def place(step: int) -> tuple[Stage, int]:
     """The stage of a step, counted from 0, and the step after its last."""
     return next((stage, end) for stage, end in zip(STAGES, ENDS) if step < end)
+
+
+def summarised(document: Document) -> Row:
+    return Row(document.id, document.summary, document.text, instruction=SUMMARIZE)
+
+
+def statements(summary: str) -> list[str]:
+    """Its numbers and capitalised words but the first: names, and what German calls a thing."""
+    words = re.findall(r"[\w’'.,]*\w", summary)[1:]
+    return [word for word in words if word[0].isupper() or any(map(str.isdigit, word))]
 
 
 def learning_rate(step: int) -> float:
@@ -109,6 +124,7 @@ class Training:
         tokenizer, config = load_tokenizer(self.tokenizer_files), self.model.config
         self.builder = SampleBuilder(change(Settings(), instruction=READ), config, tokenizer)
         self.letters = Letters(self.words, self.builder)
+        self.encoded: dict[int, Tensor] = {}  # documents' pages as the frozen encoder sees them
         self.facts = {"recipe": [asdict(stage) for stage in STAGES], "seed": seed}
         self.step = 0
         found = checkpoint.newest_whole(out / "checkpoints")
@@ -134,13 +150,17 @@ class Training:
     # -- steps
 
     def _batch(self, step: int):
-        stage, _ = place(step)
+        stage, end = place(step)
         numbers = range(step * 4096, step * 4096 + stage.batch)
         if stage.name == "letters":
             return [torch.stack(parts) for parts in zip(*map(self.letters.page, numbers))]
         texts = [self.words.text(n, stage.least, stage.most) for n in numbers]
-        samples = [self.builder(Row("random words", text, text)) for text in texts]
-        return collate(samples, self.builder.special).packed()
+        rows = [Row("random words", text, text) for text in texts]
+        first = (step - (end - stage.steps)) * stage.documents
+        chosen = [n % DOCUMENTS for n in range(first, first + stage.documents)]
+        rows += [summarised(document(n)) for n in chosen]
+        known = (*[-1] * len(texts), *chosen)
+        return collate([self.builder(row) for row in rows], self.builder.special, known).packed()
 
     def _asked(self, pages: Tensor) -> Tensor:
         """uint8 [N, 1, s, s] -> logits of each visual token's letters [N, rows, columns, SLOTS, V]."""
@@ -148,10 +168,22 @@ class Training:
         return self.asker(tokens).unflatten(-1, (SLOTS, -1))
 
     def _encoded(self, batch: Batch) -> Batch:
-        """With what a frozen encoder makes of the pages: twice as fast as one by one."""
+        """With what a frozen encoder makes of the pages; documents come again, so theirs is kept.
+
+        The pages of a sample together: twice as fast as one by one, and the same at any time.
+        """
         if self.model.encoder_trains:
             return batch
-        return replace(batch, features=self.model.page_features(batch.pages, together=8))
+        counts, features = torch.tensor(batch.owners).bincount().tolist(), []
+        for number, pages in zip(batch.rows, batch.pages.split(counts)):
+            found = self.encoded.get(number)
+            if found is None:
+                with torch.no_grad():
+                    found = self.model.page_features(pages, together=len(pages))
+                if number >= 0:
+                    self.encoded[number] = found
+            features.append(found)
+        return replace(batch, features=torch.cat(features))
 
     def _train_step(self, batch) -> tuple[float, int]:
         """One optimizer step; the loss summed over label tokens, and how many there are."""
@@ -183,22 +215,43 @@ class Training:
         return float(wrong[labels != IGNORE].float().mean())
 
     @torch.no_grad()
+    def answers(self, rows: list[Row], most: int) -> list[str]:
+        """What it writes of each row's pages, `most` tokens at most."""
+        prompts = [self.builder.prompt(row) for row in rows]
+        how = GenerationSettings(max_new_tokens=most)
+        found = generate(self.model, collate(prompts, self.builder.special), how)
+        decode = self.builder.tokenizer.decode
+        return [decode(answer.ids, skip_special_tokens=True) for answer in found]
+
     def error_rate(self, least: int, most: int, count: int = 64) -> tuple[float, list]:
         """(character edits per character over `count` unseen texts, three of them as read)."""
         texts = [self.words.text(UNSEEN + i, least, most) for i in range(count)]
-        prompts = [self.builder.prompt(Row("unseen", "", text)) for text in texts]
-        how = GenerationSettings(max_new_tokens=8 + most)
-        answers = generate(self.model, collate(prompts, self.builder.special), how)
-        decode = self.builder.tokenizer.decode
-        read = [decode(answer.ids, skip_special_tokens=True) for answer in answers]
+        read = self.answers([Row("unseen", "", text) for text in texts], 8 + most)
         edits = sum(character_error_rate(t, r) * len(t) for t, r in zip(texts, read))
         return edits / sum(map(len, texts)), list(zip(texts, read))[:3]
+
+    def told(self, count: int) -> tuple[float, float, list]:
+        """Of the summaries of held-out documents: the share of persons and towns named in them that
+        its own summary names too; the share of its capitalised words and numbers that stand in the
+        document; two of them."""
+        chosen = documents("val")[:count]
+        written = self.answers([summarised(d) for d in chosen], 200)
+        named = [name in text for d, text in zip(chosen, written)
+                 for name in d.entities if name in d.summary]  # fmt: skip
+        stated = [word in d.text for d, text in zip(chosen, written) for word in statements(text)]
+        shown = [(d.summary, text) for d, text in zip(chosen, written)][:2]
+        return sum(named) / len(named), sum(stated) / max(1, len(stated)), shown
 
     def measures(self, stage: Stage) -> dict:
         if stage.name == "letters":
             return {"letters_misread": round(self.letters_misread(), 4)}
-        rate, shown = self.error_rate(stage.least, stage.most)
-        return {"cer": round(rate, 4), "shown": shown}
+        rate, shown = self.error_rate(stage.least, stage.most, 64 if not stage.documents else 24)
+        found = {"cer": round(rate, 4), "shown": shown}
+        if stage.documents:
+            named, stated, summaries = self.told(32)
+            found |= {"named": round(named, 4), "stated": round(stated, 4)}
+            found["shown"] = shown[:1] + summaries
+        return found
 
     # -- the run
 
@@ -251,10 +304,13 @@ class Training:
         """The weights in bf16, and how they came about."""
         self.model.to(torch.bfloat16).float()  # measured as it will be stored
         page, several = self.error_rate(8, 70, 256)[0], self.error_rate(150, 330, 64)[0]
+        named, stated, _ = self.told(len(documents("val")))
         made = {"command": f"python -m deepsynth_min.tiny_reader --out DIR --seed {self.seed}",
                 "seed": self.seed, "step": self.step, "of": ENDS[-1], "commit": commit(),
                 "misread": {"256 unseen texts of 8 to 70 characters": page,
                             "64 of 150 to 330": several},
+                "summaries": {"persons and towns of 256 unseen documents' summaries named": named,
+                              "capitalised words and numbers that stand in the document": stated},
                 "torch": torch.__version__}  # fmt: skip
         self.model.to(torch.bfloat16)
         with whole_directory(self.out / "model") as partial:
