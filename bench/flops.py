@@ -44,29 +44,20 @@ def encoder_flops(config: ModelConfig, side: int, as_done: bool = False) -> int:
     return sam_flops(config.sam, side, as_done) + clip_flops(config.clip, side)
 
 
+def mlp_weights(config: DecoderConfig, layer: int) -> int:
+    """Weights that a token is multiplied with after a layer's attention."""
+    width = config.hidden_size
+    if config.is_dense(layer):
+        return 3 * width * config.intermediate_size
+    experts = config.num_experts_per_tok + config.n_shared_experts
+    return 3 * width * config.moe_intermediate_size * experts + width * config.n_routed_experts
+
+
 def decoder_linears(config: DecoderConfig) -> int:
     """Weights that a token is multiplied with in all layers, head left out."""
-    width, total = config.hidden_size, 0
+    width, layers = config.hidden_size, range(config.num_hidden_layers)
     kv = config.num_key_value_heads * config.head_dim
-    for layer in range(config.num_hidden_layers):
-        total += 2 * width * (width + kv)
-        if config.is_dense(layer):
-            total += 3 * width * config.intermediate_size
-        else:
-            experts = config.num_experts_per_tok + config.n_shared_experts
-            total += 3 * width * config.moe_intermediate_size * experts
-            total += width * config.n_routed_experts
-    return total
-
-
-def mlp_weights(config: DecoderConfig) -> int:
-    """Weights that a token is multiplied with after the last layer's attention, head left out."""
-    if config.is_dense(config.num_hidden_layers - 1):
-        return 3 * config.hidden_size * config.intermediate_size
-    experts = config.num_experts_per_tok + config.n_shared_experts
-    return config.hidden_size * (
-        3 * config.moe_intermediate_size * experts + config.n_routed_experts
-    )
+    return sum(2 * width * (width + kv) + mlp_weights(config, layer) for layer in layers)
 
 
 def adapter_weights(config: DecoderConfig, rank: int) -> int:
@@ -107,7 +98,8 @@ def step_flops(
     adapted, dec = "lora" in tune, config.decoder
     passes = 2 if adapted else 3
     total = decoder_flops(dec, lengths, passes, rank=rank if adapted else 0)
-    total -= 2 * passes * (sum(lengths) - scored) * mlp_weights(dec)
+    last = mlp_weights(dec, dec.num_hidden_layers - 1)
+    total -= 2 * passes * (sum(lengths) - scored) * last
     total += 2 * passes * scored * dec.hidden_size * dec.vocab_size
     if not cached:
         total += encoder_flops(config, side) * pages * (3 if tune == "all" else 1)

@@ -77,7 +77,7 @@ def test_the_mlp_that_only_scored_tokens_need_is_counted_as_torch_counts_it(mode
         with torch.no_grad():
             decode(model.model.layers, model.model.norm, CONFIG.decoder, x, **how)
 
-    spared = 2 * 40 * flops.mlp_weights(CONFIG.decoder)
+    spared = 2 * 40 * flops.mlp_weights(CONFIG.decoder, 3)
     assert counted(work) - counted(lambda: work(wanted=wanted)) == spared
 
 
@@ -94,7 +94,7 @@ def test_the_steps_formula_is_its_parts():
     head, page = 2 * 20 * dec.hidden_size * dec.vocab_size, flops.encoder_flops(CONFIG, 256)
     projector = 2 * 2 * 16 * CONFIG.feature_width * dec.hidden_size
     whole = flops.step_flops(CONFIG, "decoder", **common)
-    spared = 3 * 2 * 90 * flops.mlp_weights(dec)  # what is not scored, in the last layer
+    spared = 3 * 2 * 90 * flops.mlp_weights(dec, 3)  # what is not scored, in the last layer
     assert whole == flops.decoder_flops(dec, [50, 60]) - spared + 3 * head + 2 * page + projector
     assert whole - flops.step_flops(CONFIG, "decoder", **common, cached=True) == 2 * page
     adapted = flops.step_flops(CONFIG, "lora", **common)

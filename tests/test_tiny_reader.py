@@ -14,7 +14,7 @@ from deepsynth_min.data import SampleBuilder, collate
 from deepsynth_min.loss import IGNORE
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.presets import TINY_READER, TINY_READER_CONFIG
-from deepsynth_min.random_text import SLOTS, UNSEEN, Letters, Words
+from deepsynth_min.random_text import SLOTS, UNSEEN, Letters, Words, document
 from deepsynth_min.render import render_pages
 from deepsynth_min.row import Row
 from deepsynth_min.search import greedy
@@ -75,6 +75,14 @@ def test_every_character_is_drawn_and_is_one_token(words, builder):
         assert len(sample.ids) == sample.prompt + len(text) + 1, ascii(text)
 
 
+def test_no_document_shares_an_entity_combination_with_a_held_out_one():
+    held_out = {pair for d in documents("val") for pair in d.combinations()}
+    assert [document(n).text for n in (0, 2399)] == [documents("train")[n].text for n in (0, 2399)]
+    later = [document(n) for n in range(2400, 5000)]
+    assert len({d.text for d in later}) == len(later)
+    assert all(held_out.isdisjoint(d.combinations()) for d in later)
+
+
 def joined(line: str, more: str) -> int:
     """Where in `line` stands what `more` begins with: the one goes on with the other."""
     return next(k for k in range(len(line) + 1) if more.startswith(line[k:]))
@@ -102,16 +110,33 @@ def test_a_visual_token_is_asked_for_the_letters_that_begin_in_its_place(words, 
 
 
 @pytest.mark.parametrize("stage", range(1, len(STAGES)))
-def test_a_step_s_pages_show_what_is_to_be_read(training, stage):
-    at(training, stage)
+def test_a_step_s_pages_show_what_is_to_be_read_or_summarised(training, stage):
+    at(training, stage).step += 1
     batch, pages = training._batch(training.step), 0
     places = torch.arange(batch.labels.shape[1]).split(batch.lengths)
-    for row in (batch.labels[0][own] for own in places):
-        text = training.builder.tokenizer.decode(row[row != IGNORE][:-1])
+    scored = [batch.labels[0][own] for own in places]
+    texts = [training.builder.tokenizer.decode(row[row != IGNORE][:-1]) for row in scored]
+    count = STAGES[stage].documents
+    chosen = [document(n) for n in range(count, 2 * count)]  # of the stage's second step
+    reads = len(texts) - count
+    assert reads == STAGES[stage].batch and texts[reads:] == [d.summary for d in chosen]
+    for text in texts[:reads] + [d.text for d in chosen]:
         drawn = torch.from_numpy(render_pages(text, training.builder.style).pages)
         assert batch.pages[pages : pages + len(drawn), 0].equal(drawn), text
         pages += len(drawn)
     assert pages == len(batch.pages)
+
+
+def test_what_a_document_s_pages_are_to_the_frozen_encoder_is_kept(training):
+    at(training, len(STAGES) - 1)
+    first = training._batch(training.step)
+    fresh = training._encoded(first)
+    assert sorted(training.encoded) == list(range(STAGES[-1].documents))  # and nothing of words
+    kept = {n: features.clone() for n, features in training.encoded.items()}
+    training.encoded = {n: features + 1 for n, features in kept.items()}
+    again = training._encoded(first).features - fresh.features
+    of_words = torch.tensor([first.rows[owner] < 0 for owner in first.owners])
+    assert again[of_words].eq(0).all() and (again[~of_words] - 1).abs().max() < 1e-5
 
 
 # -- how it is taught
