@@ -82,6 +82,7 @@ STAGES = (
     Stage("summaries", 6000, 1, 8, 420, "projector+decoder", 2e-3, 3e-5, documents=10),
 )
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
+READS = ENDS[-2]  # the step before it begins to summarise
 
 
 def place(step: int) -> tuple[Stage, int]:
@@ -230,6 +231,11 @@ class Training:
         edits = sum(character_error_rate(t, r) * len(t) for t, r in zip(texts, read))
         return edits / sum(map(len, texts)), list(zip(texts, read))[:3]
 
+    def misread(self) -> dict[str, float]:
+        """Shares of the characters of unseen texts: on a page, and on two to five."""
+        return {"256 unseen texts of 8 to 70 characters": self.error_rate(8, 70, 256)[0],
+                "64 of 150 to 330": self.error_rate(150, 330, 64)[0]}  # fmt: skip
+
     def told(self, count: int) -> tuple[float, float, list]:
         """Of the summaries of held-out documents: the share of persons and towns named in them that
         its own summary names too; the share of its capitalised words and numbers that stand in the
@@ -245,8 +251,10 @@ class Training:
     def measures(self, stage: Stage) -> dict:
         if stage.name == "letters":
             return {"letters_misread": round(self.letters_misread(), 4)}
-        rate, shown = self.error_rate(stage.least, stage.most, 64 if not stage.documents else 24)
+        rate, shown = self.error_rate(stage.least, stage.most, 24 if stage.documents else 64)
         found = {"cer": round(rate, 4), "shown": shown}
+        if self.step == READS:
+            found["misread"] = self.misread()
         if stage.documents:
             named, stated, summaries = self.told(32)
             found |= {"named": round(named, 4), "stated": round(stated, 4)}
@@ -303,12 +311,11 @@ class Training:
     def _write_model(self) -> None:
         """The weights in bf16, and how they came about."""
         self.model.to(torch.bfloat16).float()  # measured as it will be stored
-        page, several = self.error_rate(8, 70, 256)[0], self.error_rate(150, 330, 64)[0]
+        misread = self.misread()
         named, stated, _ = self.told(len(documents("val")))
         made = {"command": f"python -m deepsynth_min.tiny_reader --out DIR --seed {self.seed}",
                 "seed": self.seed, "step": self.step, "of": ENDS[-1], "commit": commit(),
-                "misread": {"256 unseen texts of 8 to 70 characters": page,
-                            "64 of 150 to 330": several},
+                "misread": misread,
                 "summaries": {"persons and towns of 256 unseen documents' summaries named": named,
                               "capitalised words and numbers that stand in the document": stated},
                 "torch": torch.__version__}  # fmt: skip
@@ -316,8 +323,7 @@ class Training:
         with whole_directory(self.out / "model") as partial:
             checkpoint.save_model(self.model, partial, self.tokenizer_files)
             (partial / "provenance.json").write_text(json.dumps(made, indent=1) + "\n")
-        print(f"{self.out / 'model'}: {page:.1%} of the characters of a page misread after step "
-              f"{self.step}")  # fmt: skip
+        print(f"{self.out / 'model'}, after step {self.step}: {json.dumps(made, indent=1)}")
 
 
 def commit() -> str:
