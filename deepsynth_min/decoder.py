@@ -217,7 +217,7 @@ class DecoderLayer(nn.Module):
         """wanted: flat positions [L] in [B*T] that go on after attention; x becomes [1, L, D]."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, lengths)
         if wanted is not None:
-            x = x.flatten(0, 1)[wanted][None]
+            x = x.flatten(0, 1).index_select(0, wanted)[None]
         y = self.post_attention_layernorm(x)
         y, balance = self.mlp(y, counted) if hasattr(self.mlp, "experts") else (self.mlp(y), None)
         return x + y, balance
