@@ -28,8 +28,9 @@ from .tokenizer import EMBEDDED
 from .weights import find_checkpoint, load_weights
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
-RATE_TINY_READER = 1e-3  # it reads, but has never summarised
+RATE_TINY_READER = 1e-4  # its last stage ended at 3e-5; at 5e-4 it forgets more than it learns
 RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
+BEAMS_TINY_READER = 4  # it writes letters: the likeliest first one may lead astray
 DEFAULT_RANK, DEFAULT_TARGETS = 16, ("attention+mlp",)
 
 
@@ -51,7 +52,8 @@ def resolve(settings: Settings, rows: int, processes: int) -> Settings:
         per_epoch = math.ceil(rows / (optim.batch_size * optim.accumulate * processes))
         steps = max(1, round(optim.epochs * per_epoch))
     rate = optim.lr or float(f"{usual_rate(settings):.6g}")
-    return resolve_adapter(change(settings, max_steps=steps, lr=rate))
+    beams = usual_beams(settings)
+    return resolve_adapter(change(settings, max_steps=steps, lr=rate, beams=beams))
 
 
 def usual_rate(settings: Settings) -> float:
@@ -62,6 +64,13 @@ def usual_rate(settings: Settings) -> float:
     if name == TINY_READER:
         return RATE_TINY_READER
     return RATE_ADAPTER if is_adapted(settings.model.tune) else RATE_FINE_TUNE
+
+
+def usual_beams(settings: Settings) -> int:
+    """Beams of generation, if none are given."""
+    given = settings.generation
+    searches = settings.model.model == TINY_READER and not given.temperature
+    return given.beams or (BEAMS_TINY_READER if searches else 1)
 
 
 def resolve_adapter(settings: Settings) -> Settings:

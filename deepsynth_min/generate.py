@@ -22,7 +22,7 @@ from tqdm import tqdm
 from . import options, settings as settings_
 from .adapter import base_digest, load_adapter
 from .batch import Batch
-from .build import load_run_model
+from .build import load_run_model, usual_beams
 from .config import UserError, exit_code
 from .data import Sample, SampleBuilder, collate
 from .distributed import start, stop
@@ -141,6 +141,8 @@ def load(given: argparse.Namespace, values: dict) -> Reader:
     run = Path(given.run) if given.run else None
     if run and not (run / "config.toml").is_file():
         raise UserError(f"{run}: not a run directory (no config.toml)")
+    if values.get("temperature"):
+        values = {"beams": 1, **values}  # whatever the run did
     settings = change(settings_.load(run / "config.toml") if run else Settings(), **values)
     world = start(given.device, given.threads)
     if run:
@@ -158,6 +160,7 @@ def load(given: argparse.Namespace, values: dict) -> Reader:
             base = Base(given.model, None, base_digest(directory))
             load_adapter(model, find_checkpoint(given.adapter), base)
     model.eval().requires_grad_(False)
+    settings = change(settings, beams=usual_beams(settings))
     builder = SampleBuilder(settings, model.config, load_tokenizer(directory))
     return Reader(model, builder, settings, world.device)
 

@@ -121,7 +121,7 @@ class OptimSettings:
     compile: bool = False  # torch.compile for what surrounds matrix products; minutes at first
     max_steps: int = 0  # optimizer steps; 0: as --epochs says
     epochs: float = 1.0  # passes over the training data, unless --max-steps is given
-    lr: float = 0.0  # peak rate; 0: 2e-5, lora 1e-4, tiny-reader 1e-3, random weights 0.6 / decoder width
+    lr: float = 0.0  # peak rate; 0: 2e-5, lora 1e-4, tiny-reader 1e-4, random weights 0.6 / decoder width
     warmup_ratio: float = 0.05  # share of the steps in which the rate rises from 0
     min_lr_ratio: float = 0.1  # share of the peak that the cosine ends at
     weight_decay: float = 0.01  # on matrices; never on norms, biases and tables
@@ -160,7 +160,7 @@ class EvaluationSettings:
 @dataclass(frozen=True)
 class GenerationSettings:
     max_new_tokens: int = 200  # an answer ends here at the latest
-    beams: int = 1  # beam search with so many; 1: the likeliest token each time, or sampling
+    beams: int = 0  # beam search with so many; 1: none; 0: 4 for tiny-reader unless it samples, else 1
     temperature: float = 0.0  # of sampling; 0: none
     top_p: float = 1.0  # sample among the likeliest tokens that have this probability together
     no_repeat_ngram: int = 0  # an answer never repeats so many tokens in a row; 0: it may
@@ -221,7 +221,7 @@ LIMITS: options.Limits = {  # setting -> (least, most)
     "patience": (0, INF), "augment_rotation": (0, 180), "augment_perspective": (0, 0.4),
     "augment_scale": (0, 0.9), "augment_shift": (0, 1), "augment_brightness": (0, 1),
     "augment_contrast": (0, 1), "augment_blur": (0, 20), "augment_noise": (0, 1),
-    "augment_flip": (0, 1), "max_new_tokens": (1, INF), "beams": (1, INF), "temperature": (0, INF),
+    "augment_flip": (0, 1), "max_new_tokens": (1, INF), "beams": (0, INF), "temperature": (0, INF),
     "top_p": (0, 1), "no_repeat_ngram": (0, INF),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from deepsynth_min import corpus, generate, settings as S, train
+from deepsynth_min.build import usual_beams
 from deepsynth_min.data import SampleBuilder, collate
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.row import Row
@@ -226,3 +227,12 @@ def test_a_character_of_several_tokens_is_not_streamed_in_pieces(trained, docume
     shown = list(reader.stream(reader.prompt(Row("", "", "text"))))
     assert "".join(shown) == "文字" and not any("\ufffd" in piece for piece in shown)
     assert len([piece for piece in shown if piece]) == 2
+
+
+def test_tiny_reader_searches_with_beams_unless_told_otherwise():
+    def beams(**values) -> int:
+        return usual_beams(S.change(S.Settings(), **values))
+
+    assert S.Settings().model.model == "tiny-reader" and beams() == 4
+    assert beams(beams=1) == beams(temperature=0.5) == beams(model="tiny") == 1
+    assert beams(model="tiny", beams=3) == 3
