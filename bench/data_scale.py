@@ -65,8 +65,8 @@ def resident() -> int:
 
 def start(path: str) -> dict:
     """In a new process: open, draw the first batch, then more."""
-    from deepsynth_min.presets import PRESETS
     from deepsynth_min.data import Loader, SampleBuilder
+    from deepsynth_min.presets import PRESETS
     from deepsynth_min.rows import open_rows
     from deepsynth_min.settings import Settings, change
     from deepsynth_min.tokenizer import load_tokenizer

@@ -100,6 +100,15 @@ def statements(summary: str) -> list[str]:
     return [word for word in words if word[0].isupper() or any(map(str.isdigit, word))]
 
 
+@torch.no_grad()
+def answers(model: DeepseekOCR, builder: SampleBuilder, rows: list[Row], most: int) -> list[str]:
+    """What the model writes of each row's pages, `most` tokens at most, the likeliest each time."""
+    prompts = [builder.prompt(row) for row in rows]
+    how = GenerationSettings(max_new_tokens=most)
+    found = generate(model, collate(prompts, builder.special), how)
+    return [builder.tokenizer.decode(a.ids, skip_special_tokens=True) for a in found]
+
+
 def learning_rate(step: int) -> float:
     """Each stage warms up anew, for its optimizer is a new one."""
     stage, end = place(step)
@@ -215,19 +224,11 @@ class Training:
         wrong = self._asked(torch.stack(pages)).argmax(-1) != labels
         return float(wrong[labels != IGNORE].float().mean())
 
-    @torch.no_grad()
-    def answers(self, rows: list[Row], most: int) -> list[str]:
-        """What it writes of each row's pages, `most` tokens at most."""
-        prompts = [self.builder.prompt(row) for row in rows]
-        how = GenerationSettings(max_new_tokens=most)
-        found = generate(self.model, collate(prompts, self.builder.special), how)
-        decode = self.builder.tokenizer.decode
-        return [decode(answer.ids, skip_special_tokens=True) for answer in found]
-
     def error_rate(self, least: int, most: int, count: int = 64) -> tuple[float, list]:
         """(character edits per character over `count` unseen texts, three of them as read)."""
         texts = [self.words.text(UNSEEN + i, least, most) for i in range(count)]
-        read = self.answers([Row("unseen", "", text) for text in texts], 8 + most)
+        rows = [Row("unseen", "", text) for text in texts]
+        read = answers(self.model, self.builder, rows, 8 + most)
         edits = sum(character_error_rate(t, r) * len(t) for t, r in zip(texts, read))
         return edits / sum(map(len, texts)), list(zip(texts, read))[:3]
 
@@ -241,7 +242,7 @@ class Training:
         its own summary names too; the share of its capitalised words and numbers that stand in the
         document; two of them."""
         chosen = documents("val")[:count]
-        written = self.answers([summarised(d) for d in chosen], 200)
+        written = answers(self.model, self.builder, [summarised(d) for d in chosen], 200)
         named = [name in text for d, text in zip(chosen, written)
                  for name in d.entities if name in d.summary]  # fmt: skip
         stated = [word in d.text for d, text in zip(chosen, written) for word in statements(text)]

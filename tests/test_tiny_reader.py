@@ -10,18 +10,17 @@ import torch
 from deepsynth_min import checkpoint
 from deepsynth_min.config import ModelConfig
 from deepsynth_min.corpus import documents
-from deepsynth_min.data import SampleBuilder, collate
+from deepsynth_min.data import SampleBuilder
 from deepsynth_min.loss import IGNORE
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.presets import TINY_READER, TINY_READER_CONFIG
 from deepsynth_min.random_text import SLOTS, UNSEEN, Letters, Words, document
 from deepsynth_min.render import render_pages
 from deepsynth_min.row import Row
-from deepsynth_min.search import greedy
 from deepsynth_min.settings import Settings, change
 from deepsynth_min.text_metrics import character_error_rate
 from deepsynth_min.tiny_reader import (
-    ENDS, READ, READS, STAGES, Training, learning_rate, place, statements, summarised,
+    ENDS, READ, READS, STAGES, Training, answers, learning_rate, place, statements, summarised,
 )  # fmt: skip
 from deepsynth_min.tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
 from deepsynth_min.weights import SHIPPED, find_checkpoint
@@ -201,13 +200,6 @@ def test_it_read_before_it_summarised():
 @pytest.fixture(scope="module")
 def shipped() -> DeepseekOCR:
     return DeepseekOCR.from_pretrained(TINY_READER, torch.float32)
-
-
-def answers(model: DeepseekOCR, builder: SampleBuilder, rows: list[Row], most: int) -> list[str]:
-    samples = [builder.prompt(row) for row in rows]
-    with torch.no_grad():
-        ids = greedy(model, collate(samples, builder.special), most)
-    return [builder.tokenizer.decode(i, skip_special_tokens=True) for i in ids]
 
 
 def test_it_still_reads_pages_that_it_has_never_seen(shipped, words, builder):
