@@ -87,19 +87,21 @@ def decoder_flops(
     return linear + attention // 2 * (3 if passes > 1 else 1)
 
 
+def spared_flops(config: DecoderConfig, tokens: int, passes: int = 3) -> int:
+    """What decoder_flops counts too much for tokens that are not scored: the last layer's MLP (its
+    adapters are counted all the same)."""
+    return 2 * passes * tokens * mlp_weights(config, config.num_hidden_layers - 1)
+
+
 def step_flops(
     config: ModelConfig, tune: str, side: int, pages: int, lengths: list[int], scored: int,
     rank: int = 16, cached: bool = False,
 ) -> int:
-    """One training step. cached: the encoder's features are known already.
-
-    What is not scored needs no MLP in the last layer (its adapters are counted all the same).
-    """  # fmt: skip
+    """One training step. cached: the encoder's features are known already."""  # fmt: skip
     adapted, dec = "lora" in tune, config.decoder
     passes = 2 if adapted else 3
     total = decoder_flops(dec, lengths, passes, rank=rank if adapted else 0)
-    last = mlp_weights(dec, dec.num_hidden_layers - 1)
-    total -= 2 * passes * (sum(lengths) - scored) * last
+    total -= spared_flops(dec, sum(lengths) - scored, passes)
     total += 2 * passes * scored * dec.hidden_size * dec.vocab_size
     if not cached:
         total += encoder_flops(config, side) * pages * (3 if tune == "all" else 1)

@@ -66,7 +66,7 @@ def shown(result: dict) -> list[tuple[str, str]]:
     kind = result["bench"]
     if kind == "decoder":
         return [(f"decoder {result['preset']}, tune {result['tune']}, B {r['batch']}, "
-                 f"T {result['tokens']}, {result['precision']}",
+                 f"T {result['tokens']}, {r['scored']} scored, {result['precision']}",
                  f"{r['ratio']:.2f} x transformers at its best; "
                  f"{r['over_floor']['deepsynth_min']:.2f} x the floor")
                 for r in result["results"]]  # fmt: skip
