@@ -23,7 +23,7 @@ from .augment import MIRRORED, augment_batch, check as check_augment
 from .build import build_model, keep_preset, load_run_model, resolve
 from .config import UserError, exit_code
 from .data import Loader, SampleBuilder
-from .disk import WriteError, write_text
+from .disk import write_text
 from .distributed import (
     GradientReducer, Stopper, World, barrier, broadcast_text, check_same_parameters,
     let_first_speak, start, stop, sum_over_ranks, with_lost_ranks,
@@ -38,6 +38,7 @@ from .precision import autocast, set_parameter_types
 from .presets import PRESETS
 from .rows import open_rows, pinned
 from .run_directory import RunDirectory, default_name, warn
+from .saving import Saving
 from .settings import Settings, change
 from .sinks import check_sinks
 from .tokenizer import load_tokenizer
@@ -77,10 +78,10 @@ class Training:
             settings.adapter.lora_plus_ratio, optim.optimizer, optim.seed,
         )  # fmt: skip
         self.scaler = LossScaler(optim.precision == "fp16", world.device)
-        self.step, self.best, self.saved, self.unlogged = 0, None, None, []
+        self.saving = Saving(self.directory, world, settings.run, self.model, self.twin, self.base,
+                             self.optimizer, self.scaler)  # fmt: skip
+        self.step, self.best, self.unlogged = 0, None, []
         self.stale = 0  # evaluations since the best
-        self.tried = None  # the step of the last attempt to save
-        self.saver = checkpoint.Saver()
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
             "seed": optim.seed, "rows": len(rows), "bucket": settings.data.bucket,
@@ -129,7 +130,7 @@ class Training:
                                 f"{self.settings.optim.max_steps}")  # fmt: skip
             if state["best_metric"] == self.settings.evaluation.best:
                 self.best, self.stale = state["best"], state["stale"]
-            self.saved = self.tried = self.step
+            self.saving.newest, self.saving.tried = path, self.step
         if self.world.is_main and resume != "none":
             print(f"resuming after step {self.step} from {found}" if found
                   else f"{self.directory.path}: no checkpoint to go on from; starting afresh")
@@ -245,61 +246,13 @@ class Training:
         return self.step >= self.settings.optim.max_steps or 0 < patience <= self.stale
 
     def save(self, result: dict[str, float] | None, is_best: bool, meter: Meter) -> None:
-        """A checkpoint of the present step; `result` is its evaluation, if there was one.
-
-        The state is copied now and written in the background; with --no-async-save, and of shards,
-        it is written now.
-        """
-        self.tried, metric = self.step, self.settings.evaluation.best
-        facts = {"step": self.step, **self.facts, "best": self.best, "best_metric": metric,
-                 "stale": self.stale, "score": result and cost(result, metric),
-                 "unlogged": meter.unlogged()}  # fmt: skip
-        if self.sharded:
-            self._save_shards(facts, is_best)
-        elif self.world.is_main:
-            self.saver.wait()  # no more than one copy is held
-            snapshot = checkpoint.take(self.model, self.optimizer, self.scaler, facts,
-                                       copied=self.settings.run.async_save)  # fmt: skip
-            self.saver.start(lambda: self._try_to_write(snapshot, is_best))
-            if not self.settings.run.async_save:
-                self.saver.wait()
-        if self.world.is_main:
-            self.directory.write_report()
-        barrier(self.world)
-
-    def _save_shards(self, facts: dict, is_best: bool) -> None:
-        """All ranks write, at once: they must agree on whether the checkpoint is whole."""
-        path = self.directory.checkpoints / f"step-{self.step:06}"
-        try:
-            shard.save(path, self.model, self.twin, self.optimizer, self.scaler, self.base, facts,
-                       self.world)  # fmt: skip
-        except WriteError as error:
-            if self.world.is_main:
-                warn(f"no checkpoint of step {self.step}: {error}")
-            return
-        self._written(path, is_best)
-
-    def _try_to_write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
-        """If the disk refuses it, that is a warning: the checkpoint before is still there."""
-        try:
-            self._write(snapshot, is_best)
-        except (WriteError, OSError) as error:
-            warn(f"no checkpoint of step {snapshot.facts['step']}: {error}")
-
-    def _write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
-        path = checkpoint.save(self.directory.checkpoints, snapshot, self.model, self.base)
-        self._written(path, is_best)
-
-    def _written(self, path: Path, is_best: bool) -> None:
-        self.saved = int(path.name.removeprefix("step-"))
-        if not self.world.is_main:
-            return
-        self.directory.mark("last", path.name)
-        if is_best:
-            self.directory.mark("best", path.name)
-        best = self.directory.path / "best"
-        kept = best.read_text(encoding="utf-8").strip() if best.exists() else None
-        checkpoint.prune(self.directory.checkpoints, self.settings.run.keep, kept)
+        """A checkpoint of the present step; `result` is its evaluation, if there was one."""
+        metric = self.settings.evaluation.best
+        self.saving.save(
+            {"step": self.step, **self.facts, "best": self.best, "best_metric": metric,
+             "stale": self.stale, "score": result and cost(result, metric),
+             "unlogged": meter.unlogged()}, is_best,
+        )  # fmt: skip
 
     def run(self) -> None:
         settings, world, stopper = self.settings, self.world, Stopper()
@@ -345,9 +298,9 @@ class Training:
             loader.close()
             if self.cache is not None:
                 self.cache.close()
-        if not self.finished and self.step and self.tried != self.step:
+        if not self.finished and self.step and self.saving.tried != self.step:
             self.save(None, False, meter)
-        self.saver.wait()
+        self.saving.wait()
         if failed:  # on this rank or on another
             raise refused or SystemExit(2)
         freeze.check_end(self.model, self.frozen)
@@ -382,11 +335,11 @@ class Training:
             for note in filter(None, notes):
                 print(f"warning: {note}")
         print(f"frozen parameters unchanged: {len(self.frozen)} tensors")
-        if self.saved is not None:
-            print(f"checkpoint: {self.directory.checkpoints / f'step-{self.saved:06}'}")
+        newest = self.saving.newest
+        if newest is not None:
+            print(f"checkpoint: {newest}")
         print(f"report: {where / 'report.html'}")
-        if self.settings.run.push_to_hub and self.saved is not None:
-            newest = self.directory.checkpoints / f"step-{self.saved:06}"
+        if self.settings.run.push_to_hub and newest is not None:
             model = self.model
             if self.sharded and model.adapter is None:  # whole again, without the other ranks
                 model, _ = load_run_model(self.settings, where, newest, torch.device("cpu"))

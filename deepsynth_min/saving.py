@@ -1,0 +1,83 @@
+"""The checkpoints of one run: when each is written, which are kept, which is the last and the best.
+
+In: a run's state at a step. Out: files in its run directory (checkpoint.py and shard.py write them).
+
+The one idea: the loop says what is to be saved and goes on; a disk that refuses costs the checkpoint
+and not the run, for the one before is still there.
+"""
+
+from pathlib import Path
+
+from . import checkpoint, shard
+from .disk import WriteError
+from .distributed import World, barrier
+from .run_directory import RunDirectory, warn
+
+
+class Saving:
+    """Saves a run's model, optimizer and scaler; they are looked at when `save` is called."""
+
+    def __init__(self, directory: RunDirectory, world: World, run, model, twin, base: Path,
+                 optimizer, scaler):  # fmt: skip
+        """run: its settings (settings.RunSettings). twin: the model that evaluates, if the one that
+        trains is in shards, else the model itself. base: where config and tokenizer files lie."""
+        self.directory, self.world, self.settings = directory, world, run
+        self.model, self.twin, self.base = model, twin, base
+        self.optimizer, self.scaler = optimizer, scaler
+        self.newest: Path | None = None  # written by this process, or gone on from
+        self.tried: int | None = None  # the step of the last attempt
+        self.saver = checkpoint.Saver()
+
+    def save(self, facts: dict, is_best: bool) -> None:
+        """A checkpoint of facts["step"]; all ranks call it.
+
+        The state is copied now and written in the background; with --no-async-save, and of shards,
+        it is written now.
+        """
+        self.tried = facts["step"]
+        if self.twin is not self.model:
+            self._save_shards(facts, is_best)
+        elif self.world.is_main:
+            self.saver.wait()  # no more than one copy is held
+            snapshot = checkpoint.take(self.model, self.optimizer, self.scaler, facts,
+                                       copied=self.settings.async_save)  # fmt: skip
+            self.saver.start(lambda: self._write(snapshot, is_best))
+            if not self.settings.async_save:
+                self.saver.wait()
+        if self.world.is_main:
+            self.directory.write_report()
+        barrier(self.world)
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        self.saver.wait()
+
+    def _save_shards(self, facts: dict, is_best: bool) -> None:
+        """All ranks write, at once: they must agree on whether the checkpoint is whole."""
+        path = self.directory.checkpoints / f"step-{facts['step']:06}"
+        try:
+            shard.save(path, self.model, self.twin, self.optimizer, self.scaler, self.base, facts,
+                       self.world)  # fmt: skip
+        except WriteError as error:
+            if self.world.is_main:
+                warn(f"no checkpoint of step {facts['step']}: {error}")
+            return
+        self._written(path, is_best)
+
+    def _write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
+        try:
+            path = checkpoint.save(self.directory.checkpoints, snapshot, self.model, self.base)
+            self._written(path, is_best)
+        except (WriteError, OSError) as error:
+            warn(f"no checkpoint of step {snapshot.facts['step']}: {error}")
+
+    def _written(self, path: Path, is_best: bool) -> None:
+        self.newest = path
+        if not self.world.is_main:
+            return
+        self.directory.mark("last", path.name)
+        if is_best:
+            self.directory.mark("best", path.name)
+        best = self.directory.path / "best"
+        kept = best.read_text(encoding="utf-8").strip() if best.exists() else None
+        checkpoint.prune(self.directory.checkpoints, self.settings.keep, kept)
