@@ -9,8 +9,9 @@ data       loss, batch, images, order, index, download, row, parquet, rows, data
 model      norm, encoder, experts, decoder, weights, quant, model
 tuning     lora, adapter, freeze, precision, compiling, optim, distributed, checkpoint, build, shard
 reading    search, ablations, text_metrics, evaluate, generate
-the run    features, augment, charts, report, sinks, run_directory, metrics, hub, export, train,
-           random_text, tiny_reader
+the run    features, augment, charts, report, sinks, run_directory, saving, metrics, hub, export,
+           train
+recipe     random_text, reading, guide, curriculum, tiny_reader
 """
 
 __version__ = "0.1.0"

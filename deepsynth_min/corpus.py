@@ -56,6 +56,8 @@ class Document:
     towns that the text names, in the order in which they were drawn. An *entity combination* is
     (a) a person's full name, itself a combination of a first and a last name, or (b) an unordered
     pair of entities of one document.
+
+    `summaries`: what `summary` was drawn from, all of them right: each tells another side of it.
     """
 
     id: str
@@ -64,6 +66,7 @@ class Document:
     text: str
     summary: str
     entities: tuple[str, ...]
+    summaries: tuple[str, ...]
 
     def combinations(self) -> list[tuple[str, ...]]:
         """The entity combinations in this document: (person,) and (entity, entity), sorted."""
@@ -209,10 +212,11 @@ def _document(id: str, language: str, tables: dict, genre: str, draw: Draw) -> D
     end = [scene.write(draw.pick(rules["end"]))] if "end" in rules else []
     known = set(scene.values)
     summary = scene.write(draw.pick(rules["summary"]))
+    summaries = tuple(scene.write(summary) for summary in rules["summary"])
     unknown = [slot for slot in scene.values if slot not in known]
-    assert not unknown, f"{language} {genre}: the summary tells {unknown}, which the text does not"
+    assert not unknown, f"{language} {genre}: the summaries tell {unknown}, which the text does not"
     text = "\n\n".join([*head, text, *end])
-    return Document(id, language, genre, text, summary, scene.entities())
+    return Document(id, language, genre, text, summary, scene.entities(), summaries)
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ from .corpus import Document, Draw, documents
 from .data import SampleBuilder
 from .glyphs import GlyphStore
 from .loss import IGNORE
+from .render import line_ranges
 from .row import Row
 from .tokenizer import encode
 
@@ -115,6 +116,18 @@ class Letters:
         while self._ends(longer)[-1] <= self.builder.side - self.builder.style.margin:
             line, longer = longer, f"{longer} {self.words.word(draw)}"
         return line
+
+    def places_of(self, text: str) -> list[int]:
+        """Of each character of a text the position, in a prompt with its pages, of the visual token
+        that its middle is on (0 of those that are on no page, as newlines)."""
+        n, found = self.places, [0] * len(text)
+        for number, (start, stop) in enumerate(line_ranges(text, self.builder.style)):
+            page, row = divmod(number, n)
+            first = 1 + page * (n * (n + 1) + 1) + row * (n + 1)
+            ends = self._ends(text[start:stop])
+            for i, (left, right) in enumerate(zip(ends, ends[1:]), start):
+                found[i] = first + min(n - 1, int((left + right) / 2 // 64))
+        return found
 
     def page(self, n: int) -> tuple[Tensor, Tensor]:
         """Page n uint8 [1, s, s], and token ids [rows, columns, SLOTS]: of the letters along the

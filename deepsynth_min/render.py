@@ -227,6 +227,12 @@ def render_pages(text: str, style: PageStyle = PageStyle(), out: np.ndarray | No
     return _renderer(style).render_pages(text, out)
 
 
+def line_ranges(text: str, style: PageStyle = PageStyle()) -> list[tuple[int, int]]:
+    """Of each line of a text's pages, one page after another, where in the text it starts and stops."""
+    lines = _Layout(_renderer(style)._current(), [text], 1).plan.lines(0)
+    return [(start, stop) for start, stop, _, _ in lines.tolist()]
+
+
 def render_batch(texts, style: PageStyle = PageStyle(), threads: int = 1,
                  out: np.ndarray | None = None) -> list[Pages]:  # fmt: skip
     """Pages of several texts in one contiguous array; see Renderer.render_batch."""

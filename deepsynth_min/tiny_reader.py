@@ -8,23 +8,16 @@ DIR/model, the weights in bf16, provenance.json beside them. Each is a directory
 
 The one idea: a model that has to find out by the loss of its answers alone that there are letters,
 that a visual token holds some, and where to look next, learns none of it for hours. So it is taught
-one after the other. `letters`: the encoder alone, each visual token being asked through a linear
-layer (thrown away afterwards) which letters begin in its place. `lines`: the decoder learns to
-write them down, from pages with a few words. `pages` and `documents`: all of the model, on full
-pages, then on several. From here on the encoder is frozen: `longer`, still more pages; `summaries`,
-of documents of corpus.py, random words still being read beside them.
+one after the other, in stages (curriculum.py).
 
-What it reads, and how much of that it has never seen: random_text.py.
+What it reads, and how much of that it has never seen: random_text.py. How well: reading.py.
 """
 
 import json
-import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -35,86 +28,25 @@ from tqdm import tqdm
 from . import checkpoint, freeze
 from .batch import Batch
 from .config import exit_code
-from .corpus import Document, documents
-from .data import SampleBuilder, collate
+from .corpus import documents
+from .curriculum import ENDS, READS, STAGES, Stage, learning_rate, place
+from .data import Sample, SampleBuilder, collate
 from .disk import whole_directory
 from .distributed import Stopper, start, stop
+from .guide import Guide, copied
 from .loss import IGNORE
 from .model import DeepseekOCR
 from .optim import LossScaler, clip_and_step, make_adamw, prepare_state
 from .options import OneLineParser
 from .presets import TINY_READER_CONFIG
 from .random_text import SLOTS, UNSEEN, Letters, Words, document
+from .reading import READ, Reading, summarised
 from .row import Row
-from .search import generate
-from .settings import DataSettings, GenerationSettings, Settings, change
-from .text_metrics import character_error_rate
+from .settings import Settings, change
 from .tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
 
-READ, SUMMARIZE = "Read. ", DataSettings.instruction
-WARMUP, LOG_EVERY = 100, 50  # steps
-DOCUMENTS = 16_384  # to be summarised, in turn
-
-
-@dataclass(frozen=True)
-class Stage:
-    """`steps` steps of `batch` samples, texts of `least` to `most` characters (on as many pages as
-    they need) to be read, beside them `documents` documents to be summarised; what trains
-    (freeze.TUNED_PARTS); a learning rate on a straight line from `rate` to `last`."""
-
-    name: str
-    steps: int
-    batch: int
-    least: int
-    most: int
-    tune: str
-    rate: float
-    last: float
-    documents: int = 0
-
-
-STAGES = (
-    Stage("letters", 5000, 8, 0, 0, "all", 3e-3, 3e-4),  # pages full of words
-    Stage("lines", 700, 32, 1, 18, "projector+decoder", 2e-3, 2e-3),
-    Stage("pages", 3400, 16, 8, 80, "all", 2e-3, 7e-4),
-    Stage("documents", 600, 6, 40, 330, "all", 7e-4, 4e-4),
-    Stage("longer", 2200, 6, 8, 420, "projector+decoder", 1.2e-3, 5e-4),
-    Stage("summaries", 6000, 1, 8, 420, "projector+decoder", 2e-3, 3e-5, documents=10),
-)
-ENDS = tuple(accumulate(stage.steps for stage in STAGES))
-READS = ENDS[-2]  # the step before it begins to summarise
-
-
-def place(step: int) -> tuple[Stage, int]:
-    """The stage of a step, counted from 0, and the step after its last."""
-    return next((stage, end) for stage, end in zip(STAGES, ENDS) if step < end)
-
-
-def summarised(document: Document) -> Row:
-    return Row(document.id, document.summary, document.text, instruction=SUMMARIZE)
-
-
-def statements(summary: str) -> list[str]:
-    """Its numbers and capitalised words but the first: names, and what German calls a thing."""
-    words = re.findall(r"[\w’'.,]*\w", summary)[1:]
-    return [word for word in words if word[0].isupper() or any(map(str.isdigit, word))]
-
-
-@torch.no_grad()
-def answers(model: DeepseekOCR, builder: SampleBuilder, rows: list[Row], most: int) -> list[str]:
-    """What the model writes of each row's pages, `most` tokens at most, the likeliest each time."""
-    prompts = [builder.prompt(row) for row in rows]
-    how = GenerationSettings(max_new_tokens=most)
-    found = generate(model, collate(prompts, builder.special), how)
-    return [builder.tokenizer.decode(a.ids, skip_special_tokens=True) for a in found]
-
-
-def learning_rate(step: int) -> float:
-    """Each stage warms up anew, for its optimizer is a new one."""
-    stage, end = place(step)
-    left = (end - step) / stage.steps
-    rise = min(1.0, (step + 1 - (end - stage.steps)) / min(WARMUP, stage.steps))
-    return (stage.last + (stage.rate - stage.last) * left) * rise
+LOG_EVERY = 50  # steps
+GUIDED = 0.3  # weight of the heads' loss, per letter, beside that of the letters
 
 
 class Training:
@@ -134,6 +66,8 @@ class Training:
         tokenizer, config = load_tokenizer(self.tokenizer_files), self.model.config
         self.builder = SampleBuilder(change(Settings(), instruction=READ), config, tokenizer)
         self.letters = Letters(self.words, self.builder)
+        self.guide = Guide(self.model)
+        self.reading = Reading(self.model, self.builder, self.words)
         self.encoded: dict[int, Tensor] = {}  # documents' pages as the frozen encoder sees them
         self.facts = {"recipe": [asdict(stage) for stage in STAGES], "seed": seed}
         self.step = 0
@@ -166,11 +100,19 @@ class Training:
             return [torch.stack(parts) for parts in zip(*map(self.letters.page, numbers))]
         texts = [self.words.text(n, stage.least, stage.most) for n in numbers]
         rows = [Row("random words", text, text) for text in texts]
-        first = (step - (end - stage.steps)) * stage.documents
-        chosen = [n % DOCUMENTS for n in range(first, first + stage.documents)]
+        drawn = (step - (end - stage.steps)) * stage.documents
+        chosen = [stage.first + n % stage.distinct for n in range(drawn, drawn + stage.documents)]
         rows += [summarised(document(n)) for n in chosen]
         known = (*[-1] * len(texts), *chosen)
-        return collate([self.builder(row) for row in rows], self.builder.special, known).packed()
+        samples = [self.builder(row) for row in rows]
+        batch = collate(samples, self.builder.special, known).packed()
+        return batch, [self._looks(*pair) for pair in zip(rows, samples)] if stage.guided else []
+
+    def _looks(self, row: Row, sample: Sample) -> list[tuple[int, list[int]]]:
+        """(position that predicts a letter, visual tokens where it stands) of a sample's answer."""
+        places = self.letters.places_of(row.text)
+        return [(sample.prompt + i - 1, sorted({places[k] for k in where}))
+                for i, where in copied(row.text, row.summary)]  # fmt: skip
 
     def _asked(self, pages: Tensor) -> Tensor:
         """uint8 [N, 1, s, s] -> logits of each visual token's letters [N, rows, columns, SLOTS, V]."""
@@ -184,13 +126,15 @@ class Training:
         """
         if self.model.encoder_trains:
             return batch
+        stage, _ = place(self.step)
+        again = stage.steps * stage.documents > stage.distinct
         counts, features = torch.tensor(batch.owners).bincount().tolist(), []
         for number, pages in zip(batch.rows, batch.pages.split(counts)):
             found = self.encoded.get(number)
             if found is None:
                 with torch.no_grad():
                     found = self.model.page_features(pages, together=len(pages))
-                if number >= 0:
+                if number >= 0 and again:
                     self.encoded[number] = found
             features.append(found)
         return replace(batch, features=torch.cat(features))
@@ -207,8 +151,13 @@ class Training:
             clip_and_step(self.asker_optimizer, self.scaler, rate, 1.0)
             self.asker_optimizer.zero_grad(set_to_none=True)
         else:
+            batch, looks = batch
             total, count = self.model.loss(self._encoded(batch))
-            (total / count).backward()
+            loss = total / count
+            if looks:
+                missed, letters = self.guide.loss(batch.lengths, looks)
+                loss = loss + GUIDED * missed / letters
+            loss.backward()
         clip_and_step(self.optimizer, self.scaler, rate, 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -224,41 +173,16 @@ class Training:
         wrong = self._asked(torch.stack(pages)).argmax(-1) != labels
         return float(wrong[labels != IGNORE].float().mean())
 
-    def error_rate(self, least: int, most: int, count: int = 64) -> tuple[float, list]:
-        """(character edits per character over `count` unseen texts, three of them as read)."""
-        texts = [self.words.text(UNSEEN + i, least, most) for i in range(count)]
-        rows = [Row("unseen", "", text) for text in texts]
-        read = answers(self.model, self.builder, rows, 8 + most)
-        edits = sum(character_error_rate(t, r) * len(t) for t, r in zip(texts, read))
-        return edits / sum(map(len, texts)), list(zip(texts, read))[:3]
-
-    def misread(self) -> dict[str, float]:
-        """Shares of the characters of unseen texts: on a page, and on two to five."""
-        return {"256 unseen texts of 8 to 70 characters": self.error_rate(8, 70, 256)[0],
-                "64 of 150 to 330": self.error_rate(150, 330, 64)[0]}  # fmt: skip
-
-    def told(self, count: int) -> tuple[float, float, list]:
-        """Of the summaries of held-out documents: the share of persons and towns named in them that
-        its own summary names too; the share of its capitalised words and numbers that stand in the
-        document; two of them."""
-        chosen = documents("val")[:count]
-        written = answers(self.model, self.builder, [summarised(d) for d in chosen], 200)
-        named = [name in text for d, text in zip(chosen, written)
-                 for name in d.entities if name in d.summary]  # fmt: skip
-        stated = [word in d.text for d, text in zip(chosen, written) for word in statements(text)]
-        shown = [(d.summary, text) for d, text in zip(chosen, written)][:2]
-        return sum(named) / len(named), sum(stated) / max(1, len(stated)), shown
-
     def measures(self, stage: Stage) -> dict:
         if stage.name == "letters":
             return {"letters_misread": round(self.letters_misread(), 4)}
-        rate, shown = self.error_rate(stage.least, stage.most, 24 if stage.documents else 64)
+        rate, shown = self.reading.error_rate(stage.least, stage.most, 24 if stage.documents else 64)
         found = {"cer": round(rate, 4), "shown": shown}
         if self.step == READS:
-            found["misread"] = self.misread()
+            found["misread"] = self.reading.misread()
         if stage.documents:
-            named, stated, summaries = self.told(32)
-            found |= {"named": round(named, 4), "stated": round(stated, 4)}
+            named, stated, summaries = self.reading.told(32)
+            found |= {"right": round(named, 4), "stated": round(stated, 4)}
             found["shown"] = shown[:1] + summaries
         return found
 
@@ -289,12 +213,10 @@ class Training:
         stopper, losses, counted, since = Stopper(), 0.0, 0, time.perf_counter()
         shown = sys.stderr.isatty()
         bar = tqdm(total=ENDS[-1], initial=self.step, desc="reading", disable=not shown)
-        with ThreadPoolExecutor(1) as pool, bar:
-            ahead = pool.submit(self._batch, self.step) if self.step < ENDS[-1] else None
+        with bar:
             while self.step < ENDS[-1] and not stopper.asked:
-                batch = ahead.result()
-                ahead = pool.submit(self._batch, min(self.step + 1, ENDS[-1] - 1))
-                total, count = self._train_step(batch)
+                # Made here and not ahead: on two cores a third thread slows the products more.
+                total, count = self._train_step(self._batch(self.step))
                 losses, counted = losses + total, counted + count
                 bar.update()
                 if self.step % LOG_EVERY == 0:
@@ -312,12 +234,12 @@ class Training:
     def _write_model(self) -> None:
         """The weights in bf16, and how they came about."""
         self.model.to(torch.bfloat16).float()  # measured as it will be stored
-        misread = self.misread()
-        named, stated, _ = self.told(len(documents("val")))
+        misread = self.reading.misread()
+        named, stated, _ = self.reading.told(len(documents("val")))
         made = {"command": f"python -m deepsynth_min.tiny_reader --out DIR --seed {self.seed}",
                 "seed": self.seed, "step": self.step, "of": ENDS[-1], "commit": commit(),
                 "misread": misread,
-                "summaries": {"persons and towns of 256 unseen documents' summaries named": named,
+                "summaries": {"persons and towns of 256 unseen documents' right summaries named": named,
                               "capitalised words and numbers that stand in the document": stated},
                 "torch": torch.__version__}  # fmt: skip
         self.model.to(torch.bfloat16)

@@ -10,18 +10,18 @@ import torch
 from deepsynth_min import checkpoint
 from deepsynth_min.config import ModelConfig
 from deepsynth_min.corpus import documents
+from deepsynth_min.curriculum import ENDS, READS, STAGES, learning_rate, place
 from deepsynth_min.data import SampleBuilder
 from deepsynth_min.loss import IGNORE
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.presets import TINY_READER, TINY_READER_CONFIG
 from deepsynth_min.random_text import SLOTS, UNSEEN, Letters, Words, document
+from deepsynth_min.reading import READ, answers, nearest, statements, summarised
 from deepsynth_min.render import render_pages
 from deepsynth_min.row import Row
 from deepsynth_min.settings import Settings, change
 from deepsynth_min.text_metrics import character_error_rate
-from deepsynth_min.tiny_reader import (
-    ENDS, READ, READS, STAGES, Training, answers, learning_rate, place, statements, summarised,
-)  # fmt: skip
+from deepsynth_min.tiny_reader import Training
 from deepsynth_min.tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
 from deepsynth_min.weights import SHIPPED, find_checkpoint
 
@@ -115,26 +115,56 @@ def test_a_visual_token_is_asked_for_the_letters_that_begin_in_its_place(words, 
 @pytest.mark.parametrize("stage", range(1, len(STAGES)))
 def test_a_step_s_pages_show_what_is_to_be_read_or_summarised(training, stage):
     at(training, stage).step += 1
-    batch, pages = training._batch(training.step), 0
+    (batch, looks), pages = training._batch(training.step), 0
     places = torch.arange(batch.labels.shape[1]).split(batch.lengths)
     scored = [batch.labels[0][own] for own in places]
     texts = [training.builder.tokenizer.decode(row[row != IGNORE][:-1]) for row in scored]
     count = STAGES[stage].documents
-    chosen = [document(n) for n in range(count, 2 * count)]  # of the stage's second step
+    first = STAGES[stage].first + count  # of the stage's second step
+    chosen = [document(n) for n in range(first, first + count)]
     reads = len(texts) - count
     assert reads == STAGES[stage].batch and texts[reads:] == [d.summary for d in chosen]
     for text in texts[:reads] + [d.text for d in chosen]:
         drawn = torch.from_numpy(render_pages(text, training.builder.style).pages)
         assert batch.pages[pages : pages + len(drawn), 0].equal(drawn), text
         pages += len(drawn)
-    assert pages == len(batch.pages)
+    assert pages == len(batch.pages) and len(looks) == len(texts) * STAGES[stage].guided
 
 
-def test_what_a_document_s_pages_are_to_the_frozen_encoder_is_kept(training):
-    at(training, len(STAGES) - 1)
-    first = training._batch(training.step)
+SUMMARIES, NAMES = ([stage.name for stage in STAGES].index(name) for name in ("summaries", "names"))
+
+
+def test_the_letters_that_are_to_be_looked_for_are_those_of_the_answer(training):
+    batch, looks = at(training, NAMES)._batch(ENDS[NAMES - 1])
+    starts = [0, *torch.tensor(batch.lengths).cumsum(0).tolist()]
+    share = []
+    for start, length, pairs in zip(starts, batch.lengths, looks):
+        own = slice(start, start + length)
+        scored = int((batch.labels[0, own] != IGNORE).sum())
+        visual = batch.image_mask[0, own].nonzero()[:, 0].tolist()
+        assert all(length - scored <= query + 1 < length for query, _ in pairs)
+        assert all(place in visual for _, places in pairs for place in places)
+        share.append(len(pairs) / scored)
+    assert share[0] > 0.6 and 0.3 < sum(share[1:]) / len(share[1:]) < 0.95
+
+
+def test_a_guided_step_turns_the_heads_to_where_the_letters_stand(training):
+    batch = at(training, NAMES)._batch(ENDS[NAMES - 1])
+    missed = []
+    for _ in range(12):
+        training._train_step(batch)
+        total, count = training.guide.loss(batch[0].lengths, batch[1])
+        missed.append(total.item() / count)
+    assert missed[-1] < missed[0] - 0.3
+
+
+def test_what_a_document_s_pages_are_to_the_frozen_encoder_is_kept_if_it_comes_again(training):
+    batch, _ = at(training, NAMES)._batch(ENDS[NAMES - 1])
+    training._encoded(batch)
+    assert not training.encoded
+    first, _ = at(training, SUMMARIES)._batch(training.step)
     fresh = training._encoded(first)
-    assert sorted(training.encoded) == list(range(STAGES[-1].documents))  # and nothing of words
+    assert sorted(training.encoded) == list(range(STAGES[SUMMARIES].documents))  # and no words
     kept = {n: features.clone() for n, features in training.encoded.items()}
     training.encoded = {n: features + 1 for n, features in kept.items()}
     again = training._encoded(first).features - fresh.features
@@ -163,7 +193,7 @@ def test_the_first_stage_teaches_the_encoder_and_leaves_the_decoder_alone(traini
     assert moved == {"sam_model", "vision_model", "projector"}
 
 
-@pytest.mark.parametrize("stage", [2, len(STAGES) - 1])
+@pytest.mark.parametrize("stage", [2, NAMES])
 def test_taken_up_again_it_goes_on_as_if_undisturbed(tmp_path, stage):
     def losses(training: Training, steps: int) -> list:
         return [training._train_step(training._batch(training.step)) for _ in range(steps)]

@@ -1,0 +1,93 @@
+"""Where to look: two heads of the last layer are shown on which visual token a letter stands.
+
+In: a text, its pages, an answer that takes words from it. Out: a loss of two attention heads, and
+for it the visual token of each letter.
+
+The one idea: that a name in a summary is the mayor's and not the baker's is, for a loss of letters
+alone, one nat in a hundred letters, and which of a thousand letters would have told is for the
+attention to find out by chance. But where the summary's words stand in the document is known. So
+the heads that copy letters from the page when the model reads (of the preset tiny-reader's last
+layer the first two, measured) are asked to look there when it summarises, as well.
+
+Source: guided alignment, Chen et al. 2016 (arXiv 1607.01628). Used by tiny_reader.py alone; the model
+that comes of it is a plain one.
+"""
+
+import re
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from .decoder import rotary_tables, rotate
+from .model import DeepseekOCR
+
+HEADS = 2  # of the last layer, the first ones
+WORD = re.compile(r"\w+(?:[.,:]\d+)*")
+LONG = 6  # letters of a word that tells where it is from without its neighbours
+COMMON = 4  # a word that stands at more places than that tells nothing
+
+
+def copied(text: str, answer: str) -> list[tuple[int, list[int]]]:
+    """The letters of an answer that stand in the text: (index in it, indices in the text).
+
+    Of the words with a neighbour that is their neighbour in the text as well; of names, numbers and
+    long words without one. `text` itself as answer: each letter where it stands.
+    """
+    if answer == text:
+        return [(i, [i]) for i, letter in enumerate(text) if letter.isalnum()]
+    words = [(m.group(), m.start()) for m in WORD.finditer(text)]
+    own = [(m.group(), m.start()) for m in WORD.finditer(answer)]
+    at: dict[object, list[int]] = defaultdict(list)
+    for i, (word, start) in enumerate(words):
+        at[word].append(start)
+        if i:
+            at[words[i - 1][0], word, 0].append(words[i - 1][1])  # the place of the first
+            at[words[i - 1][0], word, 1].append(start)  # of the second
+    found = []
+    for i, (word, start) in enumerate(own):
+        before, after = own[i - 1][0] if i else "", own[i + 1][0] if i + 1 < len(own) else ""
+        places = at.get((before, word, 1), []) + at.get((word, after, 0), [])
+        if not places and (len(word) >= LONG or word[0].isupper() or word[0].isdigit()):
+            places = at.get(word, [])
+        if 0 < len(set(places)) <= COMMON:
+            places = sorted(set(places))
+            found += [(start + k, [place + k for place in places]) for k in range(len(word))]
+    return found
+
+
+class Guide:
+    """The loss of the heads in the model's last forward pass, of packed samples."""
+
+    def __init__(self, model: DeepseekOCR):
+        self.attention, self.theta = model.model.layers[-1].self_attn, model.config.decoder.rope_theta
+        self.hook = self.attention.register_forward_pre_hook(self._keep)
+        self.x: Tensor | None = None
+
+    def _keep(self, module, given) -> None:
+        self.x = given[0]
+
+    def _projected(self, weight: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+        d = self.attention.head_dim
+        heads = (x @ weight[: HEADS * d].T).view(1, len(x), HEADS, d).transpose(1, 2)
+        return rotate(heads, *rotary_tables(positions[None], d, self.theta))[0]  # [HEADS, n, d]
+
+    def loss(self, lengths: tuple[int, ...], asked: list[list[tuple[int, list[int]]]]):
+        """asked: of each sample (query's position, positions to look at), counted in the sample.
+        -> (sum over queries of -log of the attention paid to them, mean of the heads; queries)."""
+        total, count = 0.0, 0
+        for x, pairs in zip(self.x[0].split(lengths), asked):
+            if not pairs:
+                continue
+            queries = torch.tensor([query for query, _ in pairs])
+            keys = torch.arange(len(x))
+            right = torch.zeros(len(pairs), len(x), dtype=torch.bool)
+            for row, (_, places) in zip(right, pairs):
+                row[places] = True
+            q = self._projected(self.attention.q_proj.weight, x[queries], queries)
+            k = self._projected(self.attention.k_proj.weight, x, keys)
+            scores = q @ k.transpose(1, 2) / self.attention.head_dim**0.5  # [HEADS, queries, keys]
+            scores = scores.masked_fill(keys > queries[:, None], -torch.inf)
+            paid = scores.masked_fill(~right, -torch.inf).logsumexp(-1) - scores.logsumexp(-1)
+            total, count = total - paid.mean(0).sum(), count + len(pairs)
+        return total, count

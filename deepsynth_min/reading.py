@@ -1,0 +1,78 @@
+"""How well a model reads pages and tells what they say: the measures of the recipe `tiny-reader`.
+
+In: a model. Out: what it writes of pages that it has never seen, and the share that is right.
+
+The one idea: each measure has a text to hold the answer against that nobody could guess: of random
+words the words, of a document's summary the names and numbers in the document itself.
+"""
+
+import re
+
+import torch
+
+from .corpus import Document, documents
+from .data import SampleBuilder, collate
+from .model import DeepseekOCR
+from .random_text import UNSEEN, Words
+from .row import Row
+from .search import generate
+from .settings import DataSettings, GenerationSettings
+from .text_metrics import character_error_rate
+
+READ, SUMMARIZE = "Read. ", DataSettings.instruction
+
+
+def summarised(document: Document) -> Row:
+    return Row(document.id, document.summary, document.text, instruction=SUMMARIZE)
+
+
+def nearest(document: Document, written: str) -> str:
+    """Of the summaries that are right the one that takes the fewest edits."""
+    return min(document.summaries, key=lambda right: character_error_rate(right, written))
+
+
+def statements(summary: str) -> list[str]:
+    """Its numbers and capitalised words but the first: names, and what German calls a thing."""
+    words = re.findall(r"[\w’'.,]*\w", summary)[1:]
+    return [word for word in words if word[0].isupper() or any(map(str.isdigit, word))]
+
+
+@torch.no_grad()
+def answers(model: DeepseekOCR, builder: SampleBuilder, rows: list[Row], most: int) -> list[str]:
+    """What the model writes of each row's pages, `most` tokens at most, the likeliest each time."""
+    prompts = [builder.prompt(row) for row in rows]
+    how = GenerationSettings(max_new_tokens=most)
+    found = generate(model, collate(prompts, builder.special), how)
+    return [builder.tokenizer.decode(a.ids, skip_special_tokens=True) for a in found]
+
+
+class Reading:
+    """A model before unseen texts and held-out documents."""
+
+    def __init__(self, model: DeepseekOCR, builder: SampleBuilder, words: Words):
+        self.model, self.builder, self.words = model, builder, words
+
+    def error_rate(self, least: int, most: int, count: int = 64) -> tuple[float, list]:
+        """(character edits per character over `count` unseen texts, three of them as read)."""
+        texts = [self.words.text(UNSEEN + i, least, most) for i in range(count)]
+        rows = [Row("unseen", "", text) for text in texts]
+        read = answers(self.model, self.builder, rows, 8 + most)
+        edits = sum(character_error_rate(t, r) * len(t) for t, r in zip(texts, read))
+        return edits / sum(map(len, texts)), list(zip(texts, read))[:3]
+
+    def misread(self) -> dict[str, float]:
+        """Shares of the characters of unseen texts: on a page, and on two to five."""
+        return {"256 unseen texts of 8 to 70 characters": self.error_rate(8, 70, 256)[0],
+                "64 of 150 to 330": self.error_rate(150, 330, 64)[0]}  # fmt: skip
+
+    def told(self, count: int) -> tuple[float, float, list]:
+        """Of the summaries of held-out documents: the share of persons and towns named in the right
+        summary nearest to what was written that are named in it too; the share of its capitalised
+        words and numbers that stand in the document; two of them."""
+        chosen = documents("val")[:count]
+        written = answers(self.model, self.builder, [summarised(d) for d in chosen], 200)
+        named = [name in text for d, text in zip(chosen, written)
+                 for name in d.entities if name in nearest(d, text)]  # fmt: skip
+        stated = [word in d.text for d, text in zip(chosen, written) for word in statements(text)]
+        shown = [(nearest(d, text), text) for d, text in zip(chosen, written)][:2]
+        return sum(named) / len(named), sum(stated) / max(1, len(stated)), shown

@@ -1,0 +1,121 @@
+"""Where the recipe's heads are told to look, and the loss that tells them."""
+
+import numpy as np
+import pytest
+import torch
+
+from deepsynth_min.batch import Batch
+from deepsynth_min.corpus import documents
+from deepsynth_min.data import SampleBuilder, collate
+from deepsynth_min.guide import HEADS, Guide, copied
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.presets import TINY_READER_CONFIG
+from deepsynth_min.random_text import Letters, Words
+from deepsynth_min.render import line_ranges, render_pages
+from deepsynth_min.row import Row
+from deepsynth_min.settings import Settings
+from deepsynth_min.tokenizer import load_tokenizer
+from deepsynth_min.weights import SHIPPED
+
+
+@pytest.fixture(scope="module")
+def builder():
+    return SampleBuilder(Settings(), TINY_READER_CONFIG, load_tokenizer(SHIPPED))
+
+
+def found(text: str, answer: str) -> dict[str, set[str]]:
+    """The words of an answer that were found, each with what stands in the text up to there."""
+    starts = {}
+    for i, places in copied(text, answer):
+        assert all(text[place] == answer[i] for place in places)
+        if i == 0 or answer[i - 1] == " ":
+            word = answer[i:].split()[0]
+            starts.setdefault(word, set()).update(text[:place] for place in places)
+    return starts
+
+
+def test_a_name_s_letters_are_found_where_it_stands():
+    text, answer = "The mayor, Ada Kern, met Otto Kern in Hull.", "Ada Kern was in Hull"
+    assert copied(text, answer)[:3] == [(0, [11]), (1, [12]), (2, [13])]
+    starts = found(text, answer)
+    assert set(starts) == {"Ada", "Kern", "in", "Hull"}  # "was" is not in the text
+    assert starts["Kern"] == {"The mayor, Ada "}  # and not Otto's
+
+
+def test_a_short_word_without_its_neighbour_tells_nothing():
+    assert found("He sat by the sea and saw it.", "It was by sea.") == {}
+    assert set(found("A storm at sea sank the ferry.", "ferries sank")) == set()
+    assert set(found("It cost 4,500 in damaged boats.", "damaged by 4,500")) == {"damaged", "4,500"}
+
+
+def test_a_word_that_stands_everywhere_tells_nothing():
+    assert found("London. " * 4, "To London") and not found("London. " * 5, "To London")
+
+
+def test_a_text_that_is_read_has_each_letter_at_its_place():
+    assert copied("Ab, c", "Ab, c") == [(0, [0]), (1, [1]), (4, [4])]
+
+
+@pytest.mark.parametrize("number", range(0, 16, 3))
+def test_the_lines_of_a_text_make_its_pages(builder, number):
+    text = documents("val")[number].text
+    lines = [text[start:stop] for start, stop in line_ranges(text, builder.style)]
+    assert np.array_equal(render_pages("\n".join(lines), builder.style).pages,
+                          render_pages(text, builder.style).pages)  # fmt: skip
+
+
+def test_a_letter_is_on_the_visual_token_that_its_ink_is_on(builder):
+    """Twin: the line drawn with the letter and without it; most of what changed is in one cell."""
+    letters, side = Letters(Words(0), builder), builder.side // 64
+    text = documents("val")[0].text
+    places = letters.places_of(text)
+    missed, asked = 0, 0
+    for number, (start, stop) in enumerate(line_ranges(text, builder.style)[:24]):
+        page, row = divmod(number, side)
+        for i in range(start, stop):
+            if not text[i].isalnum():
+                continue
+            with_, without = (render_pages(text[start:end], builder.style).pages[0].astype(int)
+                              for end in (i + 1, i))  # fmt: skip
+            ink = np.abs(with_ - without)[:64].sum(0).reshape(side, 64).sum(1)
+            column = places[i] - 1 - page * (side * (side + 1) + 1) - row * (side + 1)
+            asked, missed = asked + 1, missed + (ink[column] < 0.4 * ink.sum())
+    assert asked > 200 and missed <= 0.02 * asked  # a letter on a border may lean to either side
+
+
+def slowly(attention, x: torch.Tensor, theta: float) -> torch.Tensor:
+    """Attention of all heads, [H, T, T], one pair of positions after the other's turn."""
+    T, d = len(x), attention.head_dim
+    turned = []
+    for project in (attention.q_proj, attention.k_proj):
+        y = project(x).view(T, -1, d)
+        angle = torch.arange(T)[:, None, None] * theta ** (-torch.arange(0, d, 2) / d)
+        a, b = y[..., : d // 2], y[..., d // 2 :]
+        turned.append(torch.cat([a * angle.cos() - b * angle.sin(),
+                                 b * angle.cos() + a * angle.sin()], -1))  # fmt: skip
+    scores = torch.einsum("qhd,khd->hqk", *turned) / d**0.5
+    return scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
+
+
+def test_the_loss_is_what_the_heads_do_not_look_at_the_right_tokens(builder):
+    torch.manual_seed(0)
+    model = DeepseekOCR(TINY_READER_CONFIG)
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.q_proj.weight, std=0.3)
+        torch.nn.init.normal_(layer.self_attn.k_proj.weight, std=0.3)
+    guide = Guide(model)
+    rows = [Row("a", "Hull", "Ada was in Hull."), Row("b", "Ada Kern", "Ada Kern met Otto Kern.")]
+    batch: Batch = collate([builder(row) for row in rows], builder.special).packed()
+    asked = [[(batch.lengths[0] - 3, [1, 2])], [(batch.lengths[1] - 6, [3]), (30, [1, 4])]]
+    model.loss(batch)
+    total, count = guide.loss(batch.lengths, asked)
+    expected, attention = 0.0, model.model.layers[-1].self_attn
+    for x, pairs in zip(guide.x[0].split(batch.lengths), asked):
+        paid = slowly(attention, x, model.config.decoder.rope_theta)[:HEADS]
+        expected -= sum(paid[:, query, places].sum(-1).log().mean() for query, places in pairs)
+    assert count == 3 and total.item() == pytest.approx(expected.item(), rel=1e-4)
+    total.backward()
+    shared = HEADS * attention.head_dim
+    for project in (attention.q_proj, attention.k_proj):
+        assert project.weight.grad[:shared].any() and not project.weight.grad[shared:].any()
+    assert not any(p.grad is not None for p in attention.o_proj.parameters())
