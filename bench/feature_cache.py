@@ -33,9 +33,9 @@ def main() -> None:
         for cache in ("off", "memory"):
             out = Path(folder) / cache
             code = train.main([
-                "--data", str(rows), "--mode", given.mode, "--tune", given.tune, "--epochs", "3",
-                "--batch-size", str(given.batch_size), "--val-fraction", "0", "--val-samples", "1",
-                "--answer-samples", "0", "--ablation-samples", "0", "--eval-every", "0",
+                "--data", str(rows), "--model", "tiny", "--mode", given.mode, "--tune", given.tune,
+                "--epochs", "3", "--batch-size", str(given.batch_size), "--val-fraction", "0",
+                "--val-samples", "1", "--answer-samples", "0", "--ablation-samples", "0", "--eval-every", "0",
                 "--save-every", "0", "--bucket", "0", "--log-every", "1",
                 "--threads", str(given.threads), "--feature-cache", cache, "--out", str(out)])  # fmt: skip
             assert code == 0
