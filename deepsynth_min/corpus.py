@@ -211,8 +211,8 @@ def _document(id: str, language: str, tables: dict, genre: str, draw: Draw) -> D
     text = _laid_out(rules["layout"], _body(rules, scene, draw), draw)
     end = [scene.write(draw.pick(rules["end"]))] if "end" in rules else []
     known = set(scene.values)
-    summary = scene.write(draw.pick(rules["summary"]))
-    summaries = tuple(scene.write(summary) for summary in rules["summary"])
+    summaries = tuple(map(scene.write, rules["summary"]))
+    summary = draw.pick(summaries)
     unknown = [slot for slot in scene.values if slot not in known]
     assert not unknown, f"{language} {genre}: the summaries tell {unknown}, which the text does not"
     text = "\n\n".join([*head, text, *end])

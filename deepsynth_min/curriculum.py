@@ -33,7 +33,7 @@ class Stage:
     documents: int = 0
     first: int = 0  # number of the first of them
     distinct: int = 1  # how many there are, used in turn
-    guided: bool = False  # shown where to look (guide.py)
+    guided: float = 0.0  # weight of being shown where to look (guide.py), beside the letters' loss
 
 
 STAGES = (
@@ -45,10 +45,11 @@ STAGES = (
     Stage("summaries", 6000, 1, 8, 420, "projector+decoder", 2e-3, 3e-5, documents=10,
           distinct=16_384),
     Stage("names", 9000, 1, 8, 420, "projector+decoder", 1.5e-3, 3e-5, documents=10,
-          first=16_384, distinct=90_000, guided=True),
+          first=16_384, distinct=90_000, guided=0.3),
 )  # fmt: skip
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
-READS = ENDS[-3]  # the step before it begins to summarise
+# The step before it begins to summarise.
+READS = next(end - stage.steps for stage, end in zip(STAGES, ENDS) if stage.documents)
 
 
 def place(step: int) -> tuple[Stage, int]:

@@ -1,13 +1,14 @@
 """Where to look: two heads of the last layer are shown on which visual token a letter stands.
 
-In: a text, its pages, an answer that takes words from it. Out: a loss of two attention heads, and
-for it the visual token of each letter.
+In: a text and an answer that takes words from it; a model's forward pass. Out: where in the text the
+answer's letters stand; a loss of two attention heads that are to look there.
 
 The one idea: that a name in a summary is the mayor's and not the baker's is, for a loss of letters
 alone, one nat in a hundred letters, and which of a thousand letters would have told is for the
 attention to find out by chance. But where the summary's words stand in the document is known. So
-the heads that copy letters from the page when the model reads (of the preset tiny-reader's last
-layer the first two, measured) are asked to look there when it summarises, as well.
+the heads that copy letters from the page when the model reads (in the last layer of the recipe's
+run with seed 0 the first two; other seeds may use others, which are taught the same) are asked to look
+there when it summarises, as well.
 
 Source: guided alignment, Chen et al. 2016 (arXiv 1607.01628). Used by tiny_reader.py alone; the model
 that comes of it is a plain one.
@@ -57,12 +58,19 @@ def copied(text: str, answer: str) -> list[tuple[int, list[int]]]:
 
 
 class Guide:
-    """The loss of the heads in the model's last forward pass, of packed samples."""
+    """The loss of the heads in a forward pass of packed samples: `with guide: model.loss(batch)`, then
+    once `guide.loss(...)`."""
 
     def __init__(self, model: DeepseekOCR):
         self.attention, self.theta = model.model.layers[-1].self_attn, model.config.decoder.rope_theta
+        assert not self.attention.shared_kv, "a query's head has a key's head of the same number"
+        self.x: Tensor | None = None  # what the last layer's attention was given, [1, T, D]
+
+    def __enter__(self) -> None:
         self.hook = self.attention.register_forward_pre_hook(self._keep)
-        self.x: Tensor | None = None
+
+    def __exit__(self, *_) -> None:
+        self.hook.remove()
 
     def _keep(self, module, given) -> None:
         self.x = given[0]
@@ -75,8 +83,8 @@ class Guide:
     def loss(self, lengths: tuple[int, ...], asked: list[list[tuple[int, list[int]]]]):
         """asked: of each sample (query's position, positions to look at), counted in the sample.
         -> (sum over queries of -log of the attention paid to them, mean of the heads; queries)."""
-        total, count = 0.0, 0
-        for x, pairs in zip(self.x[0].split(lengths), asked):
+        (seen, self.x), total, count = (self.x, None), 0.0, 0
+        for x, pairs in zip(seen[0].split(lengths), asked):
             if not pairs:
                 continue
             queries = torch.tensor([query for query, _ in pairs])

@@ -15,6 +15,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from .batch import visual_tokens
 from .corpus import Document, Draw, documents
 from .data import SampleBuilder
 from .glyphs import GlyphStore
@@ -82,7 +83,7 @@ class Words:
                 return text
 
 
-@lru_cache(maxsize=None)  # some MB a seed, and a second to draw
+@lru_cache(maxsize=None)  # a second to draw, 7 MB a seed
 def _more_documents(seed: int) -> list[Document]:
     """Training documents of a seed, but for those that share an entity combination with the
     held-out ones of a run on the embedded corpus."""
@@ -99,7 +100,8 @@ def document(n: int) -> Document:
 
 
 class Letters:
-    """Pages full of words, and the letters that each visual token is asked for: the first stage."""
+    """Letters and visual tokens: pages full of words and the letters that each token is asked for (the
+    first stage), and the tokens that a text's letters are on (the last)."""
 
     def __init__(self, words: Words, builder: SampleBuilder):
         self.words, self.builder = words, builder
@@ -121,9 +123,10 @@ class Letters:
         """Of each character of a text the position, in a prompt with its pages, of the visual token
         that its middle is on (0 of those that are on no page, as newlines)."""
         n, found = self.places, [0] * len(text)
+        page_tokens = visual_tokens(self.builder.side, self.builder.side)
         for number, (start, stop) in enumerate(line_ranges(text, self.builder.style)):
-            page, row = divmod(number, n)
-            first = 1 + page * (n * (n + 1) + 1) + row * (n + 1)
+            page, row = divmod(number, n)  # a line is as high as a visual token
+            first = 1 + page * page_tokens + row * (n + 1)
             ends = self._ends(text[start:stop])
             for i, (left, right) in enumerate(zip(ends, ends[1:]), start):
                 found[i] = first + min(n - 1, int((left + right) / 2 // 64))

@@ -24,7 +24,7 @@ from .prepare import prepare
 from .shaping import reorder
 from .style import PageStyle
 
-__all__ = ["PageStyle", "Pages", "Renderer", "fit", "render_batch", "render_pages"]
+__all__ = ["PageStyle", "Pages", "Renderer", "fit", "line_ranges", "render_batch", "render_pages"]
 
 _NEEDS_PREPARATION = 2  # Status in csrc/layout.h
 
@@ -228,7 +228,8 @@ def render_pages(text: str, style: PageStyle = PageStyle(), out: np.ndarray | No
 
 
 def line_ranges(text: str, style: PageStyle = PageStyle()) -> list[tuple[int, int]]:
-    """Of each line of a text's pages, one page after another, where in the text it starts and stops."""
+    """Of each line of a text's pages, one page after another, where in the text it starts and stops;
+    at the style's own font size, whatever `overflow` says."""
     lines = _Layout(_renderer(style)._current(), [text], 1).plan.lines(0)
     return [(start, stop) for start, stop, _, _ in lines.tolist()]
 

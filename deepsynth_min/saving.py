@@ -1,4 +1,4 @@
-"""The checkpoints of one run: when each is written, which are kept, which is the last and the best.
+"""The checkpoints of one run: how they are written, which are kept, which is the last and the best.
 
 In: a run's state at a step. Out: files in its run directory (checkpoint.py and shard.py write them).
 
@@ -27,6 +27,10 @@ class Saving:
         self.newest: Path | None = None  # written by this process, or gone on from
         self.tried: int | None = None  # the step of the last attempt
         self.saver = checkpoint.Saver()
+
+    def going_on_from(self, checkpoint: Path, step: int) -> None:
+        """The run starts with what this one holds; it need not be saved once more."""
+        self.newest, self.tried = checkpoint, step
 
     def save(self, facts: dict, is_best: bool) -> None:
         """A checkpoint of facts["step"]; all ranks call it.

@@ -46,7 +46,6 @@ from .settings import Settings, change
 from .tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
 
 LOG_EVERY = 50  # steps
-GUIDED = 0.3  # weight of the heads' loss, per letter, beside that of the letters
 
 
 class Training:
@@ -80,7 +79,8 @@ class Training:
             checkpoint.load(found, self.model, self.optimizer, self.scaler, self.facts)
 
     def _begin_stage(self) -> None:
-        """What trains, and a new optimizer for it."""
+        """What trains, and a new optimizer for it; no documents that have been seen."""
+        self.encoded.clear()
         stage, _ = place(min(self.step, ENDS[-1] - 1))
         freeze.freeze(self.model, stage.tune)
         self.optimizer = make_adamw(self.model, (0.9, 0.98), 0.01)
@@ -120,7 +120,7 @@ class Training:
         return self.asker(tokens).unflatten(-1, (SLOTS, -1))
 
     def _encoded(self, batch: Batch) -> Batch:
-        """With what a frozen encoder makes of the pages; documents come again, so theirs is kept.
+        """With what a frozen encoder makes of the pages; of documents that come again it is kept.
 
         The pages of a sample together: twice as fast as one by one, and the same at any time.
         """
@@ -152,11 +152,12 @@ class Training:
             self.asker_optimizer.zero_grad(set_to_none=True)
         else:
             batch, looks = batch
-            total, count = self.model.loss(self._encoded(batch))
+            with self.guide:
+                total, count = self.model.loss(self._encoded(batch))
             loss = total / count
-            if looks:
+            if any(looks):
                 missed, letters = self.guide.loss(batch.lengths, looks)
-                loss = loss + GUIDED * missed / letters
+                loss = loss + place(self.step)[0].guided * missed / letters
             loss.backward()
         clip_and_step(self.optimizer, self.scaler, rate, 1.0)
         self.optimizer.zero_grad(set_to_none=True)
@@ -182,7 +183,7 @@ class Training:
             found["misread"] = self.reading.misread()
         if stage.documents:
             named, stated, summaries = self.reading.told(32)
-            found |= {"right": round(named, 4), "stated": round(stated, 4)}
+            found |= {"named": round(named, 4), "stated": round(stated, 4)}
             found["shown"] = shown[:1] + summaries
         return found
 
@@ -239,7 +240,7 @@ class Training:
         made = {"command": f"python -m deepsynth_min.tiny_reader --out DIR --seed {self.seed}",
                 "seed": self.seed, "step": self.step, "of": ENDS[-1], "commit": commit(),
                 "misread": misread,
-                "summaries": {"persons and towns of 256 unseen documents' right summaries named": named,
+                "summaries": {"persons and towns of 256 unseen documents' summaries named": named,
                               "capitalised words and numbers that stand in the document": stated},
                 "torch": torch.__version__}  # fmt: skip
         self.model.to(torch.bfloat16)

@@ -130,7 +130,7 @@ class Training:
                                 f"{self.settings.optim.max_steps}")  # fmt: skip
             if state["best_metric"] == self.settings.evaluation.best:
                 self.best, self.stale = state["best"], state["stale"]
-            self.saving.newest, self.saving.tried = path, self.step
+            self.saving.going_on_from(path, self.step)
         if self.world.is_main and resume != "none":
             print(f"resuming after step {self.step} from {found}" if found
                   else f"{self.directory.path}: no checkpoint to go on from; starting afresh")

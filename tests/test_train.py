@@ -134,6 +134,15 @@ def test_resuming_gives_the_metrics_and_weights_of_an_undisturbed_run(tmp_path, 
     assert all(ours[name].equal(twin[name]) for name in twin)
 
 
+def test_a_run_gone_on_with_elsewhere_and_at_its_end_names_the_checkpoint_there_is(
+    finished, tmp_path, capsys
+):
+    newest = finished / "checkpoints" / (finished / "last").read_text().strip()
+    steps = int(newest.name.removeprefix("step-"))
+    assert run("--max-steps", steps, "--resume", newest, out=tmp_path / "new") == 0
+    assert f"checkpoint: {newest}\n" in capsys.readouterr().out
+
+
 def test_resuming_as_another_run_is_an_error(finished, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     code = run("--max-steps", 8, "--seed", 1, "--resume", "auto", out=finished)
