@@ -7,7 +7,8 @@ token being asked through a linear layer (thrown away afterwards) which letters 
 `lines`: the decoder learns to write them down, from pages with a few words. `pages` and `documents`:
 all of the model, on full pages, then on several. From here on the encoder is frozen: `longer`, still
 more pages; `summaries`, of documents of corpus.py, random words still being read beside them;
-`names`, more of these, two heads being shown where to look (guide.py).
+`names`, more of these, two heads being shown where to look (guide.py); `both`, for a little while and
+slowly, as much reading as summarising, for the one had suffered from the other.
 """
 
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ STAGES = (
           distinct=16_384),
     Stage("names", 9000, 1, 8, 420, "projector+decoder", 1.5e-3, 3e-5, documents=10,
           first=16_384, distinct=90_000, guided=0.3),
+    Stage("both", 700, 6, 8, 120, "projector+decoder", 3e-4, 1e-5, documents=5,
+          first=106_384, distinct=3500, guided=0.3),
 )  # fmt: skip
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 # The step before it begins to summarise.
