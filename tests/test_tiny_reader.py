@@ -17,7 +17,7 @@ from deepsynth_min.loss import IGNORE
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.presets import TINY_READER, TINY_READER_CONFIG
 from deepsynth_min.random_text import SLOTS, UNSEEN, Letters, Words, document
-from deepsynth_min.reading import READ, answers, nearest, statements, summarised
+from deepsynth_min.reading import READ, Reading, answers, nearest, statements, summarised
 from deepsynth_min.render import render_pages
 from deepsynth_min.row import Row
 from deepsynth_min.settings import Settings, change
@@ -161,7 +161,7 @@ def test_a_guided_step_turns_the_heads_to_where_the_letters_stand(tmp_path):
         with training.guide, torch.no_grad():
             training.model.loss(batch)
         total, count = training.guide.loss(batch.lengths, looks)
-        return float(total) / count
+        return total.item() / count
 
     assert missed_after_steps(True) < missed_after_steps(False) - 0.3
 
@@ -195,7 +195,8 @@ def test_stages_follow_each_other_and_each_warms_up():
     assert ends == sorted(ends) and len(set(ends)) == len(STAGES)
     for stage, end in zip(STAGES, ENDS):
         assert learning_rate(end - stage.steps) <= stage.rate / 100
-        assert learning_rate(end - 1) == pytest.approx(stage.last, rel=0.02)
+        a_step_before = stage.last + (stage.rate - stage.last) / stage.steps
+        assert learning_rate(end - 1) == pytest.approx(a_step_before)
 
 
 def test_the_first_stage_teaches_the_encoder_and_leaves_the_decoder_alone(training):
@@ -236,10 +237,10 @@ def test_the_model_that_comes_with_the_package_is_the_recipe_s(tmp_path):
     assert PROVENANCE["step"] == PROVENANCE["of"] == ENDS[-1] and len(PROVENANCE["commit"]) == 40
 
 
-def test_it_read_before_it_summarised():
-    """As it is said to: fewer than 5 % of the characters of unseen texts misread."""
+def test_it_is_said_to_misread_fewer_than_5_characters_in_100_before_and_after_it_summarises():
     found = next(entry for entry in CURVE if "misread" in entry)
     assert found["step"] == READS and all(rate < 0.05 for rate in found["misread"].values())
+    assert all(rate < 0.05 for rate in PROVENANCE["misread"].values())
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +252,7 @@ def test_it_still_reads_pages_that_it_has_never_seen(shipped, words, builder):
     texts = [words.text(UNSEEN + 5000 + n, 8, 70) for n in range(48)]
     read = answers(shipped, builder, [Row("unseen", "", text) for text in texts], 80)
     edits = sum(character_error_rate(t, r) * len(t) for t, r in zip(texts, read))
-    assert edits / sum(map(len, texts)) < 0.15
+    assert edits / sum(map(len, texts)) < 0.05
 
 
 def test_what_its_summaries_state_stands_in_documents_that_it_has_never_seen(shipped, builder):
@@ -262,7 +263,14 @@ def test_what_its_summaries_state_stands_in_documents_that_it_has_never_seen(shi
         [word in d.text for d, text in zip(documents_, written) for word in statements(text)]
         for documents_ in (chosen, chosen[4:] + chosen[:4])  # of the same language
     )
-    assert sum(stated) > 0.5 * len(stated) and sum(elsewhere) < sum(stated) / 2
+    assert sum(stated) > 0.8 * len(stated) and sum(elsewhere) < sum(stated) / 2
+
+
+def test_its_summaries_name_the_persons_and_towns_of_documents_that_it_has_never_seen(
+    shipped, words, builder
+):
+    named, _, shown = Reading(shipped, builder, words).told(48)
+    assert named > 0.65 and all(text for _, text in shown)
 
 
 def test_what_the_given_summaries_state_stands_in_their_documents_98_times_in_100():
