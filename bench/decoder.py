@@ -20,13 +20,14 @@ from torch import Tensor, nn
 import flops
 import peers
 from common import SIZES, environment, finish, interleaved, median, product_rate, table
-from deepsynth_min.decoder import decode
+from deepsynth_min.decoder import Router, decode
 from deepsynth_min.distributed import start
 from deepsynth_min.freeze import freeze
 from deepsynth_min.lora import LoraConfig, attach, choose, pairs
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.precision import autocast, set_parameter_types
 
+TIE = 2e-6  # relative; ours and the library's float32 are 1e-6 apart
 SQUARE = 2048  # side of the product that the machine's rate is taken from; 8192 on a GPU
 
 
@@ -84,28 +85,39 @@ def gradients(module: nn.Module, x: Tensor, upstream: Tensor, precision: str) ->
     return out
 
 
-def distances(modules: dict[str, nn.Module], x: Tensor, upstream: Tensor, given) -> dict:
-    """How far each is from ours: (in hidden states, in the gradient of x)."""
+@torch.no_grad()
+def at_a_tie(ours: nn.Module, x: Tensor) -> bool:
+    """Whether a router finds the last expert that it takes and the first that it leaves so alike that
+    rounding chooses between them; all that attends to such a token then differs a little."""
+    gaps = []
+
+    def note(router: Router, _, out) -> None:
+        *_, last, next_ = out[2].topk(router.k + 1).values.unbind(-1)
+        gaps.append(((last - next_) / last).min())
+
+    hooks = [m.register_forward_hook(note) for m in ours.modules() if isinstance(m, Router)]
+    ours(x, x.shape[1])
+    for hook in hooks:
+        hook.remove()
+    return bool(torch.stack(gaps).min() < TIE)
+
+
+def check_equal(modules: dict[str, nn.Module], xs: list[Tensor], upstream: Tensor, given) -> None:
+    """Raises AssertionError unless all compute the same, forward and backward, for the first of the
+    inputs that brings no router to a tie; bf16, which rounds more than that, takes the first."""
+    exact = given.precision == "fp32"
+    ours, loose = modules["deepsynth_min"], 1e-4 if exact else 5e-2
+    x = next((x for x in xs if not (exact and at_a_tie(ours, x))), None)
+    assert x is not None, "each input brings a router to a tie: equality cannot be shown"
     results = {}
     for name, module in modules.items():
         x.grad = None
         results[name] = gradients(module, x, upstream, given.precision).detach(), x.grad
     x.grad = None
-    ours = results["deepsynth_min"]
-    return {name: tuple(((a - b).norm() / a.norm()).item() for a, b in zip(ours, theirs))
-            for name, theirs in results.items()}  # fmt: skip
-
-
-def check_equal(modules: dict[str, nn.Module], xs: list[Tensor], upstream: Tensor, given) -> None:
-    """Raises AssertionError unless all compute the same, forward and backward, for one of the inputs.
-    Of thousands of tokens, one now and then has two experts so alike that rounding chooses between
-    them, and then all after it differ a little: then the next input is tried."""
-    loose = 1e-4 if given.precision == "fp32" else 5e-2
-    for x in xs:
-        found = distances(modules, x, upstream, given)
-        if all(far < loose for pair in found.values() for far in pair):  # not so if one is NaN
-            return
-    raise AssertionError(f"hidden states and gradients are not equal, relative distances: {found}")
+    for name, theirs in results.items():
+        for a, b in zip(results["deepsynth_min"], theirs):
+            apart = ((a - b).norm() / a.norm()).item()
+            assert apart < loose, f"{name} computes something else: {apart:.1e} apart"
 
 
 def measure(modules, batch: int, scored: int, given, device: torch.device) -> dict:
@@ -133,7 +145,8 @@ def measure(modules, batch: int, scored: int, given, device: torch.device) -> di
     work_done -= flops.spared_flops(config, batch * (T - scored), passes)
     best = min(value for name, value in seconds.items() if name != "deepsynth_min")
     return {"batch": batch, "scored": scored, "seconds": seconds, "flops": work_done,
-            "product_rate": rate, "floor_s": work_done / rate, "ratio": best / seconds["deepsynth_min"],
+            "product_rate": rate, "floor_s": work_done / rate,
+            "ratio": best / seconds["deepsynth_min"],
             "over_floor": {n: v * rate / work_done for n, v in seconds.items()}}  # fmt: skip
 
 

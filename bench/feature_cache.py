@@ -35,8 +35,8 @@ def main() -> None:
             code = train.main([
                 "--data", str(rows), "--model", "tiny", "--mode", given.mode, "--tune", given.tune,
                 "--epochs", "3", "--batch-size", str(given.batch_size), "--val-fraction", "0",
-                "--val-samples", "1", "--answer-samples", "0", "--ablation-samples", "0", "--eval-every", "0",
-                "--save-every", "0", "--bucket", "0", "--log-every", "1",
+                "--val-samples", "1", "--answer-samples", "0", "--ablation-samples", "0",
+                "--eval-every", "0", "--save-every", "0", "--bucket", "0", "--log-every", "1",
                 "--threads", str(given.threads), "--feature-cache", cache, "--out", str(out)])  # fmt: skip
             assert code == 0
             lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())

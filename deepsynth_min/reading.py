@@ -18,7 +18,7 @@ from .random_text import UNSEEN, Words
 from .row import Row
 from .search import generate
 from .settings import DataSettings, GenerationSettings
-from .text_metrics import character_error_rate
+from .text_metrics import character_error_rate, edit_distance
 
 READ, SUMMARIZE = "Read. ", DataSettings.instruction
 
@@ -29,8 +29,7 @@ def summarised(document: Document) -> Row:
 
 def nearest(document: Document, written: str) -> str:
     """Of the summaries that are right the one that takes the fewest edits, character by character."""
-    edits = lambda right: character_error_rate(right, written) * len(right)  # noqa: E731
-    return min(document.summaries, key=edits)
+    return min(document.summaries, key=lambda right: edit_distance(right, written))
 
 
 def statements(summary: str) -> list[str]:

@@ -141,8 +141,8 @@ class Training:
 
     def _train_step(self, batch) -> tuple[float, int]:
         """One optimizer step; the loss summed over label tokens, and how many there are."""
-        rate = learning_rate(self.step)
-        if place(self.step)[0].name == "letters":
+        rate, (stage, _) = learning_rate(self.step), place(self.step)
+        if stage.name == "letters":
             pages, labels = batch
             count = int((labels != IGNORE).sum())
             total = F.cross_entropy(self._asked(pages).flatten(0, -2), labels.flatten(),
@@ -157,7 +157,7 @@ class Training:
             loss = total / count
             if any(looks):
                 missed, letters = self.guide.loss(batch.lengths, looks)
-                loss = loss + place(self.step)[0].guided * missed / letters
+                loss = loss + stage.guided * missed / letters
             loss.backward()
         clip_and_step(self.optimizer, self.scaler, rate, 1.0)
         self.optimizer.zero_grad(set_to_none=True)

@@ -115,8 +115,19 @@ def test_a_check_of_equality_finds_another_model(model):
     other = DeepseekOCR(CONFIG)
     modules = {"deepsynth_min": bench.Ours(model), "other": bench.Ours(other)}
     x, given = torch.randn(1, 8, CONFIG.decoder.hidden_size, requires_grad=True), Given()
-    with pytest.raises(AssertionError, match="are not equal.*'other': .1"):
+    with pytest.raises(AssertionError, match="other computes something else"):
         bench.check_equal(modules, [x], torch.randn(8, CONFIG.decoder.hidden_size), given)
+
+
+def test_equality_is_shown_on_no_input_that_brings_a_router_to_a_tie(model):
+    bench = pytest.importorskip("decoder", reason="transformers is not installed")
+    x, ours = torch.randn(1, 8, CONFIG.decoder.hidden_size, requires_grad=True), bench.Ours(model)
+    assert not bench.at_a_tie(ours, x)
+    gate = model.model.layers[-1].mlp.gate
+    gate.weight.data[:] = gate.weight.data[0]  # all experts alike
+    assert bench.at_a_tie(ours, x)
+    with pytest.raises(AssertionError, match="each input"):
+        bench.check_equal({"deepsynth_min": ours}, [x], torch.randn(8, x.shape[2]), Given())
 
 
 class Given:
