@@ -7,7 +7,7 @@ C++ compiler. constraints.txt holds the versions that were tested; the ranges he
 from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import find_packages, setup
 
 raster = Pybind11Extension(
     "deepsynth_min._raster",
@@ -24,8 +24,8 @@ setup(
     description="Fine-tune DeepSeek-OCR to read rendered text: plain PyTorch and a C++ rasterizer",
     license="MIT",
     python_requires=">=3.11",  # tomllib
-    packages=["deepsynth_min"],
-    package_data={"deepsynth_min": ["assets/*", "assets/tiny-reader/*"]},
+    packages=find_packages(include=["deepsynth_min", "deepsynth_min.*"]),
+    package_data={"deepsynth_min": ["README.md", "*/*.toml", "*/*/*.json", "*/*/*.safetensors"]},
     ext_modules=[raster],
     cmdclass={"build_ext": build_ext},
     install_requires=[
@@ -45,8 +45,18 @@ setup(
         "shaping": ["uharfbuzz>=0.40", "python-bidi>=0.6"],  # Arabic, Hebrew order, Indic, Thai
         "eval": ["rouge-score>=0.1.2"],  # ROUGE of generated answers
         "log": ["tensorboard>=2.15", "wandb>=0.17"],  # other places for the figures
-        "test": ["rouge-score>=0.1.2", "jiwer>=3",
-                 "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "pillow>=10", "pyarrow>=16", "peft>=0.15", "pybind11>=2.12",
-                 "uharfbuzz>=0.40", "python-bidi>=0.6"],  # fmt: skip
+        "test": [
+            "rouge-score>=0.1.2",
+            "jiwer>=3",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6",
+            "pillow>=10",
+            "pyarrow>=16",
+            "peft>=0.15",
+            "pybind11>=2.12",
+            "uharfbuzz>=0.40",
+            "python-bidi>=0.6",
+        ],
     },
 )

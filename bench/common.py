@@ -13,15 +13,22 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from deepsynth_min.config import DecoderConfig
-from deepsynth_min.presets import PRESETS
+from deepsynth_min.model.config import DecoderConfig
+from deepsynth_min.model.presets import PRESETS
 
 # A decoder between the presets, for a CPU: large enough that products count, with tiny's encoder.
 MIDDLE = DecoderConfig(
-    vocab_size=4096, hidden_size=512, intermediate_size=1376, moe_intermediate_size=256,
-    num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8, n_routed_experts=32,
-    n_shared_experts=2, num_experts_per_tok=6,
-)  # fmt: skip
+    vocab_size=4096,
+    hidden_size=512,
+    intermediate_size=1376,
+    moe_intermediate_size=256,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    n_routed_experts=32,
+    n_shared_experts=2,
+    num_experts_per_tok=6,
+)
 SIZES = {**PRESETS, "middle": replace(PRESETS["tiny"], decoder=MIDDLE)}
 
 
@@ -30,8 +37,9 @@ def commit() -> str:
     here = os.path.dirname(os.path.abspath(__file__))
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True,
-                              check=True).stdout.strip()  # fmt: skip
+        return subprocess.run(
+            ["git", "-C", here, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "-s") else "")

@@ -1,6 +1,6 @@
 """Data at scale: time to the first batch, resident memory and rows per second, by number of rows.
 
-    python bench/data_scale.py                       # 100,000 and 10,000,000 rows (1.3 GB, removed again)
+    python bench/data_scale.py              # 100,000 and 10,000,000 rows (1.3 GB, removed again)
     python bench/data_scale.py --rows 1000 100000 --format parquet   # in row groups of 1,000
 
 Makes a data file, then starts a new process on it twice: without an index, which checks every row
@@ -65,11 +65,13 @@ def resident() -> int:
 
 def start(path: str) -> dict:
     """In a new process: open, draw the first batch, then more."""
-    from deepsynth_min.data import Loader, SampleBuilder
-    from deepsynth_min.presets import PRESETS
-    from deepsynth_min.rows import open_rows
-    from deepsynth_min.settings import Settings, change
-    from deepsynth_min.tokenizer import load_tokenizer
+    from deepsynth_min.data.loader import Loader
+    from deepsynth_min.data.rows import open_rows
+    from deepsynth_min.data.samples import SampleBuilder
+    from deepsynth_min.data.tokenizer import load_tokenizer
+    from deepsynth_min.model.presets import PRESETS
+    from deepsynth_min.options import change
+    from deepsynth_min.settings import Settings
 
     settings = change(Settings(), data=path)
     builder = SampleBuilder(settings, PRESETS["tiny"], load_tokenizer())
@@ -85,8 +87,14 @@ def start(path: str) -> dict:
     rate = BATCHES * settings.optim.batch_size / (time.perf_counter() - began)
     loader.close()
     alone = read(train, ALONE)
-    return {"rows": len(train) + len(held_out), "open_s": opened, "first_batch_s": first,
-            "rows_per_s": rate, "read_per_s": alone, "grown_bytes": resident() - before}  # fmt: skip
+    return {
+        "rows": len(train) + len(held_out),
+        "open_s": opened,
+        "first_batch_s": first,
+        "rows_per_s": rate,
+        "read_per_s": alone,
+        "grown_bytes": resident() - before,
+    }
 
 
 def main() -> None:
@@ -106,20 +114,45 @@ def main() -> None:
             make(path, rows)
             for index in ("made", "present"):
                 command = [sys.executable, __file__, "--start", str(path)]
-                out = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+                out = subprocess.run(
+                    command, env=environ, capture_output=True, text=True, check=True
+                )
                 found = json.loads(out.stdout.splitlines()[-1])
-                results.append({"index": index, "file_bytes": path.stat().st_size, **found,
-                                "asked": rows})  # fmt: skip
+                results.append(
+                    {"index": index, "file_bytes": path.stat().st_size, **found, "asked": rows}
+                )
             path.unlink()
-    print(table(
-        [(f"{r['asked']:,}", r["index"], f"{r['first_batch_s']:.2f} s",
-          f"{r['grown_bytes'] / 2**20:.0f} MiB", f"{r['rows_per_s']:.0f}",
-          f"{r['read_per_s']:,.0f}") for r in results],
-        ("rows", "index", "first batch after", "memory grown", "rows/s drawn and tokenised",
-         "rows/s read alone"),
-    ))  # fmt: skip
-    finish({"bench": "data_scale", "format": given.format, "results": results,
-            **environment("torch", "numpy", "pyarrow")})  # fmt: skip
+    print(
+        table(
+            [
+                (
+                    f"{r['asked']:,}",
+                    r["index"],
+                    f"{r['first_batch_s']:.2f} s",
+                    f"{r['grown_bytes'] / 2**20:.0f} MiB",
+                    f"{r['rows_per_s']:.0f}",
+                    f"{r['read_per_s']:,.0f}",
+                )
+                for r in results
+            ],
+            (
+                "rows",
+                "index",
+                "first batch after",
+                "memory grown",
+                "rows/s drawn and tokenised",
+                "rows/s read alone",
+            ),
+        )
+    )
+    finish(
+        {
+            "bench": "data_scale",
+            "format": given.format,
+            "results": results,
+            **environment("torch", "numpy", "pyarrow"),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -5,27 +5,27 @@
     python bench/decoder.py --preset deepseek-ocr --precision bf16      # on a GPU
 
 Both start from embeddings [B, T, D] and get a random gradient at the hidden states that are scored:
-layers, forward and backward, nothing else. In training these are an answer's, at the end (120 of 400
-tokens, after the 273 of a page of 1024 px and a prompt); the library computes the others all the
-same, we leave out what nothing depends on. Where all are scored, both compute the same. Before
+layers, forward and backward, nothing else. In training these are an answer's, at the end (120 of
+400 tokens, after the 273 of a page of 1024 px and a prompt); the library computes the others all
+the same, we leave out what nothing depends on. Where all are scored, both compute the same. Before
 anything is timed, hidden states and gradients must be equal. The floor is the FLOPs that the step
 needs over the rate of a square product, measured in the same turns.
 """
 
 import argparse
 
-import torch
-from torch import Tensor, nn
-
 import flops
 import peers
+import torch
 from common import SIZES, environment, finish, interleaved, median, product_rate, table
-from deepsynth_min.decoder import Router, decode
-from deepsynth_min.distributed import start
-from deepsynth_min.freeze import freeze
-from deepsynth_min.lora import LoraConfig, attach, choose, pairs
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.precision import autocast, set_parameter_types
+from torch import Tensor, nn
+
+from deepsynth_min.model.decoder import Router, decode
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.training.distributed import start
+from deepsynth_min.training.precision import autocast, set_parameter_types
+from deepsynth_min.tuning.freeze import freeze
+from deepsynth_min.tuning.lora import LoraConfig, attach, choose, pairs
 
 TIE = 2e-6  # relative; ours and the library's float32 are 1e-6 apart
 SQUARE = 2048  # side of the product that the machine's rate is taken from; 8192 on a GPU
@@ -87,8 +87,8 @@ def gradients(module: nn.Module, x: Tensor, upstream: Tensor, precision: str) ->
 
 @torch.no_grad()
 def at_a_tie(ours: nn.Module, x: Tensor) -> bool:
-    """Whether a router finds the last expert that it takes and the first that it leaves so alike that
-    rounding chooses between them; all that attends to such a token then differs a little."""
+    """Whether a router finds the last expert that it takes and the first that it leaves so alike
+    that rounding chooses between them; all that attends to such a token then differs a little."""
     gaps = []
 
     def note(router: Router, _, out) -> None:
@@ -122,8 +122,10 @@ def check_equal(modules: dict[str, nn.Module], xs: list[Tensor], upstream: Tenso
 
 def measure(modules, batch: int, scored: int, given, device: torch.device) -> dict:
     config, T = SIZES[given.preset].decoder, given.tokens
-    xs = [torch.randn(batch, T, config.hidden_size, device=device, requires_grad=True)
-          for _ in range(4)]  # fmt: skip
+    xs = [
+        torch.randn(batch, T, config.hidden_size, device=device, requires_grad=True)
+        for _ in range(4)
+    ]
     upstream = torch.randn(batch * scored, config.hidden_size, device=device)
     check_equal(modules, xs, upstream, given)
 
@@ -144,10 +146,16 @@ def measure(modules, batch: int, scored: int, given, device: torch.device) -> di
     work_done = flops.decoder_flops(config, [T] * batch, passes, rank=rank)
     work_done -= flops.spared_flops(config, batch * (T - scored), passes)
     best = min(value for name, value in seconds.items() if name != "deepsynth_min")
-    return {"batch": batch, "scored": scored, "seconds": seconds, "flops": work_done,
-            "product_rate": rate, "floor_s": work_done / rate,
-            "ratio": best / seconds["deepsynth_min"],
-            "over_floor": {n: v * rate / work_done for n, v in seconds.items()}}  # fmt: skip
+    return {
+        "batch": batch,
+        "scored": scored,
+        "seconds": seconds,
+        "flops": work_done,
+        "product_rate": rate,
+        "floor_s": work_done / rate,
+        "ratio": best / seconds["deepsynth_min"],
+        "over_floor": {n: v * rate / work_done for n, v in seconds.items()},
+    }
 
 
 def main() -> None:
@@ -168,17 +176,36 @@ def main() -> None:
     world = start(given.device, given.threads)
     modules = contenders(given, world.device)
     given.scored = given.scored or [given.tokens * 3 // 10, given.tokens]
-    results = [measure(modules, batch, scored, given, world.device)
-               for batch in given.batch_size for scored in given.scored]  # fmt: skip
-    rows = [(f"B {r['batch']}, {r['scored']} scored  {name}", f"{seconds * 1e3:.0f} ms",
-             f"{r['over_floor'][name]:.2f}", f"{seconds / r['seconds']['deepsynth_min']:.2f}")
-            for r in results for name, seconds in r["seconds"].items()]  # fmt: skip
-    print(f"decoder {given.preset}, tune {given.tune}, T {given.tokens}, {given.precision}, "
-          f"{torch.get_num_threads()} threads; equal outputs and gradients were checked")  # fmt: skip
+    results = [
+        measure(modules, batch, scored, given, world.device)
+        for batch in given.batch_size
+        for scored in given.scored
+    ]
+    rows = [
+        (
+            f"B {r['batch']}, {r['scored']} scored  {name}",
+            f"{seconds * 1e3:.0f} ms",
+            f"{r['over_floor'][name]:.2f}",
+            f"{seconds / r['seconds']['deepsynth_min']:.2f}",
+        )
+        for r in results
+        for name, seconds in r["seconds"].items()
+    ]
+    print(
+        f"decoder {given.preset}, tune {given.tune}, T {given.tokens}, {given.precision}, "
+        f"{torch.get_num_threads()} threads; equal outputs and gradients were checked"
+    )
     print(table(rows, ("forward and backward", "median", "x floor", "x ours")))
-    finish({"bench": "decoder", **vars(given), "threads": torch.get_num_threads(),
-            "results": results, "peer": "transformers deepseek_ocr2_text",
-            **environment("torch", "transformers", "peft")})  # fmt: skip
+    finish(
+        {
+            "bench": "decoder",
+            **vars(given),
+            "threads": torch.get_num_threads(),
+            "results": results,
+            "peer": "transformers deepseek_ocr2_text",
+            **environment("torch", "transformers", "peft"),
+        }
+    )
 
 
 if __name__ == "__main__":

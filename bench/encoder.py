@@ -17,18 +17,26 @@ Peak memory is taken in a process per contender: what a forward needs above what
 import argparse
 import json
 
+import flops
 import torch
 import torch.nn.functional as F
+from common import (
+    SIZES,
+    child,
+    environment,
+    finish,
+    interleaved,
+    median,
+    product_rate,
+    resident,
+    table,
+)
 from torch import Tensor, nn
 
-import flops
-from common import (
-    SIZES, child, environment, finish, interleaved, median, product_rate, resident, table,
-)  # fmt: skip
-from deepsynth_min import encoder
-from deepsynth_min.distributed import start
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.settings import page_side
+from deepsynth_min.model import encoder
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.pages.modes import page_side
+from deepsynth_min.training.distributed import start
 
 CONTENDERS = ("deepsynth_min", "transformers", "official")
 
@@ -161,28 +169,51 @@ def compare(given) -> None:
     modules = {name: build(name, given, device) for name in names}
     pages = random_pages(given, device)
     check_equal(modules, pages[0], 1e-4 if given.precision == "fp32" else 5e-2)
-    work = {name: (lambda i, module=module: module(pages[i]))
-            for name, module in modules.items() if name != "official"}  # fmt: skip
+    work = {
+        name: (lambda i, module=module: module(pages[i]))
+        for name, module in modules.items()
+        if name != "official"
+    }
     side, kind = 8192 if device.type == "cuda" else 2048, pages[0].dtype
     work["product"] = product_rate(device, kind, side)
     times = interleaved(work, given.repeats, device, warmup=0)  # the check was one
     seconds = {name: median(values) for name, values in times.items()}
     rate = 2 * side**3 / seconds.pop("product")
     needed = given.pages * flops.encoder_flops(SIZES[given.preset], pages[0].shape[-1])
-    del modules, work, pages
+    for held in (modules, work, pages):  # before the children's memory is measured
+        held.clear()
     memory = {name: child(name)["peak"] for name in names}
     own = seconds["deepsynth_min"]
-    rows = [(name, f"{t * 1e3:.0f} ms", f"{t / own:.2f}", f"{t * rate / needed:.2f}",
-             f"{memory[name] / 2**20:,.0f} MiB") for name, t in seconds.items()]  # fmt: skip
+    rows = [
+        (
+            name,
+            f"{t * 1e3:.0f} ms",
+            f"{t / own:.2f}",
+            f"{t * rate / needed:.2f}",
+            f"{memory[name] / 2**20:,.0f} MiB",
+        )
+        for name, t in seconds.items()
+    ]
     rows.append(("official", "", "", "", f"{memory['official'] / 2**20:,.0f} MiB"))
-    print(f"encoder {given.preset}, {given.pages} page(s), {given.precision}, "
-          f"{torch.get_num_threads()} threads; equal features were checked")  # fmt: skip
+    print(
+        f"encoder {given.preset}, {given.pages} page(s), {given.precision}, "
+        f"{torch.get_num_threads()} threads; equal features were checked"
+    )
     print(table(rows, ("forward", "median", "x ours", "x floor", "peak above weights")))
-    finish({"bench": "encoder", **vars(given), "threads": torch.get_num_threads(),
-            "seconds": seconds, "peak_bytes": memory, "flops": needed, "product_rate": rate,
+    finish(
+        {
+            "bench": "encoder",
+            **vars(given),
+            "threads": torch.get_num_threads(),
+            "seconds": seconds,
+            "peak_bytes": memory,
+            "flops": needed,
+            "product_rate": rate,
             "ratio": seconds["transformers"] / own,
             "memory_of_official": memory["deepsynth_min"] / memory["official"],
-            **environment("torch", "transformers")})  # fmt: skip
+            **environment("torch", "transformers"),
+        }
+    )
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ if they are of some size, and else `grouped`.
 import argparse
 
 import torch
-
 from common import SIZES, environment, finish, interleaved, median, product_rate, table
-from deepsynth_min.distributed import start
-from deepsynth_min.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
+
+from deepsynth_min.model.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
+from deepsynth_min.training.distributed import start
 
 FORMS = {"grouped": mix_experts, "one by one": mix_one_by_one, "loop": experts_by_loop}
 
@@ -38,7 +38,11 @@ def measure(experts: Experts, config, M: int, given, device: torch.device) -> di
     seconds = {k: median(v) for k, v in interleaved(work, given.repeats, device).items()}
     rate = 2 * side**3 / seconds.pop("product")
     floor = 3 * 2 * M * K * 3 * D * config.moe_intermediate_size / rate
-    return {"tokens": M, "seconds": seconds, "over_floor": {n: t / floor for n, t in seconds.items()}}
+    return {
+        "tokens": M,
+        "seconds": seconds,
+        "over_floor": {n: t / floor for n, t in seconds.items()},
+    }
 
 
 def main() -> None:
@@ -57,11 +61,21 @@ def main() -> None:
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     results = [measure(experts, config, M, given, device) for M in given.tokens]
-    rows = [(f"{r['tokens']} tokens, {name}", f"{t * 1e3:.1f} ms", f"{r['over_floor'][name]:.2f}")
-            for r in results for name, t in r["seconds"].items()]  # fmt: skip
+    rows = [
+        (f"{r['tokens']} tokens, {name}", f"{t * 1e3:.1f} ms", f"{r['over_floor'][name]:.2f}")
+        for r in results
+        for name, t in r["seconds"].items()
+    ]
     print(table(rows, ("forward and backward of a layer's experts", "median", "x floor")))
-    finish({"bench": "experts", **vars(given), "threads": torch.get_num_threads(),
-            "results": results, **environment("torch")})  # fmt: skip
+    finish(
+        {
+            "bench": "experts",
+            **vars(given),
+            "threads": torch.get_num_threads(),
+            "results": results,
+            **environment("torch"),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ counted. With `as_done` it is, as torch's FlopCounterMode would count the kernel
 the tests hold the formulas to that counter.
 """
 
-from deepsynth_min.config import ClipConfig, DecoderConfig, ModelConfig, SamConfig
+from deepsynth_min.model.config import ClipConfig, DecoderConfig, ModelConfig, SamConfig
 
 
 def sam_flops(config: SamConfig, side: int, as_done: bool = False) -> int:
@@ -72,12 +72,11 @@ def adapter_weights(config: DecoderConfig, rank: int) -> int:
 
 
 def decoder_flops(
-    config: DecoderConfig, lengths: list[int], passes: int = 3, as_done: bool = False,
-    rank: int = 0,
+    config: DecoderConfig, lengths: list[int], passes: int = 3, as_done: bool = False, rank: int = 0
 ) -> int:
     """Layers over samples of some lengths. passes: 1 forward; 2 with the gradient of the input;
     3 with that of the weights too. rank: adapters, which always train, on a frozen base.
-    """  # fmt: skip
+    """
     linear = 2 * passes * sum(lengths) * decoder_linears(config)
     linear += 6 * sum(lengths) * adapter_weights(config, rank)
     square = sum(length**2 for length in lengths)
@@ -94,10 +93,16 @@ def spared_flops(config: DecoderConfig, tokens: int, passes: int = 3) -> int:
 
 
 def step_flops(
-    config: ModelConfig, tune: str, side: int, pages: int, lengths: list[int], scored: int,
-    rank: int = 16, cached: bool = False,
+    config: ModelConfig,
+    tune: str,
+    side: int,
+    pages: int,
+    lengths: list[int],
+    scored: int,
+    rank: int = 16,
+    cached: bool = False,
 ) -> int:
-    """One training step. cached: the encoder's features are known already."""  # fmt: skip
+    """One training step. cached: the encoder's features are known already."""
     adapted, dec = "lora" in tune, config.decoder
     passes = 2 if adapted else 3
     total = decoder_flops(dec, lengths, passes, rank=rank if adapted else 0)

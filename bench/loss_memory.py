@@ -17,10 +17,10 @@ import json
 
 import torch
 import torch.nn.functional as F
-
 from common import child, environment, finish, resident, table
-from deepsynth_min.distributed import start
-from deepsynth_min.loss import IGNORE, summed_cross_entropy
+
+from deepsynth_min.model.loss import IGNORE, summed_cross_entropy
+from deepsynth_min.training.distributed import start
 
 
 def naive(hidden, weight, labels) -> torch.Tensor:
@@ -53,8 +53,11 @@ def peak(given, name: str) -> dict:
     loss = FORMS[name](hidden, weight, labels)
     loss.backward()
     top = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
-    return {"peak": top - before, "loss": loss.item() / (B * given.answer),
-            "gradient": hidden.grad.norm().item()}  # fmt: skip
+    return {
+        "peak": top - before,
+        "loss": loss.item() / (B * given.answer),
+        "gradient": hidden.grad.norm().item(),
+    }
 
 
 def main() -> None:
@@ -78,11 +81,22 @@ def main() -> None:
         a, b = (row[key] for row in rows.values())
         assert abs(a - b) < 1e-3 * abs(a), f"the two forms differ in {key}: {a} and {b}"
     share = rows["deepsynth_min"]["peak"] / rows["naive"]["peak"]
-    print(table([(name, f"{row['peak'] / 2**20:,.0f} MiB") for name, row in rows.items()],
-                ("head and cross-entropy", "peak")))  # fmt: skip
+    print(
+        table(
+            [(name, f"{row['peak'] / 2**20:,.0f} MiB") for name, row in rows.items()],
+            ("head and cross-entropy", "peak"),
+        )
+    )
     print(f"{share:.1%} of the naive form's peak; equal losses and gradients were checked")
-    finish({"bench": "loss_memory", **vars(given), "rows": rows, "share": share,
-            **environment("torch")})  # fmt: skip
+    finish(
+        {
+            "bench": "loss_memory",
+            **vars(given),
+            "rows": rows,
+            "share": share,
+            **environment("torch"),
+        }
+    )
 
 
 if __name__ == "__main__":

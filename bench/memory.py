@@ -7,9 +7,9 @@
 
 Each row is a process of its own. Weights, gradients and optimizer state are the bytes of the
 tensors that are held; `peak` is what the device gave at most (CUDA: allocated; CPU: resident size
-above that before the model was made) in three steps of the trainer's. With --count nothing is run: shapes come
-from the meta device, a packed weight's bytes from packing blocks of the same size. --load writes a
-bf16 checkpoint, and loads it as it is (the peer) and packed.
+above that before the model was made) in three steps of the trainer's. With --count nothing is run:
+shapes come from the meta device, a packed weight's bytes from packing blocks of the same size.
+--load writes a bf16 checkpoint, and loads it as it is (the peer) and packed.
 """
 
 import argparse
@@ -20,23 +20,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-
 from common import child, environment, finish, resident, table
-from deepsynth_min import freeze
-from deepsynth_min.build import build_base
-from deepsynth_min.checkpoint import save_model
-from deepsynth_min.config import ModelConfig
-from deepsynth_min.distributed import start
-from deepsynth_min.lora import LoraConfig, adapter_views, attach, choose
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
-from deepsynth_min.precision import autocast, set_parameter_types
-from deepsynth_min.presets import PRESETS
-from deepsynth_min.quant import Packed, QuantConfig, quantise
-from deepsynth_min.settings import page_side
-from deepsynth_min.tokenizer import EMBEDDED
-from deepsynth_min.weights import official_views
 from train_step import random_batch
+
+from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.model.config import ModelConfig
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.weights import official_views
+from deepsynth_min.pages.modes import page_side
+from deepsynth_min.training.build import build_base
+from deepsynth_min.training.checkpoint import save_model
+from deepsynth_min.training.distributed import start
+from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
+from deepsynth_min.training.precision import autocast, set_parameter_types
+from deepsynth_min.tuning import freeze
+from deepsynth_min.tuning.lora import LoraConfig, adapter_views, attach, choose
+from deepsynth_min.tuning.quant import Packed, QuantConfig, quantise
 
 TUNES = ("decoder", "lora", "qlora")
 
@@ -44,8 +44,9 @@ TUNES = ("decoder", "lora", "qlora")
 def config_of(options) -> ModelConfig:
     config = PRESETS[options.preset]
     if options.layers:  # full width, few layers, and a small encoder and vocabulary
-        decoder = replace(PRESETS["deepseek-ocr"].decoder, num_hidden_layers=options.layers,
-                          vocab_size=8192)  # fmt: skip
+        decoder = replace(
+            PRESETS["deepseek-ocr"].decoder, num_hidden_layers=options.layers, vocab_size=8192
+        )
         config = replace(PRESETS["tiny"], decoder=decoder)
     return config
 
@@ -84,9 +85,14 @@ def counted(options, tune: str) -> dict:
             trained += parameter.numel()
         else:
             weights += parameter.numel() * frozen
-    return {"weights": weights + packed + 4 * trained, "gradients": 4 * trained,
-            "optimizer": 8 * trained, "trainable": trained, "file": file_bytes(model, tune),
-            "peak": None}  # fmt: skip
+    return {
+        "weights": weights + packed + 4 * trained,
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+        "trainable": trained,
+        "file": file_bytes(model, tune),
+        "peak": None,
+    }
 
 
 def file_bytes(model: DeepseekOCR, tune: str) -> int:
@@ -126,9 +132,14 @@ def measured(options, tune: str) -> dict:
     peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM") - before
     state = sum(v.nbytes for s in optimizer.state.values() for v in s.values())
     held = [*model.parameters(), *model.buffers()]
-    return {"weights": sum(t.nbytes for t in held), "gradients": gradients, "optimizer": state,
-            "trainable": sum(p.numel() for p in trained), "file": file_bytes(model, tune),
-            "peak": peak}  # fmt: skip
+    return {
+        "weights": sum(t.nbytes for t in held),
+        "gradients": gradients,
+        "optimizer": state,
+        "trainable": sum(p.numel() for p in trained),
+        "file": file_bytes(model, tune),
+        "peak": peak,
+    }
 
 
 def loaded(options, kind: str) -> dict:
@@ -139,8 +150,11 @@ def loaded(options, kind: str) -> dict:
     packed = None if kind == "bf16" else QuantConfig(kind)
     model = build_base(Path(options.directory), torch.device("cpu"), torch.bfloat16, packed)
     held = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-    return {"peak": resident("VmHWM") - before, "rest": held,
-            "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
+    return {
+        "peak": resident("VmHWM") - before,
+        "rest": held,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
 
 
 def mb(size: int | None) -> str:
@@ -150,16 +164,32 @@ def mb(size: int | None) -> str:
 def report_training(options) -> None:
     rows = {tune: child(tune) for tune in TUNES}
     how = "counted from shapes" if options.count else "held and measured in three steps"
-    print(f"{options.preset}, {options.precision}, LoRA {options.targets} at rank {options.rank}, "
-          f"batch {options.batch_size}, {how}; MB = 10^6 bytes")  # fmt: skip
+    print(
+        f"{options.preset}, {options.precision}, LoRA {options.targets} at rank {options.rank}, "
+        f"batch {options.batch_size}, {how}; MB = 10^6 bytes"
+    )
     columns = ("weights", "gradients", "optimizer")
     lines = [
-        (tune, f"{row['trainable']:,}", *(mb(row[c]) for c in columns),
-         mb(sum(row[c] for c in columns)), mb(row["peak"]), mb(row["file"]))
+        (
+            tune,
+            f"{row['trainable']:,}",
+            *(mb(row[c]) for c in columns),
+            mb(sum(row[c] for c in columns)),
+            mb(row["peak"]),
+            mb(row["file"]),
+        )
         for tune, row in rows.items()
-    ]  # fmt: skip
-    header = ("--tune", "trainable", "weights MB", "gradients MB", "optimizer MB", "sum MB",
-              "peak MB", "file MB")  # fmt: skip
+    ]
+    header = (
+        "--tune",
+        "trainable",
+        "weights MB",
+        "gradients MB",
+        "optimizer MB",
+        "sum MB",
+        "peak MB",
+        "file MB",
+    )
     print(table(lines, header))
     finish({"bench": "memory", **vars(options), "rows": rows, **environment("torch")})
 
@@ -176,11 +206,20 @@ def report_loading(options) -> None:
         words = ("--directory", str(directory))
         rows = {kind: child(kind, *words) for kind in ("bf16", "nf4")}
     print(f"loading a bf16 checkpoint of {mb(size)} MB on the CPU; MB = 10^6 bytes")
-    lines = [(kind, mb(row["peak"]), f"{row['peak'] / size:.2f}", mb(row["rest"]),
-              f"{row['seconds']} s") for kind, row in rows.items()]  # fmt: skip
+    lines = [
+        (kind, mb(row["peak"]), f"{row['peak'] / size:.2f}", mb(row["rest"]), f"{row['seconds']} s")
+        for kind, row in rows.items()
+    ]
     print(table(lines, ("as", "peak MB", "peak / file", "held after MB", "time")))
-    finish({"bench": "memory --load", **vars(options), "checkpoint_bytes": size, "rows": rows,
-            **environment("torch", "bitsandbytes")})  # fmt: skip
+    finish(
+        {
+            "bench": "memory --load",
+            **vars(options),
+            "checkpoint_bytes": size,
+            "rows": rows,
+            **environment("torch", "bitsandbytes"),
+        }
+    )
 
 
 def main() -> None:

@@ -16,19 +16,19 @@ import argparse
 from pathlib import Path
 
 import torch
-from torch import nn
-
 from common import environment, finish, interleaved, median, table
-from deepsynth_min.batch import Batch
-from deepsynth_min.config import UserError, exit_code
-from deepsynth_min.distributed import start, stop
-from deepsynth_min.freeze import freeze
-from deepsynth_min.lora import LoraConfig, attach, choose
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
-from deepsynth_min.precision import autocast, set_parameter_types
-from deepsynth_min.settings import page_side
+from torch import nn
 from train_step import random_batch
+
+from deepsynth_min.errors import UserError, exit_code
+from deepsynth_min.model.batch import Batch
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.pages.modes import page_side
+from deepsynth_min.training.distributed import start, stop
+from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
+from deepsynth_min.training.precision import autocast, set_parameter_types
+from deepsynth_min.tuning.freeze import freeze
+from deepsynth_min.tuning.lora import LoraConfig, attach, choose
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj"]  # attention alone: both sides adapt the same
 
@@ -40,8 +40,10 @@ def check_directory(name: str) -> Path:
     directory = Path(name)
     for needed in ("config.json", "modeling_deepseekocr.py"):
         if not (directory / needed).is_file():
-            raise UserError(f"--baseline-dir {name}: no {needed}; it must be the official "
-                            "checkpoint's directory with its Python files")  # fmt: skip
+            raise UserError(
+                f"--baseline-dir {name}: no {needed}; it must be the official "
+                "checkpoint's directory with its Python files"
+            )
     return directory
 
 
@@ -59,8 +61,9 @@ class Official(nn.Module):
             from peft import LoraConfig as PeftConfig, get_peft_model
 
             model.requires_grad_(False)
-            model = get_peft_model(model, PeftConfig(r=given.rank, lora_alpha=2 * given.rank,
-                                                     target_modules=LINEARS))  # fmt: skip
+            model = get_peft_model(
+                model, PeftConfig(r=given.rank, lora_alpha=2 * given.rank, target_modules=LINEARS)
+            )
         self.model = model.to(device).train()
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -68,11 +71,15 @@ class Official(nn.Module):
         pages = ((batch.pages.float() / 255 - 0.5) / 0.5).expand(-1, 3, -1, -1).bfloat16()
         no_tiles = torch.zeros(1, 3, 640, 640, dtype=pages.dtype, device=pages.device)
         out = self.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels,
-            images=[(no_tiles, page[None]) for page in pages], images_seq_mask=batch.image_mask,
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            labels=batch.labels,
+            images=[(no_tiles, page[None]) for page in pages],
+            images_seq_mask=batch.image_mask,
             images_spatial_crop=torch.ones(len(pages), 2, dtype=torch.long, device=pages.device),
-            use_cache=False, return_dict=True,
-        )  # fmt: skip
+            use_cache=False,
+            return_dict=True,
+        )
         return out.loss
 
 
@@ -128,8 +135,9 @@ def run(arguments: list[str]) -> None:
     modules["official"] = Official(directory, given, device)
     config = modules["deepsynth_min"].model.config
     side = page_side(given.mode, config.page_size)
-    batches = [random_batch(config, side, given.batch_size, given.answer).to(device)
-               for _ in range(4)]  # fmt: skip
+    batches = [
+        random_batch(config, side, given.batch_size, given.answer).to(device) for _ in range(4)
+    ]
     with torch.no_grad(), autocast(device, given.precision):
         losses = {name: module(batches[0]).item() for name, module in modules.items()}
     ours, theirs = losses.values()
@@ -143,13 +151,26 @@ def run(arguments: list[str]) -> None:
         peaks[name] = torch.cuda.max_memory_allocated() - held
     times = interleaved(steps, given.repeats, device)
     seconds = {name: median(values) for name, values in times.items()}
-    rows = [(name, f"{t * 1e3:.0f} ms", f"{given.batch_size / t:.1f}",
-             f"{peaks[name] / 2**20:,.0f} MiB" if peaks else "")
-            for name, t in seconds.items()]  # fmt: skip
+    rows = [
+        (
+            name,
+            f"{t * 1e3:.0f} ms",
+            f"{given.batch_size / t:.1f}",
+            f"{peaks[name] / 2**20:,.0f} MiB" if peaks else "",
+        )
+        for name, t in seconds.items()
+    ]
     print(table(rows, (f"tune {given.tune}", "step", "samples/s", "peak of the first step")))
-    finish({"bench": "official", **vars(given), "seconds": seconds, "peak_bytes": peaks,
+    finish(
+        {
+            "bench": "official",
+            **vars(given),
+            "seconds": seconds,
+            "peak_bytes": peaks,
             "ratio": seconds["official"] / seconds["deepsynth_min"],
-            **environment("torch", "transformers", "peft")})  # fmt: skip
+            **environment("torch", "transformers", "peft"),
+        }
+    )
 
 
 if __name__ == "__main__":

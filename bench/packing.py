@@ -10,22 +10,24 @@ import argparse
 import time
 
 import torch
-
 from common import environment, finish, median, table
-from deepsynth_min import freeze
-from deepsynth_min.build import EMBEDDED
-from deepsynth_min.data import Loader, SampleBuilder
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.presets import PRESETS
-from deepsynth_min.rows import open_rows
+
+from deepsynth_min.data.loader import Loader
+from deepsynth_min.data.rows import open_rows
+from deepsynth_min.data.samples import SampleBuilder
+from deepsynth_min.data.tokenizer import load_tokenizer
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.settings import parse
-from deepsynth_min.tokenizer import load_tokenizer
+from deepsynth_min.training.build import EMBEDDED
+from deepsynth_min.tuning import freeze
 
 
 def batches(given, number: int) -> list:
     """Padded micro-steps, as training would make them."""
-    settings = parse(["--no-pack", "--batch-size", str(given.batch_size),
-                      "--bucket", str(given.bucket)])  # fmt: skip
+    settings = parse(
+        ["--no-pack", "--batch-size", str(given.batch_size), "--bucket", str(given.bucket)]
+    )
     rows, _ = open_rows(settings.data, settings.optim.seed)
     builder = SampleBuilder(settings, PRESETS["tiny"], load_tokenizer(EMBEDDED))
     loader = Loader(rows, builder, settings)
@@ -70,9 +72,16 @@ def main() -> None:
     rows = [(n, f"{wasted[n]:.1%}", f"{median(times[n]) * 1e3:.1f} ms") for n in forms]
     print(table(rows, ("micro-steps", "wasted", "forward + backward")))
     print(f"padded / packed: {speedup:.3f}")
-    finish({"bench": "packing", **vars(given), "wasted": wasted, "speedup": speedup,
+    finish(
+        {
+            "bench": "packing",
+            **vars(given),
+            "wasted": wasted,
+            "speedup": speedup,
             "seconds": {n: median(t) for n, t in times.items()},
-            **environment("torch", "deepsynth-min")})  # fmt: skip
+            **environment("torch", "deepsynth-min"),
+        }
+    )
 
 
 if __name__ == "__main__":

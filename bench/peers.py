@@ -2,7 +2,8 @@
 
 In: a model of ours. Out: modules of the library that compute the same thing, which the benches
 check before anything is timed. DeepSeek-OCR itself is in no release of transformers; its successor
-has the same decoder (`deepseek_ocr2_text`) and the same SAM; CLIP-L comes from the library's `clip`.
+has the same decoder (`deepseek_ocr2_text`) and the same SAM; CLIP-L comes from the library's
+`clip`.
 
 The decoder has several implementations of its experts: `eager` (a loop over experts), `grouped_mm`
 and `batched_mm`. The benches time the first two and are measured against the better one; the third
@@ -13,20 +14,23 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder
-from transformers.models.deepseek_ocr2 import configuration_deepseek_ocr2 as configuration
-from transformers.models.deepseek_ocr2 import modeling_deepseek_ocr2 as modeling
+from transformers.models.deepseek_ocr2 import (
+    configuration_deepseek_ocr2 as configuration,
+    modeling_deepseek_ocr2 as modeling,
+)
 
-from deepsynth_min.config import ClipConfig, DecoderConfig, ModelConfig, SamConfig
-from deepsynth_min.encoder import ClipEmbeddings
-from deepsynth_min.lora import pairs
-from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.model.config import ClipConfig, DecoderConfig, ModelConfig, SamConfig
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.encoder import ClipEmbeddings
+from deepsynth_min.tuning.lora import pairs
 
 EXPERTS = ("eager", "grouped_mm")
 
 
 def text_config(config: DecoderConfig, experts: str) -> configuration.DeepseekOcr2TextConfig:
     made = configuration.DeepseekOcr2TextConfig(
-        vocab_size=config.vocab_size, hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         moe_intermediate_size=config.moe_intermediate_size,
         num_hidden_layers=config.num_hidden_layers,
@@ -35,13 +39,17 @@ def text_config(config: DecoderConfig, experts: str) -> configuration.DeepseekOc
         max_position_embeddings=config.max_position_embeddings,
         rms_norm_eps=config.rms_norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        n_routed_experts=config.n_routed_experts, n_shared_experts=config.n_shared_experts,
+        n_routed_experts=config.n_routed_experts,
+        n_shared_experts=config.n_shared_experts,
         num_experts_per_tok=config.num_experts_per_tok,
         routed_scaling_factor=config.routed_scaling_factor,
-        mlp_layer_types=["dense" if config.is_dense(i) else "sparse"
-                         for i in range(config.num_hidden_layers)],
-        use_cache=False, attn_implementation="sdpa", experts_implementation=experts,
-    )  # fmt: skip
+        mlp_layer_types=[
+            "dense" if config.is_dense(i) else "sparse" for i in range(config.num_hidden_layers)
+        ],
+        use_cache=False,
+        attn_implementation="sdpa",
+        experts_implementation=experts,
+    )
     assert not config.norm_topk_prob, "the library's router knows no normalisation"
     return made
 
@@ -63,8 +71,11 @@ def peer_decoder(model: DeepseekOCR, experts: str) -> nn.Module:
     device = model.lm_head.weight.device
     with torch.device(device):
         peer = modeling.DeepseekOcr2TextModel(config)
-    state = {name: tensor for name, tensor in model.model.state_dict().items()
-             if name.startswith(("layers.", "embed_tokens.", "norm."))}  # fmt: skip
+    state = {
+        name: tensor
+        for name, tensor in model.model.state_dict().items()
+        if name.startswith(("layers.", "embed_tokens.", "norm."))
+    }
     names = {"experts.gate_up$": "experts.gate_up_proj", "experts.down$": "experts.down_proj"}
     peer.load_state_dict(renamed(state, names))
     return peer.to(next(model.model.layers.parameters()).dtype)
@@ -75,8 +86,9 @@ def adapted(peer: nn.Module, model: DeepseekOCR) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     own = {path.removeprefix("model."): pair for path, pair in pairs(model).items()}
-    config = LoraConfig(r=model.adapter.rank, lora_alpha=model.adapter.alpha,
-                        target_modules=sorted(own))  # fmt: skip
+    config = LoraConfig(
+        r=model.adapter.rank, lora_alpha=model.adapter.alpha, target_modules=sorted(own)
+    )
     wrapped = get_peft_model(peer, config)
     with torch.no_grad():
         for path, pair in own.items():
@@ -106,28 +118,45 @@ class PeerEncoder(nn.Module):
 
 def sam_config(config: SamConfig) -> configuration.DeepseekOcr2SamVisionConfig:
     return configuration.DeepseekOcr2SamVisionConfig(
-        hidden_size=config.width, output_channels=config.neck, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, image_size=config.image_size, patch_size=config.patch,
-        window_size=config.window, global_attn_indexes=list(config.global_layers),
-        downsample_channels=list(config.downsample), attn_implementation="sdpa",
-    )  # fmt: skip
+        hidden_size=config.width,
+        output_channels=config.neck,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        image_size=config.image_size,
+        patch_size=config.patch,
+        window_size=config.window,
+        global_attn_indexes=list(config.global_layers),
+        downsample_channels=list(config.downsample),
+        attn_implementation="sdpa",
+    )
 
 
 def clip_config(config: ClipConfig) -> CLIPVisionConfig:
     return CLIPVisionConfig(
-        hidden_size=config.width, intermediate_size=4 * config.width,
-        num_hidden_layers=config.layers, num_attention_heads=config.heads,
-        image_size=config.image_size, patch_size=config.patch_size, hidden_act="quick_gelu",
-        layer_norm_eps=1e-5, attn_implementation="sdpa",
-    )  # fmt: skip
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+        attn_implementation="sdpa",
+    )
 
 
 _SAM_NAMES = {
-    "patch_embed.proj": "patch_embed.projection", "blocks.": "layers.", "norm1": "layer_norm1",
-    "norm2": "layer_norm2", "neck.0.": "neck.conv1.", "neck.1.": "neck.layer_norm1.",
-    "neck.2.": "neck.conv2.", "neck.3.": "neck.layer_norm2.", "net_2.": "proj.conv1.",
+    "patch_embed.proj": "patch_embed.projection",
+    "blocks.": "layers.",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "neck.0.": "neck.conv1.",
+    "neck.1.": "neck.layer_norm1.",
+    "neck.2.": "neck.conv2.",
+    "neck.3.": "neck.layer_norm2.",
+    "net_2.": "proj.conv1.",
     "net_3.": "proj.conv2.",
-}  # fmt: skip
+}
 
 
 def clip_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,11 +16,11 @@ import sys
 import warnings
 
 import torch
-from torch.profiler import ProfilerActivity, profile
-
 import train_step
 from common import environment, finish, interleaved, median, product_rate, table
-from deepsynth_min.distributed import start, stop
+from torch.profiler import ProfilerActivity, profile
+
+from deepsynth_min.training.distributed import start, stop
 
 
 def synchronisations(step) -> list[str]:
@@ -35,8 +35,11 @@ def synchronisations(step) -> list[str]:
 
 def gaps(events) -> float:
     """Share of the time from the first kernel to the last in which the GPU had none to run."""
-    spans = sorted((e.time_range.start, e.time_range.end) for e in events
-                   if e.device_type == torch.autograd.DeviceType.CUDA)  # fmt: skip
+    spans = sorted(
+        (e.time_range.start, e.time_range.end)
+        for e in events
+        if e.device_type == torch.autograd.DeviceType.CUDA
+    )
     end, idle = spans[0][1], 0.0
     for began, ended in spans[1:]:
         idle += max(0.0, began - end)
@@ -66,12 +69,25 @@ def main() -> None:
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     operations = sorted(seen.key_averages(), key=lambda o: -getattr(o, key))
     whole = sum(getattr(o, key) for o in operations)
-    found = [{"name": o.key, "calls": o.count, "us": getattr(o, key),
-              "of_product_rate": o.flops / (getattr(o, key) * 1e-6) / rate if o.flops else None}
-             for o in operations[:10]]  # fmt: skip
-    rows = [(o["name"][:48], o["calls"], f"{o['us'] / 1e3:.1f} ms", f"{o['us'] / whole:.1%}",
-             "" if o["of_product_rate"] is None else f"{o['of_product_rate']:.2f}")
-            for o in found]  # fmt: skip
+    found = [
+        {
+            "name": o.key,
+            "calls": o.count,
+            "us": getattr(o, key),
+            "of_product_rate": o.flops / (getattr(o, key) * 1e-6) / rate if o.flops else None,
+        }
+        for o in operations[:10]
+    ]
+    rows = [
+        (
+            o["name"][:48],
+            o["calls"],
+            f"{o['us'] / 1e3:.1f} ms",
+            f"{o['us'] / whole:.1%}",
+            "" if o["of_product_rate"] is None else f"{o['of_product_rate']:.2f}",
+        )
+        for o in found
+    ]
     print(table(rows, ("own time of", "calls", "time", "of all", "of product rate")))
     waits = synchronisations(step) if cuda else None
     idle = gaps(seen.events()) if cuda else None
@@ -80,8 +96,17 @@ def main() -> None:
         print("\n".join(sorted(set(waits))))
     if own.trace:
         seen.export_chrome_trace(own.trace)
-    finish({"bench": "profile_step", **vars(given), "operations": found, "product_rate": rate,
-            "host_waits": waits, "gpu_idle": idle, **environment("torch")})  # fmt: skip
+    finish(
+        {
+            "bench": "profile_step",
+            **vars(given),
+            "operations": found,
+            "product_rate": rate,
+            "host_waits": waits,
+            "gpu_idle": idle,
+            **environment("torch"),
+        }
+    )
     stop()
 
 

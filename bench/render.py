@@ -7,10 +7,10 @@
 Documents are made here: English prose with real words' frequencies, 2,000 to 14,000 characters.
 Everything that is compared takes its turn in each round; medians of the rounds are compared. Ours
 draws a document at a time into memory that is reused, as the peers do; `own memory` takes pages
-from the renderer's pool. The floors: filling the pages (memset), copying pages (memcpy), and filling
-plus copying each glyph to a place known beforehand (blit), which is drawing without layout. The targets
-are those of the peers that are installed; Pillow, OpenCV 5, skia-python and pycairo are no
-dependencies. Best on an idle machine.
+from the renderer's pool. The floors: filling the pages (memset), copying pages (memcpy), and
+filling plus copying each glyph to a place known beforehand (blit), which is drawing without layout.
+The targets are those of the peers that are installed; Pillow, OpenCV 5, skia-python and pycairo are
+no dependencies. Best on an idle machine.
 """
 
 import argparse
@@ -21,19 +21,20 @@ import tempfile
 import time
 
 import numpy as np
-
 import render_peers
 from common import environment, finish, median, table
-from deepsynth_min.font import EMBEDDED, font_bytes
-from deepsynth_min.glyphs import GlyphStore
-from deepsynth_min.render import PageStyle, Renderer, _Layout
+
+from deepsynth_min.pages.font import EMBEDDED, font_bytes
+from deepsynth_min.pages.glyphs import GlyphStore
+from deepsynth_min.pages.renderer import PageStyle, Renderer, _Layout
 
 WORDS = (
     "the of and to in a is that for it was as with be by on not he his but at are this have from "
     "or had an they which one you were all her she there would their we him been has when who will "
-    "no more if out so up said what its about than into them can only other time new some could these "
-    "two may first then do any like my now over such our man me even most made after also did many "
-    "before must through years where much way well down should because each just those people how "
+    "no more if out so up said what its about than into them can only other time new some could "
+    "these two may first then do any like my now over such our man me even most made after also "
+    "did many before must through years where much way well down should because each just those "
+    "people how "
     "too little state good very make world still see own work men long get here between both life "
     "being under never day same another know while last might us great old year off come since "
     "against go came right used take three government system general national important different "
@@ -50,8 +51,10 @@ def documents(count: int) -> list[str]:
     for _ in range(count):
         text, target = "", chance.randint(2000, 14000)
         while len(text) < target:
-            words = [WORDS[min(int(chance.expovariate(1 / 45)), len(WORDS) - 1)]
-                     for _ in range(chance.randint(6, 26))]  # fmt: skip
+            words = [
+                WORDS[min(int(chance.expovariate(1 / 45)), len(WORDS) - 1)]
+                for _ in range(chance.randint(6, 26))
+            ]
             if chance.random() < 0.3:
                 words[chance.randrange(len(words))] = str(chance.randint(2, 2026))
             sentence = " ".join(words).replace(" which", ", which").capitalize()
@@ -118,14 +121,25 @@ def against_peers(texts, font_file: str, size: int, rounds: int) -> dict:
     style = PageStyle(margin=MARGIN, font_size=size, line_height=LINE_HEIGHT, main_font=font_file)
     ours = Ours(texts, style)
     peers = render_peers.installed(font_file, size, style.width, MARGIN, step)
-    contenders = {"ours": ours.draw, "ours, own memory": ours.pooled,
-                  "floor: memset": ours.memset, "floor: memcpy": ours.memcpy,
-                  "floor: memset + blit": ours.blit}  # fmt: skip
+    contenders = {
+        "ours": ours.draw,
+        "ours, own memory": ours.pooled,
+        "floor: memset": ours.memset,
+        "floor: memcpy": ours.memcpy,
+        "floor: memset + blit": ours.blit,
+    }
     contenders |= {name: lambda peer=peer: peer(texts) for name, peer in peers.items()}
     seconds = timed(contenders, rounds)
-    rows = [(name, f"{ours.pages / s:,.0f}", f"{1e6 * s / ours.pages:,.1f}",
-             f"{ours.characters / s / 1e6:,.2f}", f"{s / seconds['ours']:,.2f}")
-            for name, s in sorted(seconds.items(), key=lambda pair: pair[1])]  # fmt: skip
+    rows = [
+        (
+            name,
+            f"{ours.pages / s:,.0f}",
+            f"{1e6 * s / ours.pages:,.1f}",
+            f"{ours.characters / s / 1e6:,.2f}",
+            f"{s / seconds['ours']:,.2f}",
+        )
+        for name, s in sorted(seconds.items(), key=lambda pair: pair[1])
+    ]
     print(f"\n{size} px on 1024 px pages, {ours.pages} pages, {ours.characters:,} characters")
     print(table(rows, ("one thread", "pages/s", "us/page", "M characters/s", "x ours")))
     return {name: ours.pages / s for name, s in seconds.items()}
@@ -136,18 +150,34 @@ def grid(texts, font_file: str, rounds: int) -> list[dict]:
     results, rows = [], []
     for side in (512, 640, 1024, 1280):
         for size in (8, 10, 12, 16, 20, 24):
-            style = PageStyle(width=side, height=side, margin=MARGIN * side // 1024, font_size=size,
-                              line_height=LINE_HEIGHT, main_font=font_file)  # fmt: skip
+            style = PageStyle(
+                width=side,
+                height=side,
+                margin=MARGIN * side // 1024,
+                font_size=size,
+                line_height=LINE_HEIGHT,
+                main_font=font_file,
+            )
             ours = Ours(texts, style)
             seconds = timed({"ours": ours.draw, "blit": ours.blit}, rounds)
-            results.append({"side": side, "font_size": size,
-                            "pages_per_s": ours.pages / seconds["ours"],
-                            "characters_per_s": ours.characters / seconds["ours"],
-                            "x_blit_floor": seconds["ours"] / seconds["blit"]})  # fmt: skip
+            results.append(
+                {
+                    "side": side,
+                    "font_size": size,
+                    "pages_per_s": ours.pages / seconds["ours"],
+                    "characters_per_s": ours.characters / seconds["ours"],
+                    "x_blit_floor": seconds["ours"] / seconds["blit"],
+                }
+            )
             r = results[-1]
-            rows.append((f"{side} px, {size} px", f"{r['pages_per_s']:,.0f}",
-                         f"{r['characters_per_s'] / 1e6:,.1f}",
-                         f"{r['x_blit_floor']:.2f}"))  # fmt: skip
+            rows.append(
+                (
+                    f"{side} px, {size} px",
+                    f"{r['pages_per_s']:,.0f}",
+                    f"{r['characters_per_s'] / 1e6:,.1f}",
+                    f"{r['x_blit_floor']:.2f}",
+                )
+            )
     print("\n" + table(rows, ("page, font", "pages/s", "M characters/s", "x blit floor")))
     return results
 
@@ -163,8 +193,10 @@ def threads(texts, font_file: str, rounds: int) -> dict:
     counts = sorted({1, 2, cores} & set(range(1, cores + 1)))
     runs = {n: lambda n=n: renderer.render_batch(texts, out=out, threads=n) for n in counts}
     seconds = timed(runs, 3 * rounds)
-    rows = [(f"{n} threads", f"{pages / seconds[n]:,.0f}", f"{seconds[1] / seconds[n]:.2f}")
-            for n in counts]  # fmt: skip
+    rows = [
+        (f"{n} threads", f"{pages / seconds[n]:,.0f}", f"{seconds[1] / seconds[n]:.2f}")
+        for n in counts
+    ]
     print("\n" + table(rows, (f"one batch of {pages} pages", "pages/s", "x one thread")))
     return {n: pages / seconds[n] for n in counts}
 
@@ -174,14 +206,21 @@ def cold_start(cjk_font: str) -> dict:
     style = PageStyle(main_font=cjk_font)
     chain = GlyphStore(style).chain
     points = range(0x4E00, 0x9FFF) if cjk_font else range(0x21, 0x20000)
-    text = "".join([chr(p) for p in points if not 0xD800 <= p < 0xE000 and chain.find(p)
-                    and chr(p).isprintable()][:5000])  # fmt: skip
+    text = "".join(
+        [
+            chr(p)
+            for p in points
+            if not 0xD800 <= p < 0xE000 and chain.find(p) and chr(p).isprintable()
+        ][:5000]
+    )
     started = time.perf_counter()
     Renderer(style).render_pages(text)
     seconds = time.perf_counter() - started
     kind = "CJK" if cjk_font else "embedded (no --cjk-font)"
-    print(f"\ncold start: {len(text)} distinct {kind} glyphs in {seconds:.3f} s, "
-          f"{1e6 * seconds / len(text):.0f} us each")  # fmt: skip
+    print(
+        f"\ncold start: {len(text)} distinct {kind} glyphs in {seconds:.3f} s, "
+        f"{1e6 * seconds / len(text):.0f} us each"
+    )
     return {"glyphs": len(text), "kind": kind, "seconds": seconds}
 
 
@@ -192,15 +231,38 @@ def judge(speeds: dict[int, dict]) -> list[dict]:
         for name, (least, aim) in TARGETS.items():
             if name in speed:
                 ratio = speed["ours"] / speed[name]
-                found.append({"font_size": size, "against": name, "ratio": ratio, "at_least": least,
-                              "aim": aim, "met": ratio >= least})  # fmt: skip
+                found.append(
+                    {
+                        "font_size": size,
+                        "against": name,
+                        "ratio": ratio,
+                        "at_least": least,
+                        "aim": aim,
+                        "met": ratio >= least,
+                    }
+                )
         most, aim = FLOOR_TARGET
         ratio = speed["floor: memset + blit"] / speed["ours"]
-        found.append({"font_size": size, "against": "memset + blit", "ratio": ratio,
-                      "at_most": most, "aim": aim, "met": ratio <= most})  # fmt: skip
-    rows = [(f"{t['against']}, {t['font_size']} px", f"{t['ratio']:.2f}",
-             f"{'>=' if 'at_least' in t else '<='} {t.get('at_least', t.get('at_most'))}",
-             t["aim"], "met" if t["met"] else "MISSED") for t in found]  # fmt: skip
+        found.append(
+            {
+                "font_size": size,
+                "against": "memset + blit",
+                "ratio": ratio,
+                "at_most": most,
+                "aim": aim,
+                "met": ratio <= most,
+            }
+        )
+    rows = [
+        (
+            f"{t['against']}, {t['font_size']} px",
+            f"{t['ratio']:.2f}",
+            f"{'>=' if 'at_least' in t else '<='} {t.get('at_least', t.get('at_most'))}",
+            t["aim"],
+            "met" if t["met"] else "MISSED",
+        )
+        for t in found
+    ]
     print("\n" + table(rows, ("target", "ratio", "bar", "aim", "")))
     return found
 
@@ -243,13 +305,21 @@ def main() -> None:
         targets = judge(speeds)
         sizes = grid(texts, font, args.rounds)
         by_threads = threads(texts, font, args.rounds)
-    finish({"bench": "render",
-            **environment("numpy", "freetype-py", "pillow", "opencv-python-headless", "skia-python",
-                          "pycairo"),
-            "font": os.path.basename(args.font) or "embedded Noto Sans", "documents": args.docs,
-            "pages_per_s": speeds, "targets": targets, "grid": sizes,
+    finish(
+        {
+            "bench": "render",
+            **environment(
+                "numpy", "freetype-py", "pillow", "opencv-python-headless", "skia-python", "pycairo"
+            ),
+            "font": os.path.basename(args.font) or "embedded Noto Sans",
+            "documents": args.docs,
+            "pages_per_s": speeds,
+            "targets": targets,
+            "grid": sizes,
             "pages_per_s_by_threads": by_threads,
-            "cold_start": cold_start(args.cjk_font)})  # fmt: skip
+            "cold_start": cold_start(args.cjk_font),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -66,10 +66,16 @@ def pillow_plain(font_file, size, side, margin, step):
             line = longer
         yield line
 
-    return lambda texts: paged(texts, lines_of,
-                               lambda: canvas.rectangle((0, 0, side, side), fill=255),
-                               lambda line, x, y: canvas.text((x, y), line, 0, font, "ls"),
-                               side, margin, step, size)  # fmt: skip
+    return lambda texts: paged(
+        texts,
+        lines_of,
+        lambda: canvas.rectangle((0, 0, side, side), fill=255),
+        lambda line, x, y: canvas.text((x, y), line, 0, font, "ls"),
+        side,
+        margin,
+        step,
+        size,
+    )
 
 
 def pillow_cached(font_file, size, side, margin, step):
@@ -79,10 +85,16 @@ def pillow_cached(font_file, size, side, margin, step):
     font = ImageFont.truetype(font_file, size, layout_engine=ImageFont.Layout.BASIC)
     image = Image.new("L", (side, side), 255)
     canvas, width = ImageDraw.Draw(image), cached(font.getlength)
-    return lambda texts: paged(texts, lambda p: wrap(p, side - 2 * margin, width, width(" ")),
-                               lambda: canvas.rectangle((0, 0, side, side), fill=255),
-                               lambda line, x, y: canvas.text((x, y), line, 0, font, "ls"),
-                               side, margin, step, size)  # fmt: skip
+    return lambda texts: paged(
+        texts,
+        lambda p: wrap(p, side - 2 * margin, width, width(" ")),
+        lambda: canvas.rectangle((0, 0, side, side), fill=255),
+        lambda line, x, y: canvas.text((x, y), line, 0, font, "ls"),
+        side,
+        margin,
+        step,
+        size,
+    )
 
 
 def opencv(font_file, size, side, margin, step):
@@ -97,10 +109,16 @@ def opencv(font_file, size, side, margin, step):
 
     space = measure("a b") - measure("ab")
     width = cached(measure)
-    return lambda texts: paged(texts, lambda p: wrap(p, side - 2 * margin, width, space),
-                               lambda: page.fill(255),
-                               lambda line, x, y: cv2.putText(page, line, (x, y), 0, face, size),
-                               side, margin, step, size)  # fmt: skip
+    return lambda texts: paged(
+        texts,
+        lambda p: wrap(p, side - 2 * margin, width, space),
+        lambda: page.fill(255),
+        lambda line, x, y: cv2.putText(page, line, (x, y), 0, face, size),
+        side,
+        margin,
+        step,
+        size,
+    )
 
 
 def skia(font_file, size, side, margin, step):
@@ -117,8 +135,16 @@ def skia(font_file, size, side, margin, step):
     def draw(line, x, y):  # names surface and page, so that both live as long as the peer
         surface.getCanvas().drawString(line, x, y, font, paint)
 
-    return lambda texts: paged(texts, lambda p: wrap(p, side - 2 * margin, width, width(" ")),
-                               lambda: page.fill(255), draw, side, margin, step, size)  # fmt: skip
+    return lambda texts: paged(
+        texts,
+        lambda p: wrap(p, side - 2 * margin, width, width(" ")),
+        lambda: page.fill(255),
+        draw,
+        side,
+        margin,
+        step,
+        size,
+    )
 
 
 def cairo(font_file, size, side, margin, step):
@@ -140,12 +166,25 @@ def cairo(font_file, size, side, margin, step):
         context.move_to(x, y)
         context.show_text(line)
 
-    return lambda texts: paged(texts, lambda p: wrap(p, side - 2 * margin, width, width(" ")),
-                               new_page, draw, side, margin, step, size)  # fmt: skip
+    return lambda texts: paged(
+        texts,
+        lambda p: wrap(p, side - 2 * margin, width, width(" ")),
+        new_page,
+        draw,
+        side,
+        margin,
+        step,
+        size,
+    )
 
 
-PEERS = {"Pillow, plain": pillow_plain, "Pillow, cached widths": pillow_cached,
-         "OpenCV FontFace": opencv, "skia-python": skia, "pycairo": cairo}  # fmt: skip
+PEERS = {
+    "Pillow, plain": pillow_plain,
+    "Pillow, cached widths": pillow_cached,
+    "OpenCV FontFace": opencv,
+    "skia-python": skia,
+    "pycairo": cairo,
+}
 
 
 def installed(font_file, size, side, margin, step):

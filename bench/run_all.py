@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import torch
-
 from common import environment, finish, processor, versions
 
 HERE = Path(__file__).parent
@@ -51,54 +50,88 @@ def on_gpu(baseline: str) -> list[tuple[str, ...]]:
         *((STEP, "--tune", tune, *eight) for tune in ("lora", "qlora")),
         (STEP, "--tune", "qlora", *OFFICIAL, "--batch-size", "1"),
         (STEP, "--tune", "decoder", *frugal, *eight),
-        *(("decoder.py", "--preset", "deepseek-ocr", "--precision", "bf16", "--tune", tune,
-           "--batch-size", "16") for tune in ("decoder", "lora")),
+        *(
+            (
+                "decoder.py",
+                "--preset",
+                "deepseek-ocr",
+                "--precision",
+                "bf16",
+                "--tune",
+                tune,
+                "--batch-size",
+                "16",
+            )
+            for tune in ("decoder", "lora")
+        ),
         ("encoder.py", "--precision", "bf16", "--pages", "16", "--flex"),
         ("loss_memory.py",),
         ("loss_memory.py", "--frozen"),
         ("profile_step.py", "--tune", "lora", *sixteen),
         *(peers if baseline else ()),
-    ]  # fmt: skip
+    ]
 
 
 def shown(result: dict) -> list[tuple[str, str]]:
     """(what was measured, its value) for one bench's JSON line."""
     kind = result["bench"]
     if kind == "decoder":
-        return [(f"decoder {result['preset']}, tune {result['tune']}, B {r['batch']}, "
-                 f"T {result['tokens']}, {r['scored']} scored, {result['precision']}",
-                 f"{r['ratio']:.2f} x transformers at its best; "
-                 f"{r['over_floor']['deepsynth_min']:.2f} x the floor")
-                for r in result["results"]]  # fmt: skip
+        return [
+            (
+                f"decoder {result['preset']}, tune {result['tune']}, B {r['batch']}, "
+                f"T {result['tokens']}, {r['scored']} scored, {result['precision']}",
+                f"{r['ratio']:.2f} x transformers at its best; "
+                f"{r['over_floor']['deepsynth_min']:.2f} x the floor",
+            )
+            for r in result["results"]
+        ]
     if kind == "encoder":
-        return [(f"encoder {result['preset']}, {result['pages']} page(s), {result['precision']}",
-                 f"{result['ratio']:.2f} x transformers; peak memory "
-                 f"{result['memory_of_official']:.2f} of the official formulation's")]  # fmt: skip
+        return [
+            (
+                f"encoder {result['preset']}, {result['pages']} page(s), {result['precision']}",
+                f"{result['ratio']:.2f} x transformers; peak memory "
+                f"{result['memory_of_official']:.2f} of the official formulation's",
+            )
+        ]
     if kind == "loss_memory":
         sizes = f"B {result['batch_size']}, T {result['tokens']}, V {result['vocabulary']}"
         frozen = ", head frozen" if result["frozen"] else ""
-        return [(f"head and loss, {sizes}{frozen}",
-                 f"{result['share']:.1%} of the naive peak memory")]  # fmt: skip
+        return [
+            (f"head and loss, {sizes}{frozen}", f"{result['share']:.1%} of the naive peak memory")
+        ]
     if kind == "train_step":
         memory = f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"
         cached = ", cached" if result["cached"] else ""
-        return [(f"step {result['preset']}, tune {result['tune']}{cached}, "
-                 f"batch {result['batch_size']}, {result['precision']}, {result['optimizer']}",
-                 f"{result['samples_per_s']:.2f} samples/s; utilisation "
-                 f"{result['utilisation']:.0%}; {memory}")]  # fmt: skip
+        return [
+            (
+                f"step {result['preset']}, tune {result['tune']}{cached}, "
+                f"batch {result['batch_size']}, {result['precision']}, {result['optimizer']}",
+                f"{result['samples_per_s']:.2f} samples/s; utilisation "
+                f"{result['utilisation']:.0%}; {memory}",
+            )
+        ]
     if kind == "official":
-        return [(f"official code, tune {result['tune']}, batch {result['batch_size']}",
-                 f"ours {result['ratio']:.2f} x its samples/s")]  # fmt: skip
+        return [
+            (
+                f"official code, tune {result['tune']}, batch {result['batch_size']}",
+                f"ours {result['ratio']:.2f} x its samples/s",
+            )
+        ]
     first = result["operations"][0]
-    return [("dearest kernel of a step", f"{first['name']}, {first['us'] / 1e3:.1f} ms; "
-             f"host waits {result['host_waits']}")]  # fmt: skip
+    return [
+        (
+            "dearest kernel of a step",
+            f"{first['name']}, {first['us'] / 1e3:.1f} ms; host waits {result['host_waits']}",
+        )
+    ]
 
 
 def run(command: tuple[str, ...]) -> dict | None:
     """The last line of a bench; None if it failed."""
     print("$ python bench/" + " ".join(command), flush=True)
-    done = subprocess.run([sys.executable, HERE / command[0], *command[1:]],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, HERE / command[0], *command[1:]], capture_output=True, text=True
+    )
     print(done.stdout if done.returncode == 0 else done.stdout + done.stderr, flush=True)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
@@ -122,8 +155,13 @@ def main() -> int:
         rows = shown(result) if result else [("bench/" + " ".join(command), "failed")]
         print("\n".join(f"| {what} | {value} |" for what, value in rows))
     print()
-    finish({"bench": "run_all", "results": [result for _, result in results],
-            **environment("torch", "transformers", "peft")})  # fmt: skip
+    finish(
+        {
+            "bench": "run_all",
+            "results": [result for _, result in results],
+            **environment("torch", "transformers", "peft"),
+        }
+    )
     return 0 if all(result for _, result in results) else 1
 
 

@@ -12,18 +12,18 @@ import argparse
 import time
 
 import torch
+from common import environment, finish, median, table
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-from common import environment, finish, median, table
-from deepsynth_min import freeze
-from deepsynth_min.distributed import GradientReducer, World, barrier, start, stop
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
-from deepsynth_min.precision import autocast, set_parameter_types
-from deepsynth_min.presets import PRESETS
-from deepsynth_min.settings import page_side
 from train_step import random_batch
+
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.pages.modes import page_side
+from deepsynth_min.training.distributed import GradientReducer, World, barrier, start, stop
+from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
+from deepsynth_min.training.precision import autocast, set_parameter_types
+from deepsynth_min.tuning import freeze
 
 
 class LossModule(nn.Module):
@@ -104,8 +104,7 @@ def main() -> None:
             if i >= 3:
                 times[name].append(seconds)
     apart = max(
-        (a - b).abs().max().item()
-        for a, b in zip(ours.model.parameters(), ddp.model.parameters())
+        (a - b).abs().max().item() for a, b in zip(ours.model.parameters(), ddp.model.parameters())
     )
     if world.is_main:
         report(given, world, times, apart)
@@ -120,9 +119,19 @@ def report(given, world: World, times: dict[str, list[float]], apart: float) -> 
     rows = [(name, f"{median(times[name]) * 1e3:.1f} ms", f"{rates[name]:.2f}") for name in times]
     print(table(rows, (f"{world.size} processes", "median step", "samples/s")))
     print(f"ours / DDP: {ratio:.3f}; largest difference of a weight afterwards: {apart:.1e}")
-    finish({"bench": "scaling", **vars(given), "processes": world.size, "samples_per_s": rates,
-            "ratio": ratio, "peer": "torch DistributedDataParallel", "weights_apart": apart,
-            "device_type": world.device.type, **environment("torch")})  # fmt: skip
+    finish(
+        {
+            "bench": "scaling",
+            **vars(given),
+            "processes": world.size,
+            "samples_per_s": rates,
+            "ratio": ratio,
+            "peer": "torch DistributedDataParallel",
+            "weights_apart": apart,
+            "device_type": world.device.type,
+            **environment("torch"),
+        }
+    )
 
 
 if __name__ == "__main__":

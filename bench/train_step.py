@@ -18,21 +18,21 @@ import argparse
 import time
 from dataclasses import replace
 
-import torch
-
 import flops
+import torch
 from common import SIZES, environment, finish, interleaved, median, product_rate, table, wait
-from deepsynth_min import freeze
-from deepsynth_min.batch import Batch, visual_tokens
-from deepsynth_min.compiling import compile_parts
-from deepsynth_min.distributed import GradientReducer, World, start, stop
-from deepsynth_min.lora import LoraConfig, attach, choose
-from deepsynth_min.metrics import peak_memory
-from deepsynth_min.model import DeepseekOCR, parameter_summary
-from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
-from deepsynth_min.precision import autocast, set_parameter_types
-from deepsynth_min.quant import QuantConfig, quantise
-from deepsynth_min.settings import page_side
+
+from deepsynth_min.model.batch import Batch, visual_tokens
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
+from deepsynth_min.pages.modes import page_side
+from deepsynth_min.training.compile import compile_parts
+from deepsynth_min.training.distributed import GradientReducer, World, start, stop
+from deepsynth_min.training.metrics import peak_memory
+from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
+from deepsynth_min.training.precision import autocast, set_parameter_types
+from deepsynth_min.tuning import freeze
+from deepsynth_min.tuning.lora import LoraConfig, attach, choose
+from deepsynth_min.tuning.quant import QuantConfig, quantise
 
 PROMPT = 12  # text tokens of the instruction
 PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
@@ -143,8 +143,16 @@ class Step:
         """Of one step of this process, by formula."""
         given, batch = self.options, self.batches[0]
         lengths = batch.attention_mask.sum(1).tolist()
-        return flops.step_flops(self.config, given.tune, self.side, len(batch.pages), lengths,
-                                batch.count, given.rank, given.cached)  # fmt: skip
+        return flops.step_flops(
+            self.config,
+            given.tune,
+            self.side,
+            len(batch.pages),
+            lengths,
+            batch.count,
+            given.rank,
+            given.cached,
+        )
 
 
 def options() -> argparse.Namespace:
@@ -185,11 +193,12 @@ def main() -> None:
         splits.append(step.split())
         rates += interleaved(product, 1, world.device)["product"]
     measured = {
-        "step_s": median(whole), "product_rate": 2 * side**3 / median(rates),
+        "step_s": median(whole),
+        "product_rate": 2 * side**3 / median(rates),
         "split_s": {part: median([split[part] for split in splits]) for part in PARTS},
         "peak_memory_bytes": peak_memory(world.device),
         "reserved_bytes": torch.cuda.max_memory_reserved() if world.device.type == "cuda" else None,
-    }  # fmt: skip
+    }
     if world.is_main:
         report(step, given, world, measured)
     stop()
@@ -213,17 +222,31 @@ def report(step: Step, given, world: World, measured: dict) -> None:
         ("peak memory per process", mib(measured["peak_memory_bytes"])),
         ("  reserved", mib(measured["reserved_bytes"])),
     ]
-    print(f"{given.preset}, tune {given.tune}, {step.side} px, batch {given.batch_size}, "
-          f"answer {given.answer}, {given.precision}, {world.size} process(es), "
-          f"{hardware}")  # fmt: skip
+    print(
+        f"{given.preset}, tune {given.tune}, {step.side} px, batch {given.batch_size}, "
+        f"answer {given.answer}, {given.precision}, {world.size} process(es), "
+        f"{hardware}"
+    )
     print(table(rows, ("median of " + str(given.repeats), "")))
-    finish({
-        "bench": "train_step", **vars(given), "side": step.side, "processes": world.size,
-        "device_name": hardware, "samples_per_s": samples, "tokens_per_s": tokens, **measured,
-        "flops": step.flops(), "utilisation": utilisation, "parameters": total,
-        "trainable": trainable, "active_per_token": active, "threads": torch.get_num_threads(),
-        **environment("torch", "deepsynth-min"),
-    })  # fmt: skip
+    finish(
+        {
+            "bench": "train_step",
+            **vars(given),
+            "side": step.side,
+            "processes": world.size,
+            "device_name": hardware,
+            "samples_per_s": samples,
+            "tokens_per_s": tokens,
+            **measured,
+            "flops": step.flops(),
+            "utilisation": utilisation,
+            "parameters": total,
+            "trainable": trainable,
+            "active_per_token": active,
+            "threads": torch.get_num_threads(),
+            **environment("torch", "deepsynth-min"),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -20,23 +20,24 @@ import torch
 from tqdm import tqdm
 
 from . import options, settings as settings_
-from .adapter import base_digest, load_adapter
-from .batch import Batch
-from .build import load_run_model, usual_beams
-from .config import UserError, exit_code
-from .data import Sample, SampleBuilder, collate
-from .distributed import start, stop
-from .evaluate import find_run_checkpoint
-from .lora import Base
-from .model import DeepseekOCR
-from .precision import autocast
-from .presets import PRESETS
-from .row import Row
-from .rows import KINDS, open_files
-from .search import Answer, generate, tokens
-from .settings import GenerationSettings, PageSettings, Settings, change
-from .tokenizer import load_tokenizer
-from .weights import find_checkpoint
+from .data.row import Row
+from .data.rows import KINDS, open_files
+from .data.samples import Sample, SampleBuilder, collate
+from .data.tokenizer import load_tokenizer
+from .errors import UserError, exit_code
+from .model.batch import Batch
+from .model.deepseek_ocr import DeepseekOCR
+from .model.generation import Answer, generate, tokens
+from .model.presets import PRESETS
+from .model.weights import find_checkpoint
+from .options import change
+from .settings import GenerationSettings, PageSettings, Settings
+from .training.build import load_run_model, usual_beams
+from .training.distributed import start, stop
+from .training.precision import autocast
+from .training.run_directory import find_run_checkpoint
+from .tuning.adapter import base_digest, load_adapter
+from .tuning.lora import Base
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
 
@@ -63,8 +64,11 @@ class Reader:
                 "(--max-pages N --overflow truncate|shrink limits the pages)"
             )
         if sample.missing:
-            tqdm.write(f"warning: {row.where}: {sample.missing} characters could not be drawn as "
-                       "they should; --font FILE adds a font", file=sys.stderr)  # fmt: skip
+            tqdm.write(
+                f"warning: {row.where}: {sample.missing} characters could not be drawn as "
+                "they should; --font FILE adds a font",
+                file=sys.stderr,
+            )
         return sample
 
     def decode(self, ids: list[int]) -> str:
@@ -78,15 +82,21 @@ class Reader:
 
     def answers(self, samples: list[Sample], numbers: list[int]) -> list[Answer]:
         with self.precision():
-            return generate(self.model, self.batch(samples), self.settings.generation,
-                            self.settings.optim.seed, numbers)  # fmt: skip
+            return generate(
+                self.model,
+                self.batch(samples),
+                self.settings.generation,
+                self.settings.optim.seed,
+                numbers,
+            )
 
     def stream(self, sample: Sample):
         """Yields the text of the answer piece by piece; not for beams, which decide at the end."""
         ids, shown = [], 0
         with self.precision():
-            for token in tokens(self.model, self.batch([sample]), self.settings.generation,
-                                self.settings.optim.seed):  # fmt: skip
+            for token in tokens(
+                self.model, self.batch([sample]), self.settings.generation, self.settings.optim.seed
+            ):
                 if int(token) == self.builder.special.eos:
                     break
                 ids.append(int(token))
@@ -170,8 +180,14 @@ def load(given: argparse.Namespace, values: dict) -> Reader:
 
 def record(row: Row, sample: Sample, answer: Answer, text: str) -> dict:
     """A line of --out."""
-    return {"input": row.where, "summary": text, "tokens": len(answer.ids), "ended": answer.ended,
-            "pages": len(sample.pages), "visual_tokens": sample.visual}  # fmt: skip
+    return {
+        "input": row.where,
+        "summary": text,
+        "tokens": len(answer.ids),
+        "ended": answer.ended,
+        "pages": len(sample.pages),
+        "visual_tokens": sample.visual,
+    }
 
 
 def show_one(reader: Reader, row: Row) -> None:
@@ -203,10 +219,11 @@ def answer_all(reader: Reader, inputs: list, size: int, show: bool):
 def parser() -> options.OneLineParser:
     concerns = {"page": PageSettings, "generation": GenerationSettings}
     out = options.make_parser(
-        concerns, "python -m deepsynth_min.generate",
+        concerns,
+        "python -m deepsynth_min.generate",
         "Read documents with a trained model. Page settings, mode and instruction default to those "
         "of the run.",
-    )  # fmt: skip
+    )
     out.usage = "python -m deepsynth_min.generate --run DIR | --model DIR [options] FILE..."
     out.add_argument("files", nargs="+", metavar="FILE", help="text, rows or image; -: text")
     which = out.add_mutually_exclusive_group(required=True)
@@ -232,9 +249,10 @@ def run(arguments: list[str]) -> None:
     given = out.parse_args(arguments)
     if given.batch_size < 1:
         raise UserError(f"--batch-size: {given.batch_size} is below 1")
-    values = settings_.checked(vars(given), (PageSettings, GenerationSettings))
-    values |= {name: getattr(given, name) for name in ("mode", "instruction", "seed")
-               if name in given}  # fmt: skip
+    values = options.checked(vars(given), (PageSettings, GenerationSettings))
+    values |= {
+        name: getattr(given, name) for name in ("mode", "instruction", "seed") if name in given
+    }
     reader = load(given, values)
     inputs = open_inputs(given.files, reader.settings)
     try:

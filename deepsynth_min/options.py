@@ -4,49 +4,48 @@ In: frozen dataclasses ("concerns"), whose fields are settings. Out: an argparse
 in the fields' types.
 
 The one idea: a field says everything once. Its name gives the option (`batch_size` ->
-`--batch-size`) and the TOML key, its annotation the type and the choices, its comment in the source
-the help text; what is out of range is a table beside the dataclasses.
+`--batch-size`) and the TOML key, its annotation the type and the choices, `setting(...)` the
+default, the help text and the limits.
 """
 
 import argparse
 import difflib
-import inspect
+import json
 import math
 import re
 import tomllib
-from dataclasses import fields
-from functools import lru_cache
+from dataclasses import Field, field, fields, replace
 from typing import Literal, get_args, get_origin
 
-from .config import UserError, read_text
-
-Limits = dict[str, tuple[float, float]]  # setting -> the least and the most it may be
+from .errors import UserError, read_text
 
 
-@lru_cache
-def comments(concern: type) -> dict[str, str]:
-    """Field name -> its comment in the source, which is its help text."""
-    lines = inspect.getsource(concern).splitlines()
-    found = (re.match(r"    (\w+): .*?  # (.*)$", line) for line in lines)
-    return {match[1]: match[2] for match in found if match}
+def setting(default, help: str, least: float = -math.inf, most: float = math.inf):
+    """A field of a dataclass of settings: its default, what --help says, the limits of a number."""
+    return field(default=default, metadata={"help": help, "limits": (least, most)})
 
 
 def _choices(kind) -> tuple | None:
     return get_args(kind) if get_origin(kind) is Literal else None
 
 
-def check(name: str, kind, value, where: str, limits: Limits):
+def option_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check(f: Field, value, where: str):
     """The value in the field's type. Raises UserError naming setting, value and place."""
-    option = "--" + name.replace("_", "-")
+    option = option_of(f.name)
     try:
-        return _fitting(name, kind, value, f"{where}{option}", limits)
+        return _fitting(f, value, f"{where}{option}")
     except UserError:
         raise
     except (ValueError, OverflowError) as error:  # a number of thousands of digits
         raise UserError(f"{where}{option}: {error}") from None
 
 
-def _fitting(name: str, kind, value, option: str, limits: Limits):
+def _fitting(f: Field, value, option: str):
+    kind = f.type
     wrong = UserError(f"{option}: {value!r} is not {_describe(kind)}")
     if choices := _choices(kind):
         if value not in choices:
@@ -65,7 +64,7 @@ def _fitting(name: str, kind, value, option: str, limits: Limits):
         text = value if kind is str else "".join(value)
         if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"{option}: {value!r} is not valid text (a NUL, or half a character)")
-    least, most = limits.get(name, (-math.inf, math.inf))
+    least, most = f.metadata["limits"]
     most = min(most, 2**62) if kind is int else most
     if kind in (int, float) and not value >= least:
         raise UserError(f"{option}: {value} is below {least}")
@@ -100,12 +99,13 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 def make_parser(concerns: dict[str, type], program: str, description: str) -> OneLineParser:
     """A parser with one option per field, grouped by concern; absent options stay absent."""
     usage = f"{program} [--config FILE] [--setting value ...]"
-    parser = OneLineParser(program, usage, description, allow_abbrev=False,
-                           argument_default=argparse.SUPPRESS)  # fmt: skip
+    parser = OneLineParser(
+        program, usage, description, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     for title, concern in concerns.items():
-        group, texts = parser.add_argument_group(title), comments(concern)
+        group = parser.add_argument_group(title)
         for f in fields(concern):
-            option, text = "--" + f.name.replace("_", "-"), texts[f.name].replace("%", "%%")
+            text = f.metadata["help"].replace("%", "%%")
             text += f" (default: {f.default!r})" if f.default != () else ""
             if f.type is bool:
                 how = {"action": argparse.BooleanOptionalAction}
@@ -115,11 +115,11 @@ def make_parser(concerns: dict[str, type], program: str, description: str) -> On
                 how = {"choices": choices}
             else:
                 how = {"type": f.type, "metavar": _METAVARS[f.type]}
-            group.add_argument(option, help=text, **how)
+            group.add_argument(option_of(f.name), help=text, **how)
     return parser
 
 
-def read_toml(path: str, concerns: dict[str, type], limits: Limits) -> dict[str, object]:
+def read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
     """{setting: value} of a TOML file with one table per concern. Unknown keys are errors."""
     try:
         tables = tomllib.loads(read_text(path, "--config "))
@@ -130,12 +130,52 @@ def read_toml(path: str, concerns: dict[str, type], limits: Limits) -> dict[str,
     values = {}
     for title, table in tables.items():
         if title not in concerns or not isinstance(table, dict):
-            raise UserError(f"{path}: unknown table or key {title!r}; tables: {', '.join(concerns)}")
+            raise UserError(
+                f"{path}: unknown table or key {title!r}; tables: {', '.join(concerns)}"
+            )
         known = {f.name: f for f in fields(concerns[title])}
         for name, value in table.items():
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise UserError(f"{path}: unknown setting [{title}] {name}{hint}")
-            values[name] = check(name, known[name].type, value, f"{path}: ", limits)
+            values[name] = check(known[name], value, f"{path}: ")
     return values
+
+
+def checked(given: dict, concerns) -> dict[str, object]:
+    """What `given` says about the fields of some concerns. Raises UserError."""
+    return {
+        f.name: check(f, given[f.name], "")
+        for concern in concerns
+        for f in fields(concern)
+        if f.name in given
+    }
+
+
+def change(settings, **values):
+    """A copy of a dataclass of concerns with some settings changed, whatever concern has them."""
+    parts = {}
+    for f in fields(settings):
+        part = getattr(settings, f.name)
+        own = {g.name: values.pop(g.name) for g in fields(part) if g.name in values}
+        parts[f.name] = replace(part, **own)
+    assert not values, f"unknown settings {list(values)}"
+    return type(settings)(**parts)
+
+
+def to_toml(settings) -> str:
+    """A dataclass of concerns as TOML, one table per concern, each setting with its help."""
+    lines = []
+    for f in fields(settings):
+        part = getattr(settings, f.name)
+        lines.append(f"[{f.name}]")
+        for g in fields(part):
+            value = getattr(part, g.name)
+            # JSON strings, numbers, booleans and lists of strings are valid TOML.
+            text = json.dumps(
+                list(value) if isinstance(value, tuple) else value, ensure_ascii=False
+            ).replace("\x7f", "\\u007f")  # the one that TOML wants escaped and JSON does not
+            lines.append(f"{g.name} = {text}  # {g.metadata['help']}")
+        lines.append("")
+    return "\n".join(lines)

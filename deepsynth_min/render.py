@@ -9,32 +9,16 @@ import argparse
 import inspect
 import os
 import re
-import struct
 import sys
-import zlib
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
-from .config import UserError, one_line, read_text as read_file
-from .render import Pages, fit, render_pages
-from .style import PageStyle
-
-
-def png(image: np.ndarray) -> bytes:
-    """A uint8 image [height, width] as a greyscale PNG."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        checksum = zlib.crc32(kind + body)
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
-
-    height, width = image.shape
-    rows = np.zeros((height, width + 1), np.uint8)  # each row starts with filter 0: none
-    rows[:, 1:] = image
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 6))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+from .errors import UserError, one_line, read_text as read_file
+from .pages.png import png
+from .pages.renderer import Pages, fit, render_pages
+from .pages.style import PageStyle
 
 
 def visual_tokens(width: int, height: int) -> int | None:
@@ -47,10 +31,14 @@ def describe(pages: Pages, number: int, name: str) -> str:
     """The line about one page."""
     start, end = pages.ranges[number].tolist()
     tokens = visual_tokens(pages.style.width, pages.style.height)
-    inside = [int(np.count_nonzero((at >= start) & (at < end)))
-              for at in (pages.missing, pages.unshaped)]  # fmt: skip
-    density = f"{tokens} visual tokens, {(end - start) / tokens:.2f} characters each" if tokens \
-        else "no visual tokens (not a square of a multiple of 64)"  # fmt: skip
+    inside = [
+        int(np.count_nonzero((at >= start) & (at < end))) for at in (pages.missing, pages.unshaped)
+    ]
+    density = (
+        f"{tokens} visual tokens, {(end - start) / tokens:.2f} characters each"
+        if tokens
+        else "no visual tokens (not a square of a multiple of 64)"
+    )
     line = (
         f"{name}: characters {start}..{end} ({end - start}), {density}, {inside[0]} missing glyphs"
     )
@@ -69,15 +57,24 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("file", help="UTF-8 text file, or - for standard input")
     out.add_argument("--out", required=True, help="directory for page-0001.png, ...")
     out.add_argument("--force", action="store_true", help="overwrite files that exist")
-    out.add_argument("--fit", type=int, metavar="PAGES",
-                     help="use the largest font size (min-font-size to 64) that fits PAGES")
+    out.add_argument(
+        "--fit",
+        type=int,
+        metavar="PAGES",
+        help="use the largest font size (min-font-size to 64) that fits PAGES",
+    )
     notes = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(PageStyle), re.M))
     for field in fields(PageStyle):
         flag = "--" + field.name.replace("_", "-")
         shown = f"{notes.get(field.name, 'per page')} [{field.default}]".replace("%", "%%")
         if field.name == "fonts":
-            out.add_argument("--font", dest="fonts", action="append", metavar="FILE",
-                             help="font file for what those before lack; repeatable")  # fmt: skip
+            out.add_argument(
+                "--font",
+                dest="fonts",
+                action="append",
+                metavar="FILE",
+                help="font file for what those before lack; repeatable",
+            )
         elif isinstance(field.default, bool):
             out.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown)
         else:
@@ -136,3 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError:
         arguments.error("not enough memory for so many pages; see --max-pages")
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -16,32 +16,45 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import (
-    ablations, checkpoint, compiling, features, freeze, hub, settings as settings_, shard,
-)  # fmt: skip
-from .augment import MIRRORED, augment_batch, check as check_augment
-from .build import build_model, keep_preset, load_run_model, resolve
-from .config import UserError, exit_code
-from .data import Loader, SampleBuilder
-from .disk import write_text
-from .distributed import (
-    GradientReducer, Stopper, World, barrier, broadcast_text, check_same_parameters,
-    let_first_speak, start, stop, sum_over_ranks, with_lost_ranks,
-)  # fmt: skip
-from .evaluate import NO_ROUGE, Evaluator, check_metric, cost, describe
-from .export import stage_for_hub
-from .metrics import Meter
-from .model import summary_table
-from .optim import LossScaler, clip_and_step, cosine_rate, make_adamw, total_norm
-from .order import Order
-from .precision import autocast, set_parameter_types
-from .presets import PRESETS
-from .rows import open_rows, pinned
-from .run_directory import RunDirectory, default_name, warn
-from .saving import Saving
-from .settings import Settings, change
-from .sinks import check_sinks
-from .tokenizer import load_tokenizer
+from . import settings as settings_
+from .data.augment import MIRRORED, augment_batch, check as check_augment
+from .data.loader import Loader
+from .data.order import Order
+from .data.rows import open_rows, pinned
+from .data.samples import SampleBuilder
+from .data.tokenizer import load_tokenizer
+from .errors import UserError, exit_code
+from .evaluation import ablations
+from .evaluation.evaluator import NO_ROUGE, Evaluator, check_metric, cost, describe
+from .files.disk import write_text
+from .model.deepseek_ocr import summary_table
+from .model.presets import PRESETS
+from .options import change
+from .pages.modes import page_side
+from .publish import upload as hub
+from .publish.official import stage_for_hub
+from .reports.sinks import check_sinks
+from .settings import Settings
+from .training import checkpoint, compile as compiling, feature_cache as features, shard
+from .training.build import build_model, keep_preset, load_run_model, resolve
+from .training.distributed import (
+    GradientReducer,
+    Stopper,
+    World,
+    barrier,
+    broadcast_text,
+    check_same_parameters,
+    let_first_speak,
+    start,
+    stop,
+    with_lost_ranks,
+)
+from .training.metrics import Meter
+from .training.optim import LossScaler, clip_and_step, cosine_rate, make_adamw, total_norm
+from .training.precision import autocast, set_parameter_types
+from .training.run_directory import RunDirectory, default_name, warn
+from .training.saving import Saving
+from .tuning import freeze
 
 
 class Training:
@@ -51,7 +64,7 @@ class Training:
         self.world = world = start(settings.run.device, settings.run.threads, settings.run.timeout)
         name = settings.run.out or broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
-        settings_.page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
+        page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
         settings = self._pinned(settings)
         rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
         rooms = (features.check, shard.check, compiling.check)
@@ -72,21 +85,43 @@ class Training:
         else:
             set_parameter_types(self.model, optim.precision, optim.weights)
             self.twin = self.model
-        self.evaluator = Evaluator(self.twin, self.held_out, self.builder, world)
+        self.evaluator = Evaluator(
+            self.twin,
+            self.held_out,
+            self.builder,
+            world,
+            partial(autocast, world.device, optim.precision),
+        )
         self.optimizer = make_adamw(
-            self.model, (optim.beta1, optim.beta2), optim.weight_decay,
-            settings.adapter.lora_plus_ratio, optim.optimizer, optim.seed,
-        )  # fmt: skip
+            self.model,
+            (optim.beta1, optim.beta2),
+            optim.weight_decay,
+            settings.adapter.lora_plus_ratio,
+            optim.optimizer,
+            optim.seed,
+        )
         self.scaler = LossScaler(optim.precision == "fp16", world.device)
-        self.saving = Saving(self.directory, world, settings.run, self.model, self.twin, self.base,
-                             self.optimizer, self.scaler)  # fmt: skip
+        self.saving = Saving(
+            self.directory,
+            world,
+            settings.run,
+            self.model,
+            self.twin,
+            self.base,
+            self.optimizer,
+            self.scaler,
+        )
         self.step, self.best, self.unlogged = 0, None, []
         self.stale = 0  # evaluations since the best
         self.facts = {
             "global_batch": optim.batch_size * optim.accumulate * world.size,
-            "seed": optim.seed, "rows": len(rows), "bucket": settings.data.bucket,
-            "tune": settings.model.tune, "mode": settings.model.mode, "data": rows.signature(),
-        }  # fmt: skip
+            "seed": optim.seed,
+            "rows": len(rows),
+            "bucket": settings.data.bucket,
+            "tune": settings.model.tune,
+            "mode": settings.model.mode,
+            "data": rows.signature(),
+        }
         self._resume()
         freeze.check_start(self.model, self.optimizer, self.policy)
         check_same_parameters(world, dict(self.model.named_parameters()))
@@ -100,8 +135,9 @@ class Training:
         if settings.data.feature_cache != "off":
             self.cache = features.FeatureCache(settings, self.model, world.device, world.size, warn)
         alone = World(0, 1, world.device)  # shards have been summed already
-        self.reducer = GradientReducer(alone if self.sharded else world,
-                                       list(self.trainable.values()), kind)  # fmt: skip
+        self.reducer = GradientReducer(
+            alone if self.sharded else world, list(self.trainable.values()), kind
+        )
         self.audited = False
         barrier(world)  # every rank has looked at --out before rank 0 writes to it
         if world.is_main:
@@ -122,18 +158,24 @@ class Training:
         if found:
             path = Path(found)
             how = {"restore": partial(shard.restore_shards, self.twin)} if self.sharded else {}
-            state = checkpoint.load(path, self.model, self.optimizer, self.scaler, self.facts,
-                                    **how)  # fmt: skip
+            state = checkpoint.load(
+                path, self.model, self.optimizer, self.scaler, self.facts, **how
+            )
             self.step, self.unlogged = state["step"], state["unlogged"]
             if self.step > self.settings.optim.max_steps:
-                raise UserError(f"{found}: step {self.step} is beyond --max-steps "
-                                f"{self.settings.optim.max_steps}")  # fmt: skip
+                raise UserError(
+                    f"{found}: step {self.step} is beyond --max-steps "
+                    f"{self.settings.optim.max_steps}"
+                )
             if state["best_metric"] == self.settings.evaluation.best:
                 self.best, self.stale = state["best"], state["stale"]
             self.saving.going_on_from(path, self.step)
         if self.world.is_main and resume != "none":
-            print(f"resuming after step {self.step} from {found}" if found
-                  else f"{self.directory.path}: no checkpoint to go on from; starting afresh")
+            print(
+                f"resuming after step {self.step} from {found}"
+                if found
+                else f"{self.directory.path}: no checkpoint to go on from; starting afresh"
+            )
             self.directory.go_on_after(self.step if found else -1)
 
     def _announce(self) -> None:
@@ -142,16 +184,20 @@ class Training:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         s = self.settings
-        print(f"{s.model.model} on {s.data.data}: {len(self.rows):,} training rows, "
-              f"{len(self.held_out):,} held-out rows scored; pages of {self.builder.side} px")  # fmt: skip
+        print(
+            f"{s.model.model} on {s.data.data}: {len(self.rows):,} training rows, "
+            f"{len(self.held_out):,} held-out rows scored; pages of {self.builder.side} px"
+        )
         if s.model.model in PRESETS:
             print("the weights are random: a preset is for trying out, not a trained model")
         if s.augment.augment and s.augment.augment_flip:
             print(f"warning: {MIRRORED}")
         print(f"\n{summary_table(self.model)}\ntrained: {s.model.tune}\n")
-        print(f"{s.optim.max_steps:,} steps of {self.facts['global_batch']} samples, "
-              f"{self.world.size} process(es) on {self.world.device.type}; "
-              f"run directory: {self.directory.path}")  # fmt: skip
+        print(
+            f"{s.optim.max_steps:,} steps of {self.facts['global_batch']} samples, "
+            f"{self.world.size} process(es) on {self.world.device.type}; "
+            f"run directory: {self.directory.path}"
+        )
 
     def train_step(self, batches, count: float) -> tuple[torch.Tensor, torch.Tensor, float]:
         """One optimizer step; returns (this rank's summed loss, gradient norm, count).
@@ -188,15 +234,18 @@ class Training:
         size = settings.optim.batch_size * world.size
         first = self.step * self.facts["global_batch"] + micro * size + world.rank
         paper = 0.0 if settings.page.invert else 255.0
-        return augment_batch(batch, settings.augment, settings.optim.seed,
-                             range(first, first + size, world.size), paper)  # fmt: skip
+        return augment_batch(
+            batch,
+            settings.augment,
+            settings.optim.seed,
+            range(first, first + size, world.size),
+            paper,
+        )
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         optim = self.settings.optim
-        return cosine_rate(
-            step, optim.max_steps, optim.lr, optim.warmup_ratio, optim.min_lr_ratio
-        )
+        return cosine_rate(step, optim.max_steps, optim.lr, optim.warmup_ratio, optim.min_lr_ratio)
 
     def _audit_gradients(self) -> None:
         """After the first backward; with fp16, after the first one that did not overflow."""
@@ -212,15 +261,18 @@ class Training:
         row, most = int(self.scaler.row), self.settings.run.max_skips
         if row < most:
             return
-        order = Order(self.rows, self.facts["seed"], self.facts["global_batch"],
-                      self.facts["bucket"])  # fmt: skip
+        order = Order(
+            self.rows, self.facts["seed"], self.facts["global_batch"], self.facts["bucket"]
+        )
         rows = {step: order.step(step) for step in range(self.step - row, self.step)}
         path = self.directory.path / "skipped.json"
         if self.world.is_main:
             where = {step: [self.rows[i].where for i in chosen] for step, chosen in rows.items()}
             write_text(path, json.dumps(where, indent=1))
-        raise RuntimeError(f"{row} steps in a row had a loss or gradient that is not finite and were "
-                           f"skipped; the rows they were made of: {path}")  # fmt: skip
+        raise RuntimeError(
+            f"{row} steps in a row had a loss or gradient that is not finite and were "
+            f"skipped; the rows they were made of: {path}"
+        )
 
     def evaluate(self) -> dict[str, float]:
         with shard.filled(self.twin, self.model):
@@ -249,28 +301,41 @@ class Training:
         """A checkpoint of the present step; `result` is its evaluation, if there was one."""
         metric = self.settings.evaluation.best
         self.saving.save(
-            {"step": self.step, **self.facts, "best": self.best, "best_metric": metric,
-             "stale": self.stale, "score": result and cost(result, metric),
-             "unlogged": meter.unlogged()}, is_best,
-        )  # fmt: skip
+            {
+                "step": self.step,
+                **self.facts,
+                "best": self.best,
+                "best_metric": metric,
+                "stale": self.stale,
+                "score": result and cost(result, metric),
+                "unlogged": meter.unlogged(),
+            },
+            is_best,
+        )
 
     def run(self) -> None:
         settings, world, stopper = self.settings, self.world, Stopper()
         steps, every = settings.optim.max_steps, settings.run
-        loader = Loader(self.rows, self.builder, settings, world.rank, world.size, self.step,
-                        *([] if self.cache is None else [features.keyed]))  # fmt: skip
+        loader = Loader(
+            self.rows,
+            self.builder,
+            settings,
+            world.rank,
+            world.size,
+            self.step,
+            *([] if self.cache is None else [features.keyed]),
+        )
         meter = Meter(world, self.directory, self.facts["global_batch"], len(self.rows))
         last = self.evaluate() if self.step == 0 else None
         shown = world.is_main and sys.stderr.isatty()
-        bar = tqdm(total=steps, initial=self.step, desc="training", unit="step",
-                   disable=not shown)  # fmt: skip
+        bar = tqdm(total=steps, initial=self.step, desc="training", unit="step", disable=not shown)
         meter.start(self.unlogged)
         failed, refused = 0, None
         try:
             while not self.finished:
                 batches, refused = self._next(meter, loader)
-                count, stopping, failed = sum_over_ranks(
-                    world, sum(b.count for b in batches), stopper.asked, refused is not None
+                count, stopping, failed = world.sum(
+                    sum(b.count for b in batches), stopper.asked, refused is not None
                 )
                 if stopping or failed:
                     break

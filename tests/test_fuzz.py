@@ -15,25 +15,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import SMALL
+from fuzz import DEEP, ODD, fresh, mutate_bytes, mutate_file, mutate_json, mutate_value, outcome
 from safetensors.torch import load_file
 
-from conftest import SMALL
-from deepsynth_min import checkpoint, settings as settings_
-from deepsynth_min.adapter import load_adapter, read_config
-from deepsynth_min.lora import Base, LoraConfig, adapter_views, attach, choose
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.optim import LossScaler, make_adamw, prepare_state
-from deepsynth_min.rows import open_files
-from deepsynth_min.run_directory import RunDirectory
-from deepsynth_min.settings import DataSettings, Settings, to_toml
-from deepsynth_min.tokenizer import EMBEDDED, check_tokenizer, load_tokenizer, special_ids
-from deepsynth_min.weights import official_views
-from fuzz import DEEP, ODD, fresh, mutate_bytes, mutate_file, mutate_json, mutate_value, outcome
+from deepsynth_min import settings as settings_
+from deepsynth_min.data.rows import open_files
+from deepsynth_min.data.tokenizer import EMBEDDED, check_tokenizer, load_tokenizer, special_ids
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.weights import official_views
+from deepsynth_min.options import to_toml
+from deepsynth_min.settings import DataSettings, Settings
+from deepsynth_min.training import checkpoint
+from deepsynth_min.training.optim import LossScaler, make_adamw, prepare_state
+from deepsynth_min.training.run_directory import RunDirectory
+from deepsynth_min.tuning.adapter import load_adapter, read_config
+from deepsynth_min.tuning.lora import Base, LoraConfig, adapter_views, attach, choose
 
 JSONL, PARQUET, TABLES, TOML, RUNS, CHECKPOINTS, WEIGHTS, TOKENIZERS, ADAPTERS = (
-    600, 300, 100, 400, 200, 200, 150, 40, 200
-)  # fmt: skip
-assert JSONL + PARQUET + TABLES + TOML + RUNS + CHECKPOINTS + WEIGHTS + TOKENIZERS + ADAPTERS >= 2000
+    600,
+    300,
+    100,
+    400,
+    200,
+    200,
+    150,
+    40,
+    200,
+)
+assert (
+    JSONL + PARQUET + TABLES + TOML + RUNS + CHECKPOINTS + WEIGHTS + TOKENIZERS + ADAPTERS >= 2000
+)
 
 ROWS = [
     {"text": "A document of some words.", "summary": "Words."},
@@ -51,16 +63,17 @@ def solid(value) -> bool:
 
 
 def meaning(values, folder) -> tuple | None:
-    """(text, summary, instruction, real image paths) of a row, None if it may not be used: a second,
-    plain reading of what the README says."""
+    """(text, summary, instruction, real image paths) of a row, None if it may not be used: a
+    second, plain reading of what the README says."""
     if not isinstance(values, dict) or not solid(values.get("summary")):
         return None
-    given = {name: values[name] for name in ("text", "image", "images")
-             if values.get(name) is not None}  # fmt: skip
+    given = {
+        name: values[name] for name in ("text", "image", "images") if values.get(name) is not None
+    }
     instruction = values.get("instruction")
     if len(given) != 1 or not (instruction is None or solid(instruction)):
         return None
-    (name, value), = given.items()
+    ((name, value),) = given.items()
     if name == "text":
         return (value, values["summary"], instruction, []) if solid(value) else None
     names = value if isinstance(value, list) else [value]
@@ -73,7 +86,9 @@ def real_path(name, folder) -> str | None:
     if not solid(name) or "\0" in name:
         return None
     path = os.path.realpath(os.path.join(folder, name))
-    return path if path.startswith(f"{os.path.realpath(folder)}/") and os.path.isfile(path) else None
+    return (
+        path if path.startswith(f"{os.path.realpath(folder)}/") and os.path.isfile(path) else None
+    )
 
 
 def shown(row) -> tuple:
@@ -109,8 +124,11 @@ def test_json_lines_are_refused_or_read_as_json_reads_them(folder):
         content = b"\n".join(lines)
         path.write_bytes(content)
         try:
-            twin = [meaning(json.loads(line.decode("utf-8-sig")), folder)
-                    for line in content.split(b"\n") if line.strip()]  # fmt: skip
+            twin = [
+                meaning(json.loads(line.decode("utf-8-sig")), folder)
+                for line in content.split(b"\n")
+                if line.strip()
+            ]
         except (ValueError, RecursionError):
             twin = []
         got = outcome(lambda: read_all(path))
@@ -122,13 +140,21 @@ def test_json_lines_are_refused_or_read_as_json_reads_them(folder):
 
 def parquet_file(chance: random.Random) -> bytes:
     n = chance.randrange(3, 40)
-    table = pa.table({"text": [f"text {i} " * 5 for i in range(n)],
-                      "summary": [f"s{i % 5}" for i in range(n)],
-                      "instruction": [None if i % 2 else "Do." for i in range(n)]})  # fmt: skip
+    table = pa.table(
+        {
+            "text": [f"text {i} " * 5 for i in range(n)],
+            "summary": [f"s{i % 5}" for i in range(n)],
+            "instruction": [None if i % 2 else "Do." for i in range(n)],
+        }
+    )
     out = io.BytesIO()
-    pq.write_table(table, out, row_group_size=chance.choice((2, 7, 100)),
-                   compression=chance.choice(("none", "snappy", "zstd")),
-                   use_dictionary=chance.random() < 0.5)  # fmt: skip
+    pq.write_table(
+        table,
+        out,
+        row_group_size=chance.choice((2, 7, 100)),
+        compression=chance.choice(("none", "snappy", "zstd")),
+        use_dictionary=chance.random() < 0.5,
+    )
     return out.getvalue()
 
 
@@ -153,13 +179,18 @@ def column(chance: random.Random, n: int):
     """n cells of some type or other, some of them odd."""
     kinds = (
         (pa.string(), lambda: chance.choice(("a", "b c", "", " ", None, "ä", "a.png", "x" * 2000))),
-        (pa.large_string(), lambda: "large"), (pa.dictionary(pa.int8(), pa.string()), lambda: "d"),
-        (pa.binary(), lambda: chance.choice((b"", b"\xff", None))), (pa.int64(), lambda: 7),
+        (pa.large_string(), lambda: "large"),
+        (pa.dictionary(pa.int8(), pa.string()), lambda: "d"),
+        (pa.binary(), lambda: chance.choice((b"", b"\xff", None))),
+        (pa.int64(), lambda: 7),
         (pa.list_(pa.string()), lambda: chance.choice(([], ["a.png"], [None], None))),
-        (pa.null(), lambda: None), (pa.float16(), lambda: 1.0), (pa.bool_(), lambda: True),
+        (pa.null(), lambda: None),
+        (pa.float16(), lambda: 1.0),
+        (pa.bool_(), lambda: True),
         (pa.struct([("path", pa.string())]), lambda: chance.choice(({"path": "a.png"}, None))),
-        (pa.timestamp("us"), lambda: 0), (pa.string(), lambda: "plain text"),
-    )  # fmt: skip
+        (pa.timestamp("us"), lambda: 0),
+        (pa.string(), lambda: "plain text"),
+    )
     kind, cell = chance.choice(kinds[:1] * 12 + kinds[-1:] * 8 + kinds)
     return pa.array([cell() for _ in range(n)], kind)
 
@@ -175,7 +206,9 @@ def test_parquet_tables_of_any_columns_are_refused_or_read_as_they_are(folder):
         twin = []
         for values in table.to_pylist():
             texts = [values.get(name) for name in ("text", "summary", "instruction")]
-            values |= {k: v["path"] for k, v in values.items() if isinstance(v, dict) and k[0] == "i"}
+            values |= {
+                k: v["path"] for k, v in values.items() if isinstance(v, dict) and k[0] == "i"
+            }
             fits = all(value is None or isinstance(value, str) for value in texts)
             twin.append(meaning(values, folder) if fits else None)
         got = outcome(lambda: read_all(path))
@@ -194,11 +227,33 @@ def test_settings_are_refused_or_are_what_the_file_says(tmp_path):
             content = mutate_bytes(whole, chance)
         else:
             mine, at = list(lines), chance.randrange(len(lines))
-            odd = chance.choice((*map(json.dumps, ODD[2:]), "nan", "-inf", "1979-05-27", "0x1f", DEEP,
-                                 "{a=1}", "'''", "9" * 5000, "1e400", "true"))  # fmt: skip
+            odd = chance.choice(
+                (
+                    *map(json.dumps, ODD[2:]),
+                    "nan",
+                    "-inf",
+                    "1979-05-27",
+                    "0x1f",
+                    DEEP,
+                    "{a=1}",
+                    "'''",
+                    "9" * 5000,
+                    "1e400",
+                    "true",
+                )
+            )
             key = mine[at].partition(" =")[0]
-            mine[at] = chance.choice((f"{key} = {odd}", f"{key}.a = {odd}", f"{key} = {odd}\n" + mine[at],
-                                      "", f"[{key}]", mine[at].replace("=", "=="), odd))  # fmt: skip
+            mine[at] = chance.choice(
+                (
+                    f"{key} = {odd}",
+                    f"{key}.a = {odd}",
+                    f"{key} = {odd}\n" + mine[at],
+                    "",
+                    f"[{key}]",
+                    mine[at].replace("=", "=="),
+                    odd,
+                )
+            )
             content = "\n".join(mine).encode("utf-8", "surrogatepass")
         path.write_bytes(content)
         got = outcome(lambda: settings_.parse(["--config", str(path)]))
@@ -240,8 +295,10 @@ class Trainee:
     def disturb(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for tensor in (*adapter_views(self.model).values(),
-                           *checkpoint.optimizer_tensors(*self.parts).values()):  # fmt: skip
+            for tensor in (
+                *adapter_views(self.model).values(),
+                *checkpoint.optimizer_tensors(*self.parts).values(),
+            ):
                 tensor.uniform_(0.5, 1.5, generator=generator)
 
 
@@ -262,12 +319,21 @@ def run(tmp_path_factory, trainee):
     directory.create(Settings())
     for step in (1, 2):
         trainee.disturb(step)
-        facts = {"step": step, "best": 1.5, "best_metric": "loss", "stale": 0, "score": 2.0 - step,
-                 "unlogged": [[1.0, 2.0]]}  # fmt: skip
-        checkpoint.save(path / "checkpoints", checkpoint.take(*trainee.parts, facts),
-                        trainee.model, EMBEDDED)  # fmt: skip
+        facts = {
+            "step": step,
+            "best": 1.5,
+            "best_metric": "loss",
+            "stale": 0,
+            "score": 2.0 - step,
+            "unlogged": [[1.0, 2.0]],
+        }
+        checkpoint.save(
+            path / "checkpoints", checkpoint.take(*trainee.parts, facts), trainee.model, EMBEDDED
+        )
         states[f"step-{step:06}"] = trainee.state()
-    (path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"kind": "train", "step": 2}\n')
+    (path / "metrics.jsonl").write_text(
+        '{"kind": "train", "step": 1}\n{"kind": "train", "step": 2}\n'
+    )
     directory.go_on_after(2)
     directory.release()
     return path, states
@@ -288,7 +354,9 @@ def resumed(path, trainee, steps) -> str | None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_damaged_run_goes_on_from_exactly_what_was_saved_or_not_at_all(tmp_path, run, trainee, capsys):
+def test_a_damaged_run_goes_on_from_exactly_what_was_saved_or_not_at_all(
+    tmp_path, run, trainee, capsys
+):
     chance, (source, states) = random.Random(4), run
     went_on = {name: 0 for name in (*states, "", None)}
     for _ in range(RUNS):
@@ -319,8 +387,10 @@ def test_a_forged_checkpoint_is_refused_or_read_as_its_files_say(tmp_path, run, 
             accepted += 1
             said = load_file(path / "adapter_model.safetensors")
             said |= load_file(path / "optimizer.safetensors")
-            assert equal({n: t.float() for n, t in trainee.state().items()},
-                         {n: t.float() for n, t in said.items()}), done  # fmt: skip
+            assert equal(
+                {n: t.float() for n, t in trainee.state().items()},
+                {n: t.float() for n, t in said.items()},
+            ), done
     assert 0 < accepted < CHECKPOINTS
 
 
@@ -344,8 +414,10 @@ def test_a_damaged_model_directory_is_refused_or_read_as_its_files_say(tmp_path)
         if read is not None:
             accepted += 1
             said = load_file(path / "model.safetensors")
-            assert equal({n: t.float() for n, t in official_views(read).items()},
-                         {n: t.float() for n, t in said.items()})  # fmt: skip
+            assert equal(
+                {n: t.float() for n, t in official_views(read).items()},
+                {n: t.float() for n, t in said.items()},
+            )
     assert 0 < accepted < WEIGHTS
 
 
@@ -360,8 +432,18 @@ def test_a_damaged_tokenizer_is_refused_or_spells_every_text(tmp_path):
 
     for _ in range(TOKENIZERS):
         path = fresh(EMBEDDED, tmp_path / "t")
-        mutate_file(path / chance.choice(("tokenizer.json", "tokenizer.json", "tokenizer_config.json",
-                                          "special_tokens_map.json")), chance)  # fmt: skip
+        mutate_file(
+            path
+            / chance.choice(
+                (
+                    "tokenizer.json",
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                    "special_tokens_map.json",
+                )
+            ),
+            chance,
+        )
         tokenizer = outcome(lambda: read(path))
         if tokenizer is not None:
             accepted += 1
@@ -369,12 +451,16 @@ def test_a_damaged_tokenizer_is_refused_or_spells_every_text(tmp_path):
     assert 0 < accepted < TOKENIZERS
 
 
-def test_a_damaged_adapter_is_refused_and_leaves_the_model_or_is_read_as_its_files_say(tmp_path, run):
+def test_a_damaged_adapter_is_refused_and_leaves_the_model_or_is_read_as_its_files_say(
+    tmp_path, run
+):
     chance, accepted = random.Random(8), 0
     source, plain = run[0] / "checkpoints" / "step-000002", DeepseekOCR(SMALL)
     for _ in range(ADAPTERS):
         path = fresh(source, tmp_path / "a")
-        mutate_file(path / chance.choice(("adapter_config.json", "adapter_model.safetensors")), chance)
+        mutate_file(
+            path / chance.choice(("adapter_config.json", "adapter_model.safetensors")), chance
+        )
         names = list(dict(plain.named_parameters()))
         if outcome(lambda: load_adapter(plain, path, BASE) or True):
             accepted += 1

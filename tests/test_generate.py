@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from deepsynth_min import corpus, generate, settings as S, train
-from deepsynth_min.build import usual_beams
-from deepsynth_min.data import SampleBuilder, collate
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.row import Row
-from deepsynth_min.tokenizer import load_tokenizer
+from deepsynth_min import generate, settings as S, train
+from deepsynth_min.corpus import documents as corpus
+from deepsynth_min.data.row import Row
+from deepsynth_min.data.samples import SampleBuilder, collate
+from deepsynth_min.data.tokenizer import load_tokenizer
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.options import change
+from deepsynth_min.training.build import usual_beams
 
 QUICK = ["--max-new-tokens", "5"]
 
@@ -26,9 +28,27 @@ QUICK = ["--max-new-tokens", "5"]
 def trained(tmp_path_factory) -> Path:
     """Near its random start, where answers differ more than after a few steps of training."""
     out = tmp_path_factory.mktemp("run") / "r"
-    assert train.main(["--model", "tiny", "--out", str(out), "--max-steps", "1",
-                       "--batch-size", "2", "--val-samples",
-                       "1", "--lr", "1e-6", "--instruction", "In short: "]) == 0  # fmt: skip
+    assert (
+        train.main(
+            [
+                "--model",
+                "tiny",
+                "--out",
+                str(out),
+                "--max-steps",
+                "1",
+                "--batch-size",
+                "2",
+                "--val-samples",
+                "1",
+                "--lr",
+                "1e-6",
+                "--instruction",
+                "In short: ",
+            ]
+        )
+        == 0
+    )
     return out
 
 
@@ -75,13 +95,20 @@ def test_answers_are_those_of_slow_decoding_with_the_settings_of_the_run(
     assert run(trained, "--out", out, *documents) == 0
     found = [json.loads(line) for line in out.read_text().splitlines()]
     texts = [d.text for d in corpus.documents("val")[:3]]
-    rows = [Row("", "", texts[0]), Row("", "", texts[1]),
-            Row("", "", texts[2], instruction="Say it again: "),
-            Row("", "", images=(documents[2],))]  # fmt: skip
+    rows = [
+        Row("", "", texts[0]),
+        Row("", "", texts[1]),
+        Row("", "", texts[2], instruction="Say it again: "),
+        Row("", "", images=(documents[2],)),
+    ]
     expected = [answer_of(trained, row) for row in rows]
     assert [line["summary"] for line in found] == expected and len(set(expected)) > 1
     assert [line["input"] for line in found] == [
-        str(documents[0]), f"{documents[1]}:1", f"{documents[1]}:2", str(documents[2])]  # fmt: skip
+        str(documents[0]),
+        f"{documents[1]}:1",
+        f"{documents[1]}:2",
+        str(documents[2]),
+    ]
     assert all(line["tokens"] <= 5 for line in found)
     assert all(line["visual_tokens"] == 21 * line["pages"] for line in found)
 
@@ -108,8 +135,9 @@ def test_several_answers_are_shown_under_the_names_of_their_documents(trained, d
     assert run(trained, documents[0], documents[1]) == 0
     printed = capsys.readouterr()
     headings = [line for line in printed.out.splitlines() if line.startswith("==> ")]
-    assert headings == [f"==> {n} <==" for n in (
-        documents[0], f"{documents[1]}:1", f"{documents[1]}:2")]  # fmt: skip
+    assert headings == [
+        f"==> {n} <==" for n in (documents[0], f"{documents[1]}:1", f"{documents[1]}:2")
+    ]
     assert "3/3" in printed.err  # the bar
 
 
@@ -122,14 +150,45 @@ def test_standard_input_in_a_new_process(trained):
 
 def test_a_checkpoint_with_an_adapter_answers_as_the_run_that_made_it(trained, documents, tmp_path):
     base, adapted = trained / "checkpoints" / "step-000001", tmp_path / "adapted"
-    assert train.main(["--model", str(base), "--tune", "lora", "--max-steps", "2", "--lr", "0.5",
-                       "--batch-size", "2", "--val-samples", "1", "--out", str(adapted)]) == 0  # fmt: skip
+    assert (
+        train.main(
+            [
+                "--model",
+                str(base),
+                "--tune",
+                "lora",
+                "--max-steps",
+                "2",
+                "--lr",
+                "0.5",
+                "--batch-size",
+                "2",
+                "--val-samples",
+                "1",
+                "--out",
+                str(adapted),
+            ]
+        )
+        == 0
+    )
     adapter = adapted / "checkpoints" / "step-000002"
     files = {name: tmp_path / name for name in ("run", "model", "base")}
     assert run(adapted, "--out", files["run"], *documents) == 0
     for name, more in (("model", ["--adapter", str(adapter)]), ("base", [])):
-        assert generate.main(["--model", str(base), *more, *QUICK, "--out", str(files[name]),
-                              *map(str, documents)]) == 0  # fmt: skip
+        assert (
+            generate.main(
+                [
+                    "--model",
+                    str(base),
+                    *more,
+                    *QUICK,
+                    "--out",
+                    str(files[name]),
+                    *map(str, documents),
+                ]
+            )
+            == 0
+        )
     assert files["run"].read_text() == files["model"].read_text() != files["base"].read_text()
 
 
@@ -138,6 +197,7 @@ def test_a_checkpoint_with_an_adapter_answers_as_the_run_that_made_it(trained, d
 
 def huge_png() -> bytes:
     """Says that it is 30,000 x 30,000 px, and holds one row."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         checksum = zlib.crc32(kind + body)
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
@@ -170,8 +230,12 @@ def test_a_document_that_cannot_be_read_is_named(trained, tmp_path, capsys, name
 def test_200_000_characters_are_read_as_far_as_the_pages_asked_for(trained, tmp_path, capsys):
     (tmp_path / "long.txt").write_text("All work and no play. " * 9_091)
     out = tmp_path / "a.jsonl"
-    assert run(trained, "--max-pages", 2, "--overflow", "truncate", "--out", out,
-               tmp_path / "long.txt") == 0  # fmt: skip
+    assert (
+        run(
+            trained, "--max-pages", 2, "--overflow", "truncate", "--out", out, tmp_path / "long.txt"
+        )
+        == 0
+    )
     assert json.loads(out.read_text())["pages"] == 2
 
 
@@ -219,8 +283,10 @@ def test_a_character_of_several_tokens_is_not_streamed_in_pieces(trained, docume
     """Real bytes of 'é 文' fed as the tokens of an answer: every piece shown is whole."""
     checkpoint = trained / "checkpoints" / "step-000001"
     tokenizer = load_tokenizer(checkpoint)
-    ids = [tokenizer.convert_tokens_to_ids(t) for t in tokenizer.backend_tokenizer.pre_tokenizer
-           .pre_tokenize_str("文字")[0][0]]  # fmt: skip
+    ids = [
+        tokenizer.convert_tokens_to_ids(t)
+        for t in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("文字")[0][0]
+    ]
     pieces = [torch.tensor([i]) for i in ids]
     reader = generate.load(generate.parser().parse_args(["--run", str(trained), "x"]), {})
     monkeypatch.setattr(generate, "tokens", lambda *_: iter(pieces))
@@ -231,7 +297,7 @@ def test_a_character_of_several_tokens_is_not_streamed_in_pieces(trained, docume
 
 def test_tiny_reader_searches_with_beams_unless_told_otherwise():
     def beams(**values) -> int:
-        return usual_beams(S.change(S.Settings(), **values))
+        return usual_beams(change(S.Settings(), **values))
 
     assert S.Settings().model.model == "tiny-reader" and beams() == 4
     assert beams(beams=1) == beams(temperature=0.5) == beams(model="tiny") == 1

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from deepsynth_min import settings as S
-from deepsynth_min.batch import visual_tokens
-from deepsynth_min.model import DeepseekOCR, parameter_summary
-from deepsynth_min.presets import PRESETS
+from deepsynth_min.model.batch import visual_tokens
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
+from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.pages.modes import MODES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,8 +18,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_two_commands_are_on_the_first_screen():
     first_screen = README.splitlines()[:25]
-    assert "pip install -c constraints.txt -e . && torchrun --standalone -m deepsynth_min.train" in (
-        first_screen
+    assert (
+        "pip install -c constraints.txt -e . && torchrun --standalone -m deepsynth_min.train"
+        in (first_screen)
     )
     assert 'pip install -c constraints.txt -e ".[test]" && pytest -q' in first_screen
 
@@ -32,12 +34,34 @@ def test_every_file_named_exists_and_every_module_is_named():
 
 
 def test_every_option_named_exists():
-    launcher = {"--standalone", "--nproc-per-node", "--nnodes", "--help", "--config",
-                "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
-                "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task",
-                "--signal", "--requeue"}  # fmt: skip
-    others = {"--run", "--run-dir", "--checkpoint", "--out", "--to", "--merge", "--push-to-hub", "--preset",
-              "--count"}  # fmt: skip
+    launcher = {
+        "--standalone",
+        "--nproc-per-node",
+        "--nnodes",
+        "--help",
+        "--config",
+        "--rdzv-backend",
+        "--rdzv-endpoint",
+        "--rdzv-id",
+        "--max-restarts",
+        "--nodes",
+        "--ntasks-per-node",
+        "--gpus-per-node",
+        "--cpus-per-task",
+        "--signal",
+        "--requeue",
+    }
+    others = {
+        "--run",
+        "--run-dir",
+        "--checkpoint",
+        "--out",
+        "--to",
+        "--merge",
+        "--push-to-hub",
+        "--preset",
+        "--count",
+    }
     concerns = [type(concern) for concern in vars(S.Settings()).values()]
     declared = {f.name.replace("_", "-"): f.type for c in concerns for f in fields(c)}
     known = {f"--{name}" for name in declared}
@@ -57,4 +81,4 @@ def test_the_parameter_table_is_what_the_summary_gives():
 def test_the_mode_table_is_what_the_batch_counts():
     assert "| 512 / 640 / 1024 / 1280 | 73 / 111 / 273 / 421 |" in README
     for mode, tokens in (("tiny", 73), ("small", 111), ("base", 273), ("large", 421)):
-        assert visual_tokens(S.MODES[mode], S.MODES[mode]) == tokens
+        assert visual_tokens(MODES[mode], MODES[mode]) == tokens

@@ -1,5 +1,5 @@
-"""Files that others made: sizes and offsets are checked before memory is given, nothing is unpickled,
-no path leaves its folder, nothing that is no file is read."""
+"""Files that others made: sizes and offsets are checked before memory is given, nothing is
+unpickled, no path leaves its folder, nothing that is no file is read."""
 
 import json
 import os
@@ -13,17 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALL
 from safetensors.torch import load_file, save_file
 
-from conftest import SMALL
-from deepsynth_min import checkpoint, config, images, preview, train
-from deepsynth_min.config import UserError
-from deepsynth_min.lora import Base, LoraConfig, attach, choose
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.optim import LossScaler, make_adamw, prepare_state
-from deepsynth_min.run_directory import RunDirectory
-from deepsynth_min.tokenizer import EMBEDDED
-from deepsynth_min.weights import read_tensors, stored
+import deepsynth_min
+from deepsynth_min import render as preview, train
+from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.errors import UserError
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.weights import read_tensors, stored
+from deepsynth_min.pages import images
+from deepsynth_min.training import checkpoint
+from deepsynth_min.training.optim import LossScaler, make_adamw, prepare_state
+from deepsynth_min.training.run_directory import RunDirectory
+from deepsynth_min.tuning.lora import Base, LoraConfig, attach, choose
 
 
 def header(entries: dict, data: bytes = b"") -> bytes:
@@ -52,7 +55,7 @@ HEADERS = {
     "not an object": struct.pack("<Q", 2) + b"[]",
     "deep": struct.pack("<Q", 100_000) + b"[" * 100_000,
     "pickle": b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00.",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,9 @@ def model_copy(model_directory, tmp_path):
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_a_header_that_claims_what_cannot_be_is_refused_whoever_reads_it(tmp_path, model_copy, name):
+def test_a_header_that_claims_what_cannot_be_is_refused_whoever_reads_it(
+    tmp_path, model_copy, name
+):
     (model_copy / "model.safetensors").write_bytes(HEADERS[name])
     with pytest.raises(UserError, match="model.safetensors: not a safetensors file"):
         DeepseekOCR.from_pretrained(model_copy)
@@ -81,8 +86,22 @@ def test_a_header_that_claims_what_cannot_be_is_refused_whoever_reads_it(tmp_pat
             read(file)
 
 
-@pytest.mark.parametrize("target", ["../secret.safetensors", "/etc/passwd", "a/../../b", "", ".",
-                                    "..", 7, None, ["a"], "x\0y", "\ud800"])  # fmt: skip
+@pytest.mark.parametrize(
+    "target",
+    [
+        "../secret.safetensors",
+        "/etc/passwd",
+        "a/../../b",
+        "",
+        ".",
+        "..",
+        7,
+        None,
+        ["a"],
+        "x\0y",
+        "\ud800",
+    ],
+)
 def test_a_weight_index_names_files_beside_it_and_no_others(model_copy, target):
     shutil.copy(model_copy / "model.safetensors", model_copy.parent / "secret.safetensors")
     (model_copy / "model.safetensors").unlink()
@@ -94,7 +113,7 @@ def test_a_weight_index_names_files_beside_it_and_no_others(model_copy, target):
 
 LOAD = """
 import resource, sys
-from deepsynth_min.config import UserError
+from deepsynth_min.errors import UserError
 from deepsynth_min.model import DeepseekOCR
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -104,18 +123,24 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize("changes", [
-    {"hidden_size": 2**18, "num_attention_heads": 2**11, "num_key_value_heads": 2**11},
-    {"vocab_size": 2**24}, {"intermediate_size": 2**20, "moe_intermediate_size": 2**20},
-    {"n_routed_experts": 2048, "moe_intermediate_size": 2**16},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 2**18, "num_attention_heads": 2**11, "num_key_value_heads": 2**11},
+        {"vocab_size": 2**24},
+        {"intermediate_size": 2**20, "moe_intermediate_size": 2**20},
+        {"n_routed_experts": 2048, "moe_intermediate_size": 2**16},
+    ],
+)
 def test_a_configuration_of_terabytes_beside_a_small_file_takes_no_memory(model_copy, changes):
     path = model_copy / "config.json"
     official = json.loads(path.read_text())
     official["language_config"] |= changes
     official["projector_config"]["n_embed"] = official["language_config"]["hidden_size"]
     path.write_text(json.dumps(official))
-    done = subprocess.run([sys.executable, "-c", LOAD, str(model_copy)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(model_copy)], capture_output=True, text=True
+    )
     megabytes, _, message = done.stdout.partition(" ")
     assert "tensors do not fit the model" in message, done.stderr
     assert int(megabytes) < 100
@@ -139,7 +164,9 @@ def adapter_checkpoint(tmp_path_factory):
     model, optimizer, scaler = trained(True)
     prepare_state(optimizer)
     folder = tmp_path_factory.mktemp("run")
-    return checkpoint.save(folder, checkpoint.take(model, optimizer, scaler, FACTS), model, EMBEDDED)
+    return checkpoint.save(
+        folder, checkpoint.take(model, optimizer, scaler, FACTS), model, EMBEDDED
+    )
 
 
 def resume(path: Path) -> None:
@@ -147,14 +174,17 @@ def resume(path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors"])
-@pytest.mark.parametrize("change, message", [
-    (lambda t, n: t[n].view(-1)[:1].fill_(float("nan")), "values that are not finite"),
-    (lambda t, n: t[n].view(-1)[-1:].fill_(float("inf")), "values that are not finite"),
-    (lambda t, n: t.update({n: t[n].to(torch.int32)}), "is of type I32, which it cannot be"),
-    (lambda t, n: t.update({n: t[n][..., None]}), "1 wrongly shaped"),
-    (lambda t, n: t.pop(n), "1 missing"),
-    (lambda t, n: t.update(other=torch.zeros(1)), "1 unknown: other"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t, n: t[n].view(-1)[:1].fill_(float("nan")), "values that are not finite"),
+        (lambda t, n: t[n].view(-1)[-1:].fill_(float("inf")), "values that are not finite"),
+        (lambda t, n: t.update({n: t[n].to(torch.int32)}), "is of type I32, which it cannot be"),
+        (lambda t, n: t.update({n: t[n][..., None]}), "1 wrongly shaped"),
+        (lambda t, n: t.pop(n), "1 missing"),
+        (lambda t, n: t.update(other=torch.zeros(1)), "1 unknown: other"),
+    ],
+)
 def test_tensors_of_adapter_and_optimizer_are_checked(
     tmp_path, adapter_checkpoint, file, change, message
 ):
@@ -203,7 +233,9 @@ def test_a_file_that_the_manifest_does_not_know_makes_a_checkpoint_damaged(
 
 def big_png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     start = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + start + chunk(b"IDAT", zlib.compress(bytes(1000)))
@@ -235,9 +267,17 @@ def test_a_pipe_in_a_model_directory_is_not_waited_for(model_copy, tmp_path, cap
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors",
-                                  "trained.safetensors", "optimizer.safetensors", "training.json",
-                                  "manifest.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "trained.safetensors",
+        "optimizer.safetensors",
+        "training.json",
+        "manifest.json",
+    ],
+)
 def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, adapter_checkpoint, name):
     path = Path(shutil.copytree(adapter_checkpoint, tmp_path / "step-000001"))
     (path / name).unlink(missing_ok=True)
@@ -259,7 +299,9 @@ def test_a_pipe_for_a_font_is_not_waited_for(tmp_path, capsys, option):
 def test_half_a_character_for_a_newline_mark_is_one_line(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("a\nb")
     with pytest.raises(SystemExit) as ended:
-        preview.main([str(tmp_path / "a.txt"), "--out", str(tmp_path / "p"), "--newline-mark", "\ud800"])
+        preview.main(
+            [str(tmp_path / "a.txt"), "--out", str(tmp_path / "p"), "--newline-mark", "\ud800"]
+        )
     lines = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: newline_mark")
 
@@ -290,16 +332,34 @@ def test_a_marker_that_cannot_be_written_is_one_line(tmp_path, adapter_checkpoin
 
 
 def test_what_is_wrong_for_all_processes_is_said_once(tmp_path):
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m",
-             "deepsynth_min.train", "--data", "none.jsonl", "--out", str(tmp_path / "r")]  # fmt: skip
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "3",
+        "-m",
+        "deepsynth_min.train",
+        "--data",
+        "none.jsonl",
+        "--out",
+        str(tmp_path / "r"),
+    ]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.stderr.count("error: none.jsonl: no such file") == 1
     assert done.returncode == 1
 
 
 def test_nothing_in_the_package_unpickles(tmp_path):
-    package = Path(config.__file__).parent
-    for path in package.glob("*.py"):
+    package = Path(deepsynth_min.__file__).parent
+    for path in package.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        for word in ("torch.load", "import pickle", "allow_pickle=True", "yaml.load", "eval(", "exec("):
+        for word in (
+            "torch.load",
+            "import pickle",
+            "allow_pickle=True",
+            "yaml.load",
+            "eval(",
+            "exec(",
+        ):
             assert f" {word}" not in text and f"({word}" not in text, (path.name, word)

@@ -1,18 +1,33 @@
 """Settings: one declaration for command line, file and help; every mistake is one line."""
 
 import tomllib
+from dataclasses import fields
 
 import pytest
 
-from deepsynth_min import options, settings as S
-from deepsynth_min.config import UserError
+from deepsynth_min import settings as S
+from deepsynth_min.errors import UserError
+from deepsynth_min.options import to_toml
+from deepsynth_min.pages.modes import page_side
 
 
 def test_what_a_run_writes_is_what_it_reads(tmp_path):
-    given = S.parse(["--lr", "0.125", "--font", 'a "quoted".ttf', "ü.otf", "--images-anywhere",
-                     "--tune", "all", "--instruction", "Was steht da?\nKurz.\x7f"])  # fmt: skip
+    given = S.parse(
+        [
+            "--lr",
+            "0.125",
+            "--font",
+            'a "quoted".ttf',
+            "ü.otf",
+            "--images-anywhere",
+            "--tune",
+            "all",
+            "--instruction",
+            "Was steht da?\nKurz.\x7f",
+        ]
+    )
     path = tmp_path / "config.toml"
-    path.write_text(S.to_toml(given), encoding="utf-8")
+    path.write_text(to_toml(given), encoding="utf-8")
     assert S.load(path) == given
     assert tomllib.loads(path.read_text("utf-8"))["optim"]["lr"] == 0.125
 
@@ -30,10 +45,9 @@ def test_every_setting_has_an_option_and_a_help_text(capsys):
     shown = capsys.readouterr().out
     assert ended.value.code == 0
     for concern in vars(S.Settings()).values():
-        comments = options.comments(type(concern))
-        for name in vars(concern):
-            assert "--" + name.replace("_", "-") in shown
-            assert len(comments[name]) > 10
+        for f in fields(concern):
+            assert "--" + f.name.replace("_", "-") in shown
+            assert len(f.metadata["help"]) > 10
 
 
 @pytest.mark.parametrize(
@@ -100,10 +114,12 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, message):
 
 @pytest.mark.parametrize("mode, side", [("tiny", 512), ("base", 1024), ("256", 256), ("auto", 320)])
 def test_a_mode_is_a_name_or_a_multiple_of_64(mode, side):
-    assert S.page_side(mode, native=320) == side
+    assert page_side(mode, native=320) == side
 
 
-@pytest.mark.parametrize("mode", ["100", "0", "-64", "huge", "64.0", "8256", "", "٦٤", "²", "9" * 5000])
+@pytest.mark.parametrize(
+    "mode", ["100", "0", "-64", "huge", "64.0", "8256", "", "٦٤", "²", "9" * 5000]
+)
 def test_any_other_mode_is_an_error(mode):
     with pytest.raises(UserError, match="--mode"):
-        S.page_side(mode, native=256)
+        page_side(mode, native=256)

@@ -12,13 +12,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepsynth_min import evaluate, train
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.presets import PRESETS
+from deepsynth_min import train
+from deepsynth_min.evaluation import evaluator as evaluate
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.presets import PRESETS
 
-QUICK = ["--model", "tiny",
-         "--batch-size", "2", "--val-samples", "4", "--log-every", "1", "--answer-samples", "1",
-         "--max-new-tokens", "4"]
+QUICK = [
+    "--model",
+    "tiny",
+    "--batch-size",
+    "2",
+    "--val-samples",
+    "4",
+    "--log-every",
+    "1",
+    "--answer-samples",
+    "1",
+    "--max-new-tokens",
+    "4",
+]
 
 
 def run(*arguments, out: Path) -> int:
@@ -45,11 +57,20 @@ def finished(tmp_path_factory) -> Path:
 
 def test_the_run_directory_is_as_documented(finished):
     names = sorted(path.name for path in finished.iterdir())
-    assert names == ["best", "checkpoints", "config.toml", "last", "metrics.jsonl", "pages",
-                     "report.html"]  # fmt: skip
+    assert names == [
+        "best",
+        "checkpoints",
+        "config.toml",
+        "last",
+        "metrics.jsonl",
+        "pages",
+        "report.html",
+    ]
     assert (finished / "last").read_text() == "step-000006\n"
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())][-2:] == [
-        "step-000004", "step-000006"]  # fmt: skip
+        "step-000004",
+        "step-000006",
+    ]
     for page in (finished / "pages").iterdir():
         assert page.read_bytes().startswith(b"\x89PNG")
     settings = tomllib.loads((finished / "config.toml").read_text("utf-8"))
@@ -60,8 +81,18 @@ def test_the_run_directory_is_as_documented(finished):
 def test_each_logging_step_has_a_line_with_the_documented_fields(finished):
     lines = metrics(finished, "train")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    fields = {"step", "epoch", "samples", "loss", "lr", "grad_norm", "samples_per_s",
-              "tokens_per_s", "peak_memory_bytes", "data_wait_s"}  # fmt: skip
+    fields = {
+        "step",
+        "epoch",
+        "samples",
+        "loss",
+        "lr",
+        "grad_norm",
+        "samples_per_s",
+        "tokens_per_s",
+        "peak_memory_bytes",
+        "data_wait_s",
+    }
     assert all(fields <= line.keys() for line in lines)
     assert lines[-1]["samples"] == 12 and lines[-1]["epoch"] == pytest.approx(12 / 2400)
     assert [line["step"] for line in metrics(finished, "eval")] == [0, 3, 6]
@@ -107,8 +138,21 @@ def test_a_file_with_many_held_out_rows_is_trained_on_and_told_whether_it_is_rea
 @pytest.mark.parametrize("tune", ["projector+decoder", "all"])
 def test_every_policy_trains_in_every_precision(tmp_path, jsonl, tune, precision, capsys):
     out = tmp_path / "r"
-    code = run("--data", jsonl, "--max-steps", 3, "--tune", tune, "--precision", precision,
-               "--balance", 0.01, "--val-samples", 1, out=out)  # fmt: skip
+    code = run(
+        "--data",
+        jsonl,
+        "--max-steps",
+        3,
+        "--tune",
+        tune,
+        "--precision",
+        precision,
+        "--balance",
+        0.01,
+        "--val-samples",
+        1,
+        out=out,
+    )
     assert code == 0
     assert "frozen parameters unchanged" in capsys.readouterr().out
     start, end = metrics(out, "eval")[0]["loss"], metrics(out, "eval")[-1]["loss"]
@@ -116,8 +160,18 @@ def test_every_policy_trains_in_every_precision(tmp_path, jsonl, tune, precision
 
 
 def test_resuming_gives_the_metrics_and_weights_of_an_undisturbed_run(tmp_path, jsonl):
-    common = ["--data", jsonl, "--max-steps", 6, "--eval-every", 0, "--save-every", 2,
-              "--val-samples", 1]  # fmt: skip
+    common = [
+        "--data",
+        jsonl,
+        "--max-steps",
+        6,
+        "--eval-every",
+        0,
+        "--save-every",
+        2,
+        "--val-samples",
+        1,
+    ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(*common, out=whole) == 0
     assert run(*common, "--keep", 3, out=parts) == 0
@@ -153,8 +207,18 @@ def test_resuming_as_another_run_is_an_error(finished, capsys):
 
 def test_sigterm_saves_and_ends_with_exit_code_0_and_the_run_can_go_on(tmp_path):
     out = tmp_path / "r"
-    command = [sys.executable, "-m", "deepsynth_min.train", *QUICK, "--max-steps", "500",
-               "--eval-every", "0", "--out", str(out)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "deepsynth_min.train",
+        *QUICK,
+        "--max-steps",
+        "500",
+        "--eval-every",
+        "0",
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (out / "metrics.jsonl").exists() or len(metrics(out, "train")) < 2:
         assert process.poll() is None, process.stderr.read()
@@ -167,17 +231,36 @@ def test_sigterm_saves_and_ends_with_exit_code_0_and_the_run_can_go_on(tmp_path)
 
 
 def torchrun(processes: int, *arguments) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", str(processes), "-m", "deepsynth_min.train"]  # fmt: skip
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "deepsynth_min.train",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launcher, *map(str, arguments)], capture_output=True, text=True,
-                          env=environment)  # fmt: skip
+    return subprocess.run(
+        [*launcher, *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
 
 
 def test_two_processes_do_what_one_process_does(tmp_path, jsonl):
     """Uneven answers, two micro-steps: same losses and weights as one process, up to rounding."""
-    common = ["--model", "tiny", "--data", jsonl, "--max-steps", 2, "--log-every", 1,
-              "--val-samples", 3]  # fmt: skip
+    common = [
+        "--model",
+        "tiny",
+        "--data",
+        jsonl,
+        "--max-steps",
+        2,
+        "--log-every",
+        1,
+        "--val-samples",
+        3,
+    ]
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.main([*map(str, common), "--batch-size", "4", "--out", str(one)]) == 0
     done = torchrun(2, *common, "--batch-size", 1, "--accumulate", 2, "--out", two)

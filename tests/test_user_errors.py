@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from deepsynth_min import evaluate, export, generate, report, train
-from deepsynth_min.checkpoint import base_files
-from deepsynth_min.config import UserError
-from deepsynth_min.evaluate import find_run_checkpoint
-from deepsynth_min.tokenizer import EMBEDDED
+from deepsynth_min import generate, train
+from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.errors import UserError
+from deepsynth_min.evaluation import evaluator as evaluate
+from deepsynth_min.publish import official as export
+from deepsynth_min.reports import page as report
+from deepsynth_min.training.checkpoint import base_files
+from deepsynth_min.training.run_directory import find_run_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 ROW = '{"text": "A document.", "summary": "Its answer."}\n'
@@ -93,10 +96,14 @@ def test_only_files_are_copied_from_a_model_directory(tmp_path):
 @pytest.mark.parametrize(
     "command, arguments",
     [(command, ["--no-such\noption", "1"]) for command in (evaluate, export, generate, report)]
-    + [(train, ["--resume", "x" * 5000]), (evaluate, ["--run", "x" * 5000]),
-       (generate, ["--run", "x" * 5000]), (export, ["--run", "x" * 5000, "--to", "y"]),
-       (report, ["x" * 5000])],
-)  # fmt: skip
+    + [
+        (train, ["--resume", "x" * 5000]),
+        (evaluate, ["--run", "x" * 5000]),
+        (generate, ["--run", "x" * 5000]),
+        (export, ["--run", "x" * 5000, "--to", "y"]),
+        (report, ["x" * 5000]),
+    ],
+)
 def test_every_command_answers_a_mistake_with_one_line(capsys, command, arguments):
     assert command.main(arguments) == 2
     lines = capsys.readouterr().err.splitlines()

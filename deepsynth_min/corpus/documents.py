@@ -5,7 +5,7 @@ like rows {text, summary} of a JSONL file. A summary states names, places, quant
 outcomes drawn at random, so nothing but reading its document can tell it.
 
 The one idea: a document is a *scene*, a set of slots that get their value when a sentence first
-asks for them. assets/corpus.LANGUAGE.toml holds, per genre, the slots and the sentences:
+asks for them. LANGUAGE.toml holds, per genre, the slots and the sentences:
 
     start     alternatives for the first sentence
     facts     groups of alternatives; one of each group is written, in any order (or as they stand,
@@ -27,24 +27,20 @@ No two slots of a scene take the same value.
     python -m deepsynth_min.corpus --split train --out FILE.jsonl
 """
 
-import json
 import random
 import re
-import sys
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date, time, timedelta
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
 from . import grammar
-from .config import UserError, one_line
-from .options import OneLineParser
 
 SIZES = {"train": 2400, "val": 256}
 MIN_CHARS, MAX_CHARS = 300, 1500
-ASSETS = Path(__file__).parent / "assets"
+FOLDER = Path(__file__).parent
 HOLE = re.compile(r"\{(\w+)(?:\.(\w+)|\?([^}]*))?\}")
 
 
@@ -119,8 +115,13 @@ class Value:
         if self.kind == "date":
             return grammar.day(language, word, form)
         assert not form, f"{self.kind} has no form {form!r}"
-        spell = {"int": grammar.integer, "dec": grammar.decimal, "few": grammar.count,
-                 "time": grammar.clock, "year": lambda _, year: str(year)}
+        spell = {
+            "int": grammar.integer,
+            "dec": grammar.decimal,
+            "few": grammar.count,
+            "time": grammar.clock,
+            "year": lambda _, year: str(year),
+        }
         return spell[self.kind](language, word)
 
 
@@ -179,8 +180,11 @@ class Scene:
         return filled[0].upper() + filled[1:]
 
     def entities(self) -> tuple[str, ...]:
-        return tuple(value.written(self.language, "") for value in self.values.values()
-                     if value.kind in ("person", "town"))
+        return tuple(
+            value.written(self.language, "")
+            for value in self.values.values()
+            if value.kind in ("person", "town")
+        )
 
 
 def _body(genre: dict, scene: Scene, draw: Draw) -> list[str]:
@@ -188,7 +192,7 @@ def _body(genre: dict, scene: Scene, draw: Draw) -> list[str]:
     facts = [draw.pick(group) for group in genre["facts"]]
     sentences = facts if genre.get("ordered") else draw.shuffled(facts)
     asides = genre["asides"]
-    for aside in draw.shuffled(asides)[:2 + draw.below(len(asides) - 1)]:
+    for aside in draw.shuffled(asides)[: 2 + draw.below(len(asides) - 1)]:
         sentences.insert(draw.below(len(sentences) + 1), aside)
     return [scene.write(sentence) for sentence in [draw.pick(genre["start"]), *sentences]]
 
@@ -221,9 +225,11 @@ def _document(id: str, language: str, tables: dict, genre: str, draw: Draw) -> D
 
 @lru_cache(maxsize=1)
 def _tables() -> dict[str, dict]:
-    """language -> the names and genres of assets/corpus.LANGUAGE.toml."""
-    return {language: tomllib.loads((ASSETS / f"corpus.{language}.toml").read_text("utf-8"))
-            for language in grammar.LANGUAGES}
+    """language -> the names and genres of LANGUAGE.toml."""
+    return {
+        language: tomllib.loads((FOLDER / f"{language}.toml").read_text("utf-8"))
+        for language in grammar.LANGUAGES
+    }
 
 
 @lru_cache(maxsize=2)
@@ -239,8 +245,11 @@ def _splits(seed: int) -> dict[str, list[Document]]:
             genres = list(tables[language]["genre"])
             id = f"{split}-{len(made):04d}"
             document = _document(id, language, tables[language], genres[turn % len(genres)], draw)
-            if (MIN_CHARS <= len(document.text) <= MAX_CHARS and document.text not in texts
-                    and elsewhere.isdisjoint(document.combinations())):
+            if (
+                MIN_CHARS <= len(document.text) <= MAX_CHARS
+                and document.text not in texts
+                and elsewhere.isdisjoint(document.combinations())
+            ):
                 made.append(document)
                 texts.add(document.text)
         elsewhere.update(pair for document in made for pair in document.combinations())
@@ -257,26 +266,3 @@ def documents(split: str, seed: int = 0) -> list[Document]:
     if split not in SIZES:
         raise ValueError(f"split must be one of {', '.join(SIZES)}, not {split!r}")
     return list(_splits(seed)[split])
-
-
-def main() -> int:
-    parser = OneLineParser(description="Write the embedded corpus as JSONL.")
-    parser.add_argument("--split", choices=list(SIZES), default="train")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="a file that does not exist yet")
-    try:
-        args = parser.parse_args()
-        with args.out.open("x", encoding="utf-8", newline="\n") as file:
-            for document in documents(args.split, args.seed):
-                file.write(json.dumps(asdict(document), ensure_ascii=False) + "\n")
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        print(f"error: {one_line(f'--out {args.out}: {error}')}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

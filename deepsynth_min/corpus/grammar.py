@@ -35,20 +35,14 @@ ARTICLES = {
         "a": {"m": "al ", "f": "a la "},
     },
 }
-INDEFINITE = {
-    "fr": {"m": "un ", "f": "une "},
-    "es": {"m": "un ", "f": "una "},
-}
+INDEFINITE = {"fr": {"m": "un ", "f": "une "}, "es": {"m": "un ", "f": "una "}}
 
 MONTHS = {
-    "en": "January February March April May June "
-          "July August September October November December",
-    "fr": "janvier février mars avril mai juin "
-          "juillet août septembre octobre novembre décembre",
-    "de": "Januar Februar März April Mai Juni "
-          "Juli August September Oktober November Dezember",
+    "en": "January February March April May June July August September October November December",
+    "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
+    "de": "Januar Februar März April Mai Juni Juli August September Oktober November Dezember",
     "es": "enero febrero marzo abril mayo junio "
-          "julio agosto septiembre octubre noviembre diciembre",
+    "julio agosto septiembre octubre noviembre diciembre",
 }
 WEEKDAYS = {
     "en": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",

@@ -21,13 +21,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import Batch
-from .config import UserError
-from .settings import AugmentSettings, Settings
+from ..errors import UserError
+from ..model.batch import Batch
+from ..settings import AugmentSettings, Settings
 
-IDENTITY = {"angle": 0.0, "tilt_x": 0.0, "tilt_y": 0.0, "scale": 1.0, "shift_x": 0.0,
-            "shift_y": 0.0, "mirror": 1.0, "bright": 0.0, "contrast": 1.0, "blur": 0.0,
-            "noise": 0.0}  # fmt: skip
+IDENTITY = {
+    "angle": 0.0,
+    "tilt_x": 0.0,
+    "tilt_y": 0.0,
+    "scale": 1.0,
+    "shift_x": 0.0,
+    "shift_y": 0.0,
+    "mirror": 1.0,
+    "bright": 0.0,
+    "contrast": 1.0,
+    "blur": 0.0,
+    "noise": 0.0,
+}
 GEOMETRY = ("angle", "tilt_x", "tilt_y", "scale", "shift_x", "shift_y", "mirror")
 MIRRORED = "--augment-flip mirrors pages: their text then consists of letters that nobody writes"
 
@@ -53,21 +63,25 @@ def draw(how: AugmentSettings, seed: int, numbers: list[int]) -> Changes:
         place = seen[number] = seen.get(number, -1) + 1  # of the page in its sample
         chance = np.random.RandomState([seed % 2**32, 5, number % 2**32, number >> 32, place])
         even = chance.uniform(-1, 1, 9)
-        rows.append({
-            "angle": how.augment_rotation * even[0],
-            "tilt_x": how.augment_perspective * even[1],
-            "tilt_y": how.augment_perspective * even[2],
-            "scale": 1 + how.augment_scale * even[3],
-            "shift_x": how.augment_shift * even[4], "shift_y": how.augment_shift * even[5],
-            "mirror": -1.0 if chance.random_sample() < how.augment_flip else 1.0,
-            "bright": how.augment_brightness * even[6],
-            "contrast": 1 + how.augment_contrast * even[7],
-            "blur": how.augment_blur * abs(even[8]),
-            "noise": how.augment_noise * chance.random_sample(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "angle": how.augment_rotation * even[0],
+                "tilt_x": how.augment_perspective * even[1],
+                "tilt_y": how.augment_perspective * even[2],
+                "scale": 1 + how.augment_scale * even[3],
+                "shift_x": how.augment_shift * even[4],
+                "shift_y": how.augment_shift * even[5],
+                "mirror": -1.0 if chance.random_sample() < how.augment_flip else 1.0,
+                "bright": how.augment_brightness * even[6],
+                "contrast": 1 + how.augment_contrast * even[7],
+                "blur": how.augment_blur * abs(even[8]),
+                "noise": how.augment_noise * chance.random_sample(),
+            }
+        )
         seeds.append(int(chance.randint(2**31 - 1)))
-    values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64)
-              for name in IDENTITY}  # fmt: skip
+    values = {
+        name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in IDENTITY
+    }
     return Changes(values, seeds)
 
 
@@ -87,10 +101,12 @@ def matrices(changes: Changes) -> Tensor:
     # Each is the inverse of what is done to the page, so the last comes first.
     shift = stack((one, zero, -v["shift_x"]), (zero, one, -v["shift_y"]), (zero, zero, one))
     tilt = stack((one, zero, zero), (zero, one, zero), (v["tilt_x"], v["tilt_y"], one))
-    turn = stack((angle.cos(), -angle.sin(), zero), (angle.sin(), angle.cos(), zero),
-                 (zero, zero, one))  # fmt: skip
-    size = stack((v["mirror"] / v["scale"], zero, zero), (zero, 1 / v["scale"], zero),
-                 (zero, zero, one))  # fmt: skip
+    turn = stack(
+        (angle.cos(), -angle.sin(), zero), (angle.sin(), angle.cos(), zero), (zero, zero, one)
+    )
+    size = stack(
+        (v["mirror"] / v["scale"], zero, zero), (zero, 1 / v["scale"], zero), (zero, zero, one)
+    )
     return size @ turn @ tilt @ shift
 
 

@@ -5,14 +5,15 @@ In: the number of rows, a seed, the global batch size. Out: for each step, its r
 The one idea: nothing is shuffled. A permutation of any size can be computed place by place, by a
 small cipher over the row numbers (`Permutation`), so that ten million rows take no memory and no
 time, and any step can be asked for first. All samples that a run will ever see form one endless
-sequence, epoch after epoch; step s takes the s-th piece of it, whatever the number of processes, and
-resuming needs only the step.
+sequence, epoch after epoch; step s takes the s-th piece of it, whatever the number of processes,
+and resuming needs only the step.
 
-Rows of about the same length are put into the same step (`bucket` steps are sorted together and then
-shuffled), so that little of a batch is padding; that too depends on the seed and the step alone.
+Rows of about the same length are put into the same step (`bucket` steps are sorted together and
+then shuffled), so that little of a batch is padding; that too depends on the seed and the step
+alone.
 
-Sources: Luby & Rackoff 1988 (permutations from rounds), Black & Rogaway 2002 (cycle walking), Steele
-et al. 2014 (the mixing function of SplitMix64).
+Sources: Luby & Rackoff 1988 (permutations from rounds), Black & Rogaway 2002 (cycle walking),
+Steele et al. 2014 (the mixing function of SplitMix64).
 """
 
 from operator import index
@@ -36,7 +37,8 @@ class Permutation:
         for number in key:
             state = _mix(state ^ (number & _64))
         self.keys = [_mix(state + i) for i in range(_ROUNDS)]
-        # Two halves of equal width that hold at least `size` numbers, at most about 4 times as many.
+        # Two halves of equal width that hold at least `size` numbers, at most about 4 times as
+        # many.
         self.half = max(1, ((size - 1).bit_length() + 1) // 2)
 
     def __len__(self) -> int:
@@ -59,8 +61,8 @@ class Permutation:
 class Order:
     """The rows of each global step.
 
-    rows: anything with len() and, for bucketing, size(i), a measure of the length of row i.
-    bucket: steps whose samples are sorted by length together; 0 or 1: as the permutation gives them.
+    rows: anything with len() and, for bucketing, size(i), a measure of the length of row i. bucket:
+    steps whose samples are sorted by length together; 0 or 1: as the permutation gives them.
     """
 
     def __init__(self, rows, seed: int, global_batch: int, bucket: int = 0):

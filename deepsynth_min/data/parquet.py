@@ -9,8 +9,8 @@ latest used ones, up to CACHE_BYTES, for all threads together. The trade-off: ro
 permuted order, and data that is larger than the cache costs about one decoded group a row. With
 groups of 100 to 1,000 rows, as data sets on the hub have them, that is less work than drawing the
 row's page (bench/data_scale.py --format parquet); a file of one huge group is refused with a word
-on how to write it in smaller ones. One lock guards it all: threads that want the same group wait for
-it rather than decode it twice, and no more than one group is ever on its way into memory.
+on how to write it in smaller ones. One lock guards it all: threads that want the same group wait
+for it rather than decode it twice, and no more than one group is ever on its way into memory.
 
 What a file says about its sizes is not believed: groups come in small batches and are counted.
 """
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import UserError, find_file
+from ..errors import UserError, find_file
+from ..settings import DataSettings
 from .row import Place, Row, parse_row
-from .settings import DataSettings
 
 CACHE_BYTES = 256 * 2**20  # of decoded row groups, per process
 LARGEST_GROUP = 2**30  # bytes, decoded
@@ -113,7 +113,9 @@ class ParquetFile:
                 what = "a text" if name in texts else "bytes, a path, {bytes, path} or a list"
                 raise UserError(f"{self.path}: column {name!r} is {str(kind):.200}, not {what}")
         sources = {names.text_field, "image", "images"} & set(wanted)
-        missing = [] if names.summary_field in wanted or not self.answered else [names.summary_field]
+        missing = (
+            [] if names.summary_field in wanted or not self.answered else [names.summary_field]
+        )
         for name in missing + ([] if sources else [names.text_field]):
             found = ", ".join(map(repr, schema.names[:10])) + (", ..." if schema.names[10:] else "")
             raise UserError(f"{self.path}: no column {name!r}; found: {found}")
@@ -149,8 +151,11 @@ class ParquetFile:
         except UnicodeDecodeError as error:
             raise UserError(f"{where}: a text is not UTF-8 ({error.reason})") from None
         for name in ("image", "images"):
-            if name in values and name not in (self.names.text_field, self.names.summary_field,
-                                               self.names.instruction_field):  # fmt: skip
+            if name in values and name not in (
+                self.names.text_field,
+                self.names.summary_field,
+                self.names.instruction_field,
+            ):
                 values[name] = _image(values[name])
         return parse_row(values, where, self.place, self.names, self.answered)
 
@@ -170,8 +175,18 @@ class _Readable:
     """Turns what pyarrow raises for a file that is none, or damaged, into a UserError."""
 
     def __init__(self, path: Path, pa):
-        self.path, self.kinds = path, (pa.ArrowException, OSError, ValueError, MemoryError,
-                                       OverflowError, TypeError, KeyError)  # fmt: skip
+        self.path, self.kinds = (
+            path,
+            (
+                pa.ArrowException,
+                OSError,
+                ValueError,
+                MemoryError,
+                OverflowError,
+                TypeError,
+                KeyError,
+            ),
+        )
 
     def __enter__(self):
         return self

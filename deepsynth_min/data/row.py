@@ -1,7 +1,7 @@
 """One row of the user's data, whatever file it stands in: named values -> a checked `Row`.
 
-In: the values of one row by field name, and where it stands. Out: a `Row`, or a UserError naming the
-place and the field.
+In: the values of one row by field name, and where it stands. Out: a `Row`, or a UserError naming
+the place and the field.
 
 The one idea: JSON lines and Parquet give the same kind of thing, so one function decides what a row
 may be and says what is wrong with it. A row has an answer and either a text or images; images are
@@ -11,8 +11,8 @@ paths, which may not leave the data's folder unless allowed, or the bytes of an 
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import UserError, find_file
-from .settings import DataSettings
+from ..errors import UserError, find_file
+from ..settings import DataSettings
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ def _image(image: str | bytes, where: str, place: Place, names: DataSettings) ->
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, a circle of links
         raise UserError(f"{where}: image {image!r:.200}: not a possible file name") from None
     if not names.images_anywhere and not inside:
-        raise UserError(f"{where}: image {image!r} is outside of the data folder; "
-                        "--images-anywhere allows it")  # fmt: skip
+        raise UserError(
+            f"{where}: image {image!r} is outside of the data folder; --images-anywhere allows it"
+        )
     return find_file(path, f"{where}: ", "no such image")
 
 

@@ -4,9 +4,9 @@ In: `--data`: "embedded", a .jsonl or .parquet file, a folder of either, or a da
 Out: a sequence of `Row`s.
 
 The one idea: the file stays on disk. One pass checks every row and notes where it starts
-(index.py); after that a row of JSON is one `pread` and one `json.loads`, a row of Parquet a place in
-a decoded row group (parquet.py), from any thread. A row that cannot be used stops the run before it
-starts and is named by file and line: nothing is ever dropped in silence.
+(index.py); after that a row of JSON is one `pread` and one `json.loads`, a row of Parquet a place
+in a decoded row group (parquet.py), from any thread. A row that cannot be used stops the run before
+it starts and is named by file and line: nothing is ever dropped in silence.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from . import corpus
-from .config import UserError, find_file
-from .download import fetch_data, files_of_split, is_hub_id
-from .index import lines, row_index
+from ..corpus import documents as corpus
+from ..errors import UserError, find_file
+from ..files.download import fetch_data, files_of_split, is_hub_id
+from ..files.index import lines, row_index
+from ..settings import DataSettings
 from .order import Permutation
 from .parquet import GroupCache
 from .row import Place, Row, parse_row
-from .settings import DataSettings
 
 KINDS = (".jsonl", ".parquet")
 
@@ -59,16 +59,22 @@ class FileRows:
     """
 
     def __init__(
-        self, files: list[Path], settings: DataSettings, progress: bool = False,
-        answered: bool = True, root: Path | None = None,
-    ):  # fmt: skip
+        self,
+        files: list[Path],
+        settings: DataSettings,
+        progress: bool = False,
+        answered: bool = True,
+        root: Path | None = None,
+    ):
         self.files, self.settings, self.answered, self.root = files, settings, answered, root
         self.parquet = None
         if files[0].suffix == ".parquet":
             self.parquet = GroupCache(files, settings, answered, root)
-        how = {"fields": [settings.text_field, settings.summary_field,
-                          settings.instruction_field],
-               "anywhere": settings.images_anywhere, "answered": answered}  # fmt: skip
+        how = {
+            "fields": [settings.text_field, settings.summary_field, settings.instruction_field],
+            "anywhere": settings.images_anywhere,
+            "answered": answered,
+        }
         try:
             self.indices = [
                 row_index(file, lambda n=n: self._checked(n), how, progress)
@@ -167,13 +173,17 @@ def of_one_kind(files: list[Path], where: str) -> list[Path]:
 
 
 def open_files(
-    path: str, settings: DataSettings, progress: bool = False, answered: bool = True,
-    revision: str = "", split: str = "train",
+    path: str,
+    settings: DataSettings,
+    progress: bool = False,
+    answered: bool = True,
+    revision: str = "",
+    split: str = "train",
 ) -> FileRows:
     """The rows of a file, of the files in a folder, or of a split of a data set on the hub.
 
     Raises UserError.
-    """  # fmt: skip
+    """
     if not is_hub_id(path):
         return FileRows(_files(path), settings, progress, answered)
     folder = fetch_data(path, revision)
@@ -232,11 +242,13 @@ def open_rows(settings: DataSettings, seed: int, progress: bool = False):
         train = EmbeddedRows("train")
         held_out = EmbeddedRows("val")
     else:
-        train = held_out = open_files(settings.data, settings, progress,
-                                      revision=settings.data_revision)
+        train = held_out = open_files(
+            settings.data, settings, progress, revision=settings.data_revision
+        )
     if settings.val_data:
-        held_out = open_files(settings.val_data, settings, progress,
-                              revision=settings.val_revision, split="val")
+        held_out = open_files(
+            settings.val_data, settings, progress, revision=settings.val_revision, split="val"
+        )
         files = [] if settings.data == "embedded" else train.files
         for file in held_out.files:
             if any(os.path.samefile(file, other) for other in files):

@@ -1,31 +1,29 @@
-"""Rows -> batches: pages drawn, tokens laid out, answers marked, samples in an exact order.
+"""Row -> sample -> batch: pages drawn, tokens laid out, answers marked.
 
-In: rows, a tokenizer, the mode and the page style. Out: a stream of `Batch`es for one rank.
+In: a row, a tokenizer, the mode and the page style. Out: a `Sample`; of several, a `Batch`.
 
-The one idea: which rows a step trains on is a pure function (order.py), and making a sample holds no
-state, so threads work ahead without a lock, and a run can be taken up at any step.
+The one idea: making a sample holds no state, so threads share one `SampleBuilder` without a lock.
 
 A sequence is: BOS, image tokens, the tokens of "\\n<instruction>", the answer, EOS. Only the answer
 and EOS are scored.
 """
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .batch import Batch, visual_tokens
-from .config import ModelConfig, UserError
-from .font import FontChain
-from .images import cut_tiles, grids, open_image, prepare
-from .loss import IGNORE
-from .order import Order, share
-from .render import PageStyle, render_pages
+from ..errors import UserError
+from ..model.batch import Batch, visual_tokens
+from ..model.config import ModelConfig
+from ..model.loss import IGNORE
+from ..pages.font import FontChain
+from ..pages.images import cut_tiles, grids, open_image, prepare
+from ..pages.modes import MODES, TILE, page_side
+from ..pages.renderer import PageStyle, render_pages
+from ..settings import Settings
 from .row import Row
-from .settings import MODES, TILE, Settings, page_side
 from .tokenizer import check_tokenizer, encode, special_ids
 
 
@@ -80,12 +78,12 @@ class SampleBuilder:
 
     def _draw(self, text: str, where: str):
         """Text -> (pages [n, 1, side, side], tiles, grids, characters not drawn as they should)."""
-        grid = (1, 1)
+        whole = grid = (1, 1)
         try:
             if not self.gundam:
                 drawn = render_pages(text, self.style)
             else:
-                for grid, style in [(grid, self.style), *self.canvases]:
+                for grid, style in [(whole, self.style), *self.canvases]:  # noqa: B007, used below
                     drawn = render_pages(text, replace(style, max_pages=1, overflow="truncate"))
                     if not drawn.truncated:
                         break
@@ -94,11 +92,13 @@ class SampleBuilder:
         except ValueError as error:
             if self.settings.page.max_pages:
                 raise UserError(f"{where}: {error}") from None
-            raise UserError(f"{where}: the text needs more than {self.most_pages} pages, which alone "
-                            f"exceed the model's context of {self.context} tokens "
-                            "(--max-pages N --overflow truncate|shrink)") from None  # fmt: skip
+            raise UserError(
+                f"{where}: the text needs more than {self.most_pages} pages, which alone "
+                f"exceed the model's context of {self.context} tokens "
+                "(--max-pages N --overflow truncate|shrink)"
+            ) from None
         pages, missing = drawn.pages, len(drawn.missing) + len(drawn.unshaped)
-        if grid == (1, 1):
+        if grid == whole:
             return pages[:, None], [], [grid] * len(pages), missing
         tiles = [cut_tiles(page[None], grid) for page in pages]
         return shrink_into_square(pages, self.side), tiles, [grid] * len(pages), missing
@@ -107,10 +107,11 @@ class SampleBuilder:
         if row.text is not None:
             return self._draw(row.text, row.where)
         prepared = [
-            prepare(open_image(path, row.where), self.side, self.gundam,
-                    self.settings.page.max_tiles)
+            prepare(
+                open_image(path, row.where), self.side, self.gundam, self.settings.page.max_tiles
+            )
             for path in row.images
-        ]  # fmt: skip
+        ]
         views = np.stack([view for view, _, _ in prepared])
         return views, [t for _, t, _ in prepared if t is not None], [g for _, _, g in prepared], 0
 
@@ -185,11 +186,17 @@ def collate(
     tiles = [tile for sample in samples for tile in sample.tiles]
     grids_ = [grid for sample in samples for grid in sample.grids]
     batch = Batch(
-        ids, attention_mask, image_mask, labels, pages, _stack(tiles) if tiles else None,
-        torch.tensor(grids_) if tiles else None, rows,
+        ids,
+        attention_mask,
+        image_mask,
+        labels,
+        pages,
+        _stack(tiles) if tiles else None,
+        torch.tensor(grids_) if tiles else None,
+        rows,
         missing=sum(sample.missing for sample in samples),
         owners=tuple(b for b, sample in enumerate(samples) for _ in sample.pages),
-    )  # fmt: skip
+    )
     return batch.packed() if pack else batch
 
 
@@ -203,53 +210,3 @@ def _stack(pieces: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(
         np.concatenate([np.broadcast_to(piece, shape) for piece, shape in zip(pieces, shapes)])
     )
-
-
-class Loader:
-    """Iterates over steps, each a list of `accumulate` batches; works ahead in threads."""
-
-    def __init__(
-        self, rows, builder: SampleBuilder, settings: Settings, rank=0, world=1, step=0,
-        finish=lambda batch: batch,
-    ):  # fmt: skip
-        self.finish = finish  # what else is to be done to a batch ahead of its step
-        self.rows, self.builder, self.settings = rows, builder, settings
-        self.rank, self.world, self.step = rank, world, step
-        optim = settings.optim
-        global_batch = optim.batch_size * optim.accumulate * world
-        self.order = Order(rows, optim.seed, global_batch, settings.data.bucket)
-        self.pool = ThreadPoolExecutor(settings.data.workers, thread_name_prefix="data")
-        self.ahead: deque = deque()
-        self.next_micro = step * settings.optim.accumulate
-
-    def _submit(self) -> None:
-        step, micro = divmod(self.next_micro, self.settings.optim.accumulate)
-        size, rows = self.settings.optim.batch_size, self.order.step(step)
-        chosen = tuple(share(rows, micro, self.rank, self.world, size))
-        self.ahead.append(self.pool.submit(self._make, chosen))
-        self.next_micro += 1
-
-    def _make(self, chosen: tuple[int, ...]) -> Batch:
-        samples = [self.builder(self.rows[i]) for i in chosen]
-        batch = collate(samples, self.builder.special, chosen, self.settings.optim.pack)
-        return self.finish(batch)
-
-    def __next__(self) -> list[Batch]:
-        accumulate = self.settings.optim.accumulate
-        while len(self.ahead) < max(self.settings.data.prefetch, accumulate) + accumulate:
-            self._submit()
-        return [self.ahead.popleft().result() for _ in range(accumulate)]
-
-    def close(self) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-def held_out_shares(ends: tuple[int, ...], size: int, rank: int, world: int) -> list[range]:
-    """Rows 0 .. ends[-1] in batches of `size`, none across one of `ends`, every `world`-th of them.
-
-    Whole batches are dealt, so that what is scored together does not depend on the processes.
-    """
-    pieces = zip((0, *ends), ends)
-    batches = [range(i, min(i + size, end)) for begin, end in pieces
-               for i in range(begin, end, size)]  # fmt: skip
-    return batches[rank::world]

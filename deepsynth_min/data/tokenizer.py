@@ -1,7 +1,7 @@
 """Text <-> token ids: the embedded tokenizer, loading of any other, and `encode` for users' text.
 
-In: a directory with tokenizer.json (ours is assets/, or an official DeepSeek one). Out: a
-transformers tokenizer for data.py and generate.py, and lists of ids.
+In: a directory with tokenizer.json (ours is embedded_tokenizer/, or an official DeepSeek one). Out:
+a transformers tokenizer for data.py and generate.py, and lists of ids.
 
 The embedded one is a byte-level BPE trained on the training split of corpus.py, its ids laid out
 like DeepSeek-OCR's: 0, 1, 2 are begin, end and padding, then come the 256 bytes and the merges, and
@@ -12,7 +12,7 @@ The one idea: text is never syntax. A document that contains "<image>" holds sev
 `encode` yields ids that spell them, never the id of the marker. It cuts such text inside the marker
 and encodes the parts, which needs no switch on the tokenizer: threads may share one.
 
-    python -m deepsynth_min.tokenizer --out DIR     makes the embedded files again
+    python -m deepsynth_min.data.tokenizer --out DIR     makes the embedded files again
 """
 
 import json
@@ -25,11 +25,11 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from . import corpus
-from .config import UserError, one_line, read_json
-from .options import OneLineParser
+from ..corpus import documents as corpus
+from ..errors import UserError, one_line, read_json
+from ..options import OneLineParser
 
-EMBEDDED = Path(__file__).parent / "assets"
+EMBEDDED = Path(__file__).parent / "embedded_tokenizer"
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 VOCABULARY = 4096
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -82,8 +82,10 @@ def check_tokenizer(tokenizer, vocabulary: int) -> None:
     name = tokenizer.name_or_path
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= vocabulary:
-        raise UserError(f"{name}: the tokenizer has ids up to {largest}, too many for the model's "
-                        f"vocabulary {vocabulary}")  # fmt: skip
+        raise UserError(
+            f"{name}: the tokenizer has ids up to {largest}, too many for the model's "
+            f"vocabulary {vocabulary}"
+        )
     try:
         encode(tokenizer, PROBE)
         dropped = [c for c in PROBE if c.isalnum() and not encode(tokenizer, c)]
@@ -96,9 +98,7 @@ def check_tokenizer(tokenizer, vocabulary: int) -> None:
 def special_ids(tokenizer) -> SpecialIds:
     """Raises UserError if the tokenizer lacks one of them."""
     image = tokenizer.get_added_vocab().get(IMAGE)
-    ids = SpecialIds(
-        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, image
-    )
+    ids = SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, image)
     missing = [name for name, value in vars(ids).items() if value is None]
     if missing:
         raise UserError(f"{tokenizer.name_or_path}: no {', '.join(missing)} token in the tokenizer")
@@ -135,10 +135,12 @@ def encode(tokenizer, text: str, special: bool = False) -> list[int]:
 def train_tokenizer() -> Tokenizer:
     """A byte-level BPE of VOCABULARY ids from the training split, the same at every call."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - 1,
@@ -170,8 +172,9 @@ def letter_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False)
-                                  for name in (BOS, EOS, PAD, IMAGE)])  # fmt: skip
+    tokenizer.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in (BOS, EOS, PAD, IMAGE)]
+    )
     return tokenizer
 
 
@@ -187,8 +190,10 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     contents = json.loads(tokenizer.to_str()), config, names
-    return {name: json.dumps(value, ensure_ascii=False, indent=1) + "\n"
-            for name, value in zip(FILES, contents)}  # fmt: skip
+    return {
+        name: json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+        for name, value in zip(FILES, contents)
+    }
 
 
 def main() -> int:

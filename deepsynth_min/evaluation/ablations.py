@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .data import Sample, SampleBuilder
-from .row import Row
-from .tokenizer import encode
+from ..data.row import Row
+from ..data.samples import Sample, SampleBuilder
+from ..data.tokenizer import encode
 
 ABLATIONS = ("blank", "shuffled", "without", "text")
 LEAST = 0.01  # nats per token: below this, the right page is as good as a wrong one
@@ -44,14 +44,18 @@ def ablate(sample: Sample, kind: str, row: Row, other: Row | None, builder: Samp
     image = [builder.special.image]
     if kind == "blank":
         paper = 0 if builder.settings.page.invert and row.text is not None else 255
-        return replace(sample, pages=np.full_like(sample.pages, paper),
-                       tiles=[np.full_like(tile, paper) for tile in sample.tiles])  # fmt: skip
+        return replace(
+            sample,
+            pages=np.full_like(sample.pages, paper),
+            tiles=[np.full_like(tile, paper) for tile in sample.tiles],
+        )
     if kind == "shuffled":
         if other is None:
             return None
         page = builder.prompt(other)
-        return _in_place(sample, image * page.visual, page.visual, page.pages, page.tiles,
-                         page.grids)  # fmt: skip
+        return _in_place(
+            sample, image * page.visual, page.visual, page.pages, page.tiles, page.grids
+        )
     ids = []
     if kind == "text":
         if row.text is None:
@@ -64,9 +68,12 @@ def warning(result: dict[str, float]) -> str | None:
     """A plain sentence if the page makes no difference; `result` as `evaluate` gives it."""
     for kind, what in (("shuffled", "another document's page"), ("blank", "an empty page")):
         found = result.get(f"reads/{kind}")
-        if found is not None:
-            return None if found >= LEAST else (
-                f"with {what} in place of the right one the loss changes by {found:+.4f} nats per "
-                "token: the model does not read the page, it guesses from what answers are like"
-            )  # fmt: skip
+        if found is None:
+            continue
+        if found >= LEAST:
+            return None
+        return (
+            f"with {what} in place of the right one the loss changes by {found:+.4f} nats per "
+            "token: the model does not read the page, it guesses from what answers are like"
+        )
     return None

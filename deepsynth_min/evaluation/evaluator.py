@@ -6,50 +6,66 @@ few answers to look at.
 The one idea: rows are dealt to the ranks in whole batches, sums and counts are added up over ranks
 and batches, and only then is divided. So the figures do not depend on the number of processes: the
 same batches are scored, and what they give is added in float64.
-
-`python -m deepsynth_min.evaluate --run DIR` scores a run's checkpoint in a new process.
 """
 
-import json
 import math
-import os
-import re
 import sys
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from statistics import mean, median
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
-from . import ablations, options, settings as settings_, text_metrics
-from .build import load_run_model
-from .config import UserError, exit_code, read_text
-from .data import Sample, SampleBuilder, collate, held_out_shares
-from .distributed import World, let_first_speak, start, stop, sum_over_ranks
-from .model import DeepseekOCR
-from .precision import autocast
-from .rows import open_rows
-from .search import generate
-from .settings import EvaluationSettings, GenerationSettings, Settings, change
-from .tokenizer import encode, load_tokenizer
+from ..data.loader import held_out_shares
+from ..data.samples import Sample, SampleBuilder, collate
+from ..data.tokenizer import encode
+from ..errors import UserError
+from ..model.deepseek_ocr import DeepseekOCR
+from ..model.generation import generate
+from ..settings import Settings
+from . import ablations, text_metrics
 
 SHOWN = 4  # answers that are kept to look at
 HIGHER_IS_BETTER = ("reads/", "rouge", "exact_match", "eos_rate")
 
 
-class Evaluator:
-    """A model, the rows that it never trains on, and how to score them."""
+class Ranks(Protocol):
+    """What an evaluation must know of the processes: training.distributed.World is one."""
 
-    def __init__(self, model: DeepseekOCR, rows, builder: SampleBuilder, world: World):
+    rank: int
+    size: int
+    device: torch.device
+    is_main: bool
+
+    def sum(self, *values: float) -> list[float]: ...
+
+
+class Evaluator:
+    """A model, the rows that it never trains on, and how to score them.
+
+    autocast: makes the context in which matrix products are computed in the run's precision.
+    """
+
+    def __init__(
+        self,
+        model: DeepseekOCR,
+        rows,
+        builder: SampleBuilder,
+        world: Ranks,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):
         self.model, self.rows, self.builder, self.world = model, rows, builder, world
+        self.autocast = autocast
         self.settings: Settings = builder.settings
         self.scorer = text_metrics.rouge_scorer()
 
     def _loss(self, samples: list[Sample]) -> float:
         """Summed over the scored tokens of one batch."""
         batch = collate(samples, self.builder.special, pack=self.settings.optim.pack)
-        with autocast(self.world.device, self.settings.optim.precision):
+        with self.autocast():
             return float(self.model.loss(batch.to(self.world.device))[0])
 
     def _shares(self, *ends: int) -> list[range]:
@@ -76,14 +92,16 @@ class Evaluator:
             if chosen[0] < ablated:
                 others = [None if partner is None else self.rows[partner[i]] for i in chosen]
                 self._ablate(sums, rows, samples, others, loss)
-        found = dict(zip(names, sum_over_ranks(self.world, *(sums[name] for name in names))))
+        found = dict(zip(names, self.world.sum(*(sums[name] for name in names))))
         return _mean_losses(found, ablated)
 
     def _ablate(self, sums: Counter, rows, samples: list[Sample], others, loss: float) -> None:
         """Adds one batch's losses with something else in the page's place to `sums`."""
         for kind in ablations.ABLATIONS:
-            changed = [ablations.ablate(sample, kind, row, other, self.builder)
-                       for sample, row, other in zip(samples, rows, others)]  # fmt: skip
+            changed = [
+                ablations.ablate(sample, kind, row, other, self.builder)
+                for sample, row, other in zip(samples, rows, others)
+            ]
             kept = [sample for sample, new in zip(samples, changed) if new is not None]
             if kept:
                 base = loss if len(kept) == len(samples) else self._loss(kept)
@@ -97,22 +115,32 @@ class Evaluator:
     def answers(self) -> tuple[dict[str, float], list[dict]]:
         """(figures about generated answers to the first rows, a few of them; these on rank 0)."""
         most = min(self.settings.evaluation.answer_samples, len(self.rows))
-        names = [*(text_metrics.ROUGE if self.scorer else ()), "cer", "exact_match", "eos_rate",
-                 "repetition"]  # fmt: skip
+        names = [
+            *(text_metrics.ROUGE if self.scorer else ()),
+            "cer",
+            "exact_match",
+            "eos_rate",
+            "repetition",
+        ]
         table = [[0.0] * len(names) for _ in range(most)]  # a row is filled in by one rank
         shown = []
         for chosen in self._bar(self._shares(most), "answering"):
             rows = [self.rows[i] for i in chosen]
             batch = collate([self.builder.prompt(row) for row in rows], self.builder.special)
-            with autocast(self.world.device, self.settings.optim.precision):
-                answers = generate(self.model, batch.to(self.world.device),
-                                   self.settings.generation, self.settings.optim.seed, chosen)  # fmt: skip
+            with self.autocast():
+                answers = generate(
+                    self.model,
+                    batch.to(self.world.device),
+                    self.settings.generation,
+                    self.settings.optim.seed,
+                    chosen,
+                )
             for i, row, answer in zip(chosen, rows, answers):
                 text = self.builder.tokenizer.decode(answer.ids, skip_special_tokens=True)
                 table[i] = self._compare(row.summary, text, answer)
                 if i < SHOWN:
                     shown.append({"row": row.where, "reference": row.summary, "answer": text})
-        flat = sum_over_ranks(self.world, *(value for values in table for value in values))
+        flat = self.world.sum(*(value for values in table for value in values))
         columns = [flat[i :: len(names)] for i in range(len(names))]
         if not most:
             return {}, []
@@ -122,9 +150,13 @@ class Evaluator:
 
     def _compare(self, reference: str, text: str, answer) -> list[float]:
         rouge = text_metrics.rouge(self.scorer, reference, text) if self.scorer else []
-        return [*rouge, text_metrics.character_error_rate(reference, text),
-                float(text.strip() == reference.strip()), float(answer.ended),
-                text_metrics.repetition(answer.ids)]  # fmt: skip
+        return [
+            *rouge,
+            text_metrics.character_error_rate(reference, text),
+            float(text.strip() == reference.strip()),
+            float(answer.ended),
+            text_metrics.repetition(answer.ids),
+        ]
 
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, float], list[dict]]:
@@ -152,8 +184,12 @@ def _scored(samples: list[Sample]) -> int:
 
 def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
     loss = sums["loss"] / sums["tokens"]
-    result = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)),
-              "tokens": int(sums["tokens"]), "samples": int(sums["samples"])}  # fmt: skip
+    result = {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "tokens": int(sums["tokens"]),
+        "samples": int(sums["samples"]),
+    }
     for kind in ablations.ABLATIONS:
         if tokens := sums[f"{kind}/tokens"]:
             result[f"reads/{kind}"] = (sums[kind] - sums[f"{kind}/base"]) / tokens
@@ -179,64 +215,11 @@ NO_ROUGE = "ROUGE needs rouge-score: pip install 'deepsynth-min[eval]'"
 def describe(result: dict[str, float]) -> str:
     """The figures that are worth a line while training."""
     parts = [f"held-out loss {result['loss']:.4f} (perplexity {result['perplexity']:.2f})"]
-    names = {"reads/shuffled": "reads/shuffled {:+.4f}", "reads/blank": "reads/blank {:+.4f}",
-             "rougeL": "ROUGE-L {:.3f}", "cer": "CER {:.3f}", "eos_rate": "ended {:.0%}"}  # fmt: skip
+    names = {
+        "reads/shuffled": "reads/shuffled {:+.4f}",
+        "reads/blank": "reads/blank {:+.4f}",
+        "rougeL": "ROUGE-L {:.3f}",
+        "cer": "CER {:.3f}",
+        "eos_rate": "ended {:.0%}",
+    }
     return ", ".join(parts + [form.format(result[n]) for n, form in names.items() if n in result])
-
-
-def find_run_checkpoint(run: Path, which: str) -> Path:
-    """A run's checkpoint: last, best, or a step number. Raises UserError."""
-    if re.fullmatch("[0-9]{1,12}", which):
-        name = f"step-{int(which):06}"
-    elif which in ("last", "best") and os.path.isfile(run / which):
-        name = read_text(run / which).strip()
-        if not re.fullmatch("step-[0-9]{6,12}", name):
-            raise UserError(f"{run / which}: names no checkpoint")
-    else:
-        raise UserError(f"{run}: no checkpoint {which!r} (last, best or a step number)")
-    path = run / "checkpoints" / name
-    if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint")
-    return path
-
-
-def run(arguments: list[str]) -> dict[str, float]:
-    concerns = {"evaluation": EvaluationSettings, "generation": GenerationSettings}
-    parser = options.make_parser(concerns, "python -m deepsynth_min.evaluate",
-                                   "Scores a checkpoint of a run on the run's held-out rows. "
-                                   "Settings default to those of the run.")  # fmt: skip
-    parser.usage = "python -m deepsynth_min.evaluate --run DIR [--setting value ...]"
-    # torchrun takes a `--run` for its own, wherever it stands; hence the second name.
-    parser.add_argument("--run", "--run-dir", dest="run", required=True, metavar="DIR",
-                        help="run directory of a training; under torchrun: --run-dir")  # fmt: skip
-    parser.add_argument("--checkpoint", default="last", metavar="WHICH",
-                        help="last, best or a step number (default: last)")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads per process; 0: all")
-    given = parser.parse_args(arguments)
-    directory = Path(given.run)
-    if not os.path.isfile(directory / "config.toml"):
-        raise UserError(f"{directory}: not a run directory (no config.toml)")
-    settings = settings_.load(directory / "config.toml")
-    settings = change(settings, **settings_.checked(vars(given), concerns.values()))
-    checkpoint = find_run_checkpoint(directory, given.checkpoint)
-    world = start(given.device, given.threads or settings.run.threads)
-    model, base = load_run_model(settings, directory, checkpoint, world.device)
-    builder = SampleBuilder(settings, model.config, load_tokenizer(base))
-    _, held_out = open_rows(settings.data, settings.optim.seed)
-    evaluator = Evaluator(model, held_out, builder, world)
-    result, _ = evaluator()
-    if world.is_main:
-        print(json.dumps({"checkpoint": str(checkpoint), **result}))
-        notes = [ablations.warning(result), None if evaluator.scorer else NO_ROUGE]
-        for note in filter(None, notes):
-            print(f"warning: {note}", file=sys.stderr)
-    return result
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return exit_code(run, arguments, stop, let_first_speak)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -55,8 +55,10 @@ class Words:
     """The tokenizer that rouge-score is given: lower case words and numbers of any script; a
     character of a script that is written without spaces is a word."""
 
-    _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff"
-                       r"\uf900-\ufaff]+")  # fmt: skip
+    _WORD = re.compile(
+        r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff"
+        r"\uf900-\ufaff]+"
+    )
 
     def tokenize(self, text: str) -> list[str]:
         return self._WORD.findall(text.lower())

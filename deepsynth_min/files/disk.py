@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .config import UserError
+from ..errors import UserError
 
 
 def flush(path: Path) -> None:

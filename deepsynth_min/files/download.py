@@ -4,10 +4,10 @@ In: owner/name and a revision. Out: the folder of that commit in huggingface_hub
 
 The one idea: the cache first, so that a run that has its files needs no network, and only what is
 whole counts: of a data set we note which files there are once all of them have come, since an
-interrupted download looks like a smaller data set. The folder is named after the commit, which a run
-writes down, so that it reads the same rows when it is taken up again. The token is HF_TOKEN's (or
-that of `hf auth login`), read by huggingface_hub, which also honours HF_ENDPOINT; what is reported
-never shows it.
+interrupted download looks like a smaller data set. The folder is named after the commit, which a
+run writes down, so that it reads the same rows when it is taken up again. The token is HF_TOKEN's
+(or that of `hf auth login`), read by huggingface_hub, which also honours HF_ENDPOINT; what is
+reported never shows it.
 """
 
 import hashlib
@@ -16,14 +16,17 @@ import os
 import re
 from pathlib import Path
 
-from .config import UserError
+from ..errors import UserError
 from .index import cache_folder
 
 IMAGES = ("png", "jpg", "jpeg", "tif", "tiff", "webp", "bmp", "gif")
 DATA = [f"*.{end}" for end in ("jsonl", "parquet", *IMAGES)]
 # Data sets with several splits name files or folders after them, as the hub's own loader expects.
-_SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"),
-           "test": ("test", "testing", "eval", "evaluation")}  # fmt: skip
+_SPLITS = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 
 def without_token(text: str) -> str:
@@ -63,8 +66,9 @@ def fetch(name: str, kind: str, revision: str, patterns: list[str], is_whole) ->
         return Path(snapshot_download(name, **wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(without_token(
-            f"{name}: not here, and the hub did not give it: {reason}")) from None  # fmt: skip
+        raise UserError(
+            without_token(f"{name}: not here, and the hub did not give it: {reason}")
+        ) from None
 
 
 # -- data sets ------------------------------------------------------------------------------------
@@ -110,8 +114,10 @@ def files_of_split(folder: Path, split: str, where: str) -> list[Path]:
     if not files:
         raise UserError(f"{where}: no .jsonl and no .parquet file in this data set")
     words = {file: set(re.split(r"[^a-z]+", str(file.with_suffix("")).lower())) for file in files}
-    named = {kind: [file for file in files if words[file] & set(names)]
-             for kind, names in _SPLITS.items()}  # fmt: skip
+    named = {
+        kind: [file for file in files if words[file] & set(names)]
+        for kind, names in _SPLITS.items()
+    }
     chosen = named[split] or (named["test"] if split == "val" else [])
     if not chosen and any(named.values()):
         there = ", ".join(kind for kind, found in named.items() if found)

@@ -1,8 +1,8 @@
 """What is known of each row of a data file: found once, kept on disk, mapped into memory.
 
-In: a data file and a function that goes through its rows, checks them and gives two numbers of each.
-Out: int64 [rows, 2]; of a .jsonl file the byte offset and the line number, of a .parquet file the
-row group and the size.
+In: a data file and a function that goes through its rows, checks them and gives two numbers of
+each. Out: int64 [rows, 2]; of a .jsonl file the byte offset and the line number, of a .parquet file
+the row group and the size.
 
 The one idea: a file is read from end to end once, to check every row and to note where it starts;
 for a large one the notes go to the cache folder, under a name made from the file's path, size, time
@@ -67,8 +67,14 @@ def _scan(file: Path, rows, progress: bool, numbers: array, full) -> None:
     """Appends the numbers of every row; calls `full` when the buffer should be emptied."""
     size = file.stat().st_size
     quiet = not progress or size < CACHED_FROM
-    with tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {file.name}", leave=False,
-              disable=quiet) as bar:  # fmt: skip
+    with tqdm(
+        total=size,
+        unit="B",
+        unit_scale=True,
+        desc=f"checking {file.name}",
+        leave=False,
+        disable=quiet,
+    ) as bar:
         for first, second, end in rows():
             numbers.extend((first, second))
             if len(numbers) >= _BUFFER:

@@ -131,8 +131,16 @@ class Batch:
         assert all(keep[b, :n].all() for b, n in enumerate(lengths)), "padding is to the right"
         names = ("input_ids", "attention_mask", "image_mask", "labels")
         text = {name: getattr(self, name)[keep][None] for name in names}
-        return Batch(**text, pages=self.pages, tiles=self.tiles, grids=self.grids, rows=self.rows,
-                     missing=self.missing, owners=self.owners, lengths=lengths)  # fmt: skip
+        return Batch(
+            **text,
+            pages=self.pages,
+            tiles=self.tiles,
+            grids=self.grids,
+            rows=self.rows,
+            missing=self.missing,
+            owners=self.owners,
+            lengths=lengths,
+        )
 
     def _mapped(self, change) -> "Batch":
         """`change` done to every tensor but grids, which say how to cut and stay on the CPU."""

@@ -1,7 +1,7 @@
 """The shape of a model: dataclasses that read and write the official config.json.
 
-First room of the house. A checkpoint directory's config.json comes in (or a preset's name), a frozen
-`ModelConfig` goes out; every module below is built from it and from nothing else.
+In: a checkpoint directory's config.json, or a preset's name. Out: a frozen `ModelConfig`; every
+module of the model is built from it and from nothing else.
 
 The one idea: the preset `deepseek-ocr`, the preset `tiny` and any checkpoint are the same kind of
 thing. A field that the official file can set and that would change the computation is either
@@ -12,82 +12,10 @@ Letters used in the shape comments of the whole package:
     N pages   P patches  V vocabulary        R rank      I inner width of an MLP
 """
 
-import json
-import os
-import re
-import stat
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-
-class UserError(ValueError):
-    """A mistake of the user's: shown as one line naming what and where, exit code 2."""
-
-
-def without_credentials(text: str) -> str:
-    """A message in which no address shows the name and password that it may carry."""
-    return re.sub(r"(\w://)[^\s/@]*@", r"\1***@", text)
-
-
-def one_line(error: object, most: int = 1000) -> str:
-    """A message on one line: what cannot be printed is escaped, a long one loses its middle."""
-    text = without_credentials(str(error))
-    if len(text) > most:
-        text = f"{text[: most // 2]} ... {text[-(most // 2) :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def exit_code(run, arguments: list[str] | None, finish=lambda: None, first=lambda: None) -> int:
-    """Runs a command: 0 done, 2 the user's mistake in one line; anything else is a traceback.
-
-    run(arguments) does the work, of the command line if none are given; `first()` comes before the
-    line of a mistake is printed, `finish()` comes last.
-    """
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        first()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    finally:
-        finish()
-    return 0
-
-
-def find_file(path: str | os.PathLike, where: str = "", missing: str = "no such file") -> Path:
-    """The path of a regular file; reading a pipe or a device might never end. Raises UserError."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise UserError(f"{where}{path}: {missing}") from None
-    except OSError as error:
-        raise UserError(f"{where}{path}: {error.strerror}") from None
-    except ValueError:  # a NUL, or half of a surrogate pair
-        raise UserError(f"{where}{path}: not a possible file name") from None
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{where}{path}: not a regular file")
-    return Path(path)
-
-
-def read_text(path: str | os.PathLike, where: str = "") -> str:
-    """Content of a UTF-8 file that the user named. Raises UserError."""
-    try:
-        return find_file(path, where).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{where}{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}{path}: not UTF-8 at byte {error.start}") from None
-
-
-def read_json(path: str | os.PathLike) -> object:
-    """Content of a JSON file that the user named. Raises UserError."""
-    try:
-        return json.loads(read_text(path))
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+from ..errors import UserError, read_json
 
 
 @dataclass(frozen=True)
@@ -118,7 +46,8 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """DeepSeek-V2-style mixture of experts with plain multi-head attention; official field names."""
+    """DeepSeek-V2-style mixture of experts with plain multi-head attention; official field
+    names."""
 
     vocab_size: int = 129280
     hidden_size: int = 1280
@@ -147,27 +76,54 @@ class DecoderConfig:
         return layer < self.first_k_dense_replace
 
 
-# Fields that the official file may carry with exactly these values; any other value would change the
-# computation in a way that this code does not implement.
+# Fields that the official file may carry with exactly these values; any other value would change
+# the computation in a way that this code does not implement.
 _ONLY = {
-    "use_mla": (False,), "q_lora_rank": (None,), "kv_lora_rank": (None,), "n_group": (1, None),
-    "topk_group": (1, None), "topk_method": ("greedy",), "scoring_func": ("softmax",),
-    "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
-    "rope_scaling": (None,), "moe_layer_freq": (1,), "tie_word_embeddings": (False,),
-    "qk_nope_head_dim": (0, None), "qk_rope_head_dim": (0, None), "v_head_dim": (0, None),
-    "lm_head": (True,), "rm_head": (False,),
-}  # fmt: skip
+    "use_mla": (False,),
+    "q_lora_rank": (None,),
+    "kv_lora_rank": (None,),
+    "n_group": (1, None),
+    "topk_group": (1, None),
+    "topk_method": ("greedy",),
+    "scoring_func": ("softmax",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "rope_scaling": (None,),
+    "moe_layer_freq": (1,),
+    "tie_word_embeddings": (False,),
+    "qk_nope_head_dim": (0, None),
+    "qk_rope_head_dim": (0, None),
+    "v_head_dim": (0, None),
+    "lm_head": (True,),
+    "rm_head": (False,),
+}
 
 
 # Other names that our fields have in the official file.
-_OFFICIAL = {"neck": "neck_channels", "window": "window_size", "downsample": "downsample_channels",
-             "global_layers": "global_attn_indexes",
-             "page_size": "candidate_resolutions"}  # fmt: skip
-_MAY_BE_ZERO = ("n_shared_experts", "first_k_dense_replace", "bos_token_id", "eos_token_id",
-                "global_layers")  # fmt: skip
+_OFFICIAL = {
+    "neck": "neck_channels",
+    "window": "window_size",
+    "downsample": "downsample_channels",
+    "global_layers": "global_attn_indexes",
+    "page_size": "candidate_resolutions",
+}
+_MAY_BE_ZERO = (
+    "n_shared_experts",
+    "first_k_dense_replace",
+    "bos_token_id",
+    "eos_token_id",
+    "global_layers",
+)
 # Far beyond any model that there is; a number above it would only exhaust memory and patience.
-_MOST = {"layers": 256, "num_hidden_layers": 256, "n_routed_experts": 2048, "image_size": 8192,
-         "page_size": 8192, "vocab_size": 2**24}  # fmt: skip
+_MOST = {
+    "layers": 256,
+    "num_hidden_layers": 256,
+    "n_routed_experts": 2048,
+    "image_size": 8192,
+    "page_size": 8192,
+    "vocab_size": 2**24,
+}
 _MOST_ELSE = 2**20
 
 
@@ -219,8 +175,10 @@ class TextConfig:
             kinds = (int, float) if name == "line_height" else (int,)
             least, most = limits[name]
             if type(value) not in kinds or not least <= value <= most:
-                raise UserError(f"{where}: rendered_text.{name} = {value!r:.100} is not a number "
-                                f"from {least} to {most}")  # fmt: skip
+                raise UserError(
+                    f"{where}: rendered_text.{name} = {value!r:.100} is not a number "
+                    f"from {least} to {most}"
+                )
         return cls(**section)
 
 
@@ -237,30 +195,42 @@ class ModelConfig:
     def __post_init__(self):
         sam, clip, dec = self.sam, self.clip, self.decoder
         width = "vision_config.width."
-        sections = {f"{width}sam_vit_b.": sam, f"{width}clip-l-14-224.": clip,
-                    "language_config.": dec, "": self}  # fmt: skip
+        sections = {
+            f"{width}sam_vit_b.": sam,
+            f"{width}clip-l-14-224.": clip,
+            "language_config.": dec,
+            "": self,
+        }
         for name, section in sections.items():
             _check_numbers(section, name)
         checks = {
             "vision_config.image_size must be a multiple of 64": sam.image_size % 64 == 0,
-            "clip-l-14-224.image_size must be a multiple of its patch_size":
-                clip.image_size % clip.patch_size == 0,
+            "clip-l-14-224.image_size must be a multiple of its patch_size": clip.image_size
+            % clip.patch_size
+            == 0,
             "sam_vit_b.width must be a multiple of its heads": sam.width % sam.heads == 0,
             "clip-l-14-224.width must be a multiple of its heads": clip.width % clip.heads == 0,
             "sam_vit_b.downsample_channels must be two widths": len(sam.downsample) == 2,
-            "the last of sam_vit_b.downsample_channels must be the width of clip-l-14-224":
-                sam.downsample[-1:] == (clip.width,),
-            "sam_vit_b.global_attn_indexes must be layer indices":
-                all(0 <= i < sam.layers for i in sam.global_layers),
-            "hidden_size must be a multiple of num_attention_heads":
-                dec.hidden_size % dec.num_attention_heads == 0,
+            "sam_vit_b.downsample_channels must end in the width of clip-l-14-224": sam.downsample[
+                -1:
+            ]
+            == (clip.width,),
+            "sam_vit_b.global_attn_indexes must be layer indices": all(
+                0 <= i < sam.layers for i in sam.global_layers
+            ),
+            "hidden_size must be a multiple of num_attention_heads": dec.hidden_size
+            % dec.num_attention_heads
+            == 0,
             "head size must be even (rotary attention)": dec.head_dim % 2 == 0,
-            "num_attention_heads must be a multiple of num_key_value_heads":
-                dec.num_attention_heads % dec.num_key_value_heads == 0,
-            "num_experts_per_tok must lie in 1..n_routed_experts":
-                1 <= dec.num_experts_per_tok <= dec.n_routed_experts,
-            "candidate_resolutions: the page size must be a multiple of 64": self.page_size % 64 == 0,
-        }  # fmt: skip
+            "num_attention_heads must be a multiple of num_key_value_heads": dec.num_attention_heads
+            % dec.num_key_value_heads
+            == 0,
+            "num_experts_per_tok must lie in 1..n_routed_experts": 1
+            <= dec.num_experts_per_tok
+            <= dec.n_routed_experts,
+            "candidate_resolutions: the page size must be a multiple of 64": self.page_size % 64
+            == 0,
+        }
         for claim, holds in checks.items():
             if not holds:
                 raise UserError(claim)
@@ -284,12 +254,15 @@ class ModelConfig:
             vision = official["vision_config"]
             sam, clip = vision["width"]["sam_vit_b"], vision["width"]["clip-l-14-224"]
             sam_config = SamConfig(
-                width=sam["width"], layers=sam["layers"], heads=sam["heads"],
-                image_size=vision["image_size"], global_layers=_tuple(sam["global_attn_indexes"]),
+                width=sam["width"],
+                layers=sam["layers"],
+                heads=sam["heads"],
+                image_size=vision["image_size"],
+                global_layers=_tuple(sam["global_attn_indexes"]),
                 downsample=_tuple(sam["downsample_channels"]),
                 neck=sam.get("neck_channels", SamConfig.neck),
                 window=sam.get("window_size", SamConfig.window),
-            )  # fmt: skip
+            )
             clip_config = ClipConfig(**{key: clip[key] for key in asdict(ClipConfig())})
         except (KeyError, TypeError, IndexError) as error:
             raise UserError(f"{where}: vision_config lacks or misstates {error}") from None
@@ -307,12 +280,16 @@ class ModelConfig:
         projector = official.get("projector_config", {})
         if not isinstance(projector, dict):
             raise UserError(f"{where}: projector_config is not an object")
-        expected = {"projector_type": "linear", "input_dim": config.feature_width,
-                    "n_embed": config.decoder.hidden_size}  # fmt: skip
+        expected = {
+            "projector_type": "linear",
+            "input_dim": config.feature_width,
+            "n_embed": config.decoder.hidden_size,
+        }
         for key, value in expected.items():
             if projector.get(key, value) != value:
-                raise UserError(f"{where}: projector_config.{key} = {projector[key]!r:.100}, "
-                                f"not {value!r}")  # fmt: skip
+                raise UserError(
+                    f"{where}: projector_config.{key} = {projector[key]!r:.100}, not {value!r}"
+                )
         return config
 
     @classmethod
@@ -331,13 +308,25 @@ class ModelConfig:
         usual = ("norm_topk_prob", "routed_scaling_factor", "rope_theta", "rms_norm_eps")
         shared = {k: v for k, v in asdict(dec).items() if k not in usual or v != defaults[k]}
         shared |= {
-            "kv_lora_rank": None, "lm_head": True, "n_group": 1, "q_lora_rank": None,
-            "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "rm_head": False, "topk_group": 1,
-            "topk_method": "greedy", "use_mla": False, "v_head_dim": 0,
-        }  # fmt: skip
-        sam_dict = {"downsample_channels": list(sam.downsample), "heads": sam.heads,
-                    "global_attn_indexes": list(sam.global_layers), "layers": sam.layers,
-                    "width": sam.width}  # fmt: skip
+            "kv_lora_rank": None,
+            "lm_head": True,
+            "n_group": 1,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 0,
+            "qk_rope_head_dim": 0,
+            "rm_head": False,
+            "topk_group": 1,
+            "topk_method": "greedy",
+            "use_mla": False,
+            "v_head_dim": 0,
+        }
+        sam_dict = {
+            "downsample_channels": list(sam.downsample),
+            "heads": sam.heads,
+            "global_attn_indexes": list(sam.global_layers),
+            "layers": sam.layers,
+            "width": sam.width,
+        }
         if (sam.neck, sam.window) != (SamConfig.neck, SamConfig.window):
             sam_dict |= {"neck_channels": sam.neck, "window_size": sam.window}
         return {
@@ -345,27 +334,37 @@ class ModelConfig:
             "candidate_resolutions": [[self.page_size, self.page_size]],
             "global_view_pos": "head",
             "architectures": ["DeepseekOCRForCausalLM"],
-            "auto_map": {"AutoConfig": "modeling_deepseekocr.DeepseekOCRConfig",
-                         "AutoModel": "modeling_deepseekocr.DeepseekOCRForCausalLM"},
+            "auto_map": {
+                "AutoConfig": "modeling_deepseekocr.DeepseekOCRConfig",
+                "AutoModel": "modeling_deepseekocr.DeepseekOCRForCausalLM",
+            },
             "language_config": {
                 "architectures": ["DeepseekV2ForCausalLM"],
-                "auto_map": {"AutoConfig": "configuration_deepseekv2.DeepseekV2Config",
-                             "AutoModel": "modeling_deepseek.DeepseekV2Model",
-                             "AutoModelForCausalLM": "modeling_deepseek.DeepseekV2ForCausalLM"},
+                "auto_map": {
+                    "AutoConfig": "configuration_deepseekv2.DeepseekV2Config",
+                    "AutoModel": "modeling_deepseek.DeepseekV2Model",
+                    "AutoModelForCausalLM": "modeling_deepseek.DeepseekV2ForCausalLM",
+                },
                 "torch_dtype": "bfloat16",
                 **shared,
             },
             "model_type": "deepseek_vl_v2",
-            "projector_config": {"input_dim": self.feature_width, "model_type": "mlp_projector",
-                                 "n_embed": dec.hidden_size, "projector_type": "linear"},
+            "projector_config": {
+                "input_dim": self.feature_width,
+                "model_type": "mlp_projector",
+                "n_embed": dec.hidden_size,
+                "projector_type": "linear",
+            },
             "tile_tag": "2D",
             "torch_dtype": "bfloat16",
             "transformers_version": "4.46.3",
             "vision_config": {
-                "image_size": sam.image_size, "mlp_ratio": 3.7362, "model_name": "deeplip_b_l",
+                "image_size": sam.image_size,
+                "mlp_ratio": 3.7362,
+                "model_name": "deeplip_b_l",
                 "model_type": "vision",
                 "width": {"clip-l-14-224": asdict(clip), "sam_vit_b": sam_dict},
             },
             **shared,
             **({} if self.text == TextConfig() else {"rendered_text": asdict(self.text)}),
-        }  # fmt: skip
+        }

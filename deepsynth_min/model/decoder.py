@@ -2,9 +2,9 @@
 
 In: embeddings [B, T, D]. Out: hidden states [B, T, D], and the routers' balance term if asked for.
 
-The one idea: a layer adds to what it was given, first what attention gathers from the tokens before,
-then what the experts that a token chose (experts.py) make of it. The cache holds the keys and values
-of what has been decoded, so that a new token costs a row and not the whole sequence.
+The one idea: a layer adds to what it was given, first what attention gathers from the tokens
+before, then what the experts that a token chose (experts.py) make of it. The cache holds the keys
+and values of what has been decoded, so that a new token costs a row and not the whole sequence.
 
 Sources: DeepSeek-AI 2024 (DeepSeek-V2; here with plain multi-head attention, `use_mla` false),
 Su et al. 2021 (rotary positions), Shazeer 2020 (SwiGLU).
@@ -237,19 +237,28 @@ def causal_mask(valid: Tensor, length: int) -> Tensor:
 
 
 def decode(
-    layers, norm, config: DecoderConfig, x: Tensor, *, valid=None, cache=None, counted=None,
-    lengths=(), wanted: Tensor | None = None, recompute: int = 0,
+    layers,
+    norm,
+    config: DecoderConfig,
+    x: Tensor,
+    *,
+    valid=None,
+    cache=None,
+    counted=None,
+    lengths=(),
+    wanted: Tensor | None = None,
+    recompute: int = 0,
 ):
     """Embeddings x [B, T, D] -> (hidden states [B, T, D], balance term or None).
 
     `valid` [B, S] marks real tokens, those already in the cache included; without it every token is
     real, or padding stands to the right, where causality alone hides it. `counted` [B, T] asks for
     the balance term over those tokens. `lengths`: of packed sequences, in x [1, T, D] one after
-    another. `wanted`: flat positions [L] in [B*T] whose hidden states alone are asked for, [1, L, D]:
-    no other needs the last layer's MLP (not with `counted`, which looks at all). The activations of
-    the first `recompute` layers are not kept but computed again in the backward pass: the first,
-    since theirs would wait the longest.
-    """  # fmt: skip
+    another. `wanted`: flat positions [L] in [B*T] whose hidden states alone are asked for, [1, L,
+    D]: no other needs the last layer's MLP (not with `counted`, which looks at all). The
+    activations of the first `recompute` layers are not kept but computed again in the backward
+    pass: the first, since theirs would wait the longest.
+    """
     B, T, _ = x.shape
     past = cache.length if cache is not None else 0
     assert wanted is None or counted is None
@@ -268,8 +277,16 @@ def decode(
     cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta)
     balance = None
     for number, layer in enumerate(layers):
-        rest = (x, cos, sin, mask, cache, counted, lengths,
-                wanted if number == len(layers) - 1 else None)  # fmt: skip
+        rest = (
+            x,
+            cos,
+            sin,
+            mask,
+            cache,
+            counted,
+            lengths,
+            wanted if number == len(layers) - 1 else None,
+        )
         if number < recompute and torch.is_grad_enabled():
             x, term = checkpoint(layer, *rest, use_reentrant=False)  # dropout repeats itself
         else:

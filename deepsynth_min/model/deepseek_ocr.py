@@ -2,9 +2,9 @@
 
 In: a `Batch`. Out: logits [B, T, V], or (sum, count) of the loss.
 
-The one idea: a page is a piece of the sequence. Its visual tokens, each row ended by `image_newline`
-and the page by `view_seperator` (the official spelling), replace the embeddings of the image tokens,
-and from there on the decoder knows no difference.
+The one idea: a page is a piece of the sequence. Its visual tokens, each row ended by
+`image_newline` and the page by `view_seperator` (the official spelling), replace the embeddings of
+the image tokens, and from there on the decoder knows no difference.
 
 Freezing is `requires_grad` and nothing else: a part without trainable parameters below it builds no
 autograd graph, and every part can be trained.
@@ -140,15 +140,19 @@ class DeepseekOCR(nn.Module):
         return sam, clip
 
     def encode_pages(
-        self, pages: Tensor, tiles: Tensor | None = None, grids: Tensor | None = None,
-        features: Tensor | None = None, tile_features: Tensor | None = None,
+        self,
+        pages: Tensor,
+        tiles: Tensor | None = None,
+        grids: Tensor | None = None,
+        features: Tensor | None = None,
+        tile_features: Tensor | None = None,
     ) -> Tensor:
         """Visual tokens of all pages in order, [sum of tokens, D].
 
         pages [N, C, h, w] and tiles [M, C, s, s] uint8; grids [N, 2] (w, h) on the CPU or wherever.
         A page's local view (its tiles as one large grid) comes first, then its global view, then
         the separator. features, tile_features: as `page_features` gives them, if they are known.
-        """  # fmt: skip
+        """
         trunk = self.model
         features = self.page_features(pages) if features is None else features
         views = trunk.projector(features)  # [N, h, w, D]
@@ -183,19 +187,29 @@ class DeepseekOCR(nn.Module):
         x = self.model.embed_tokens(batch.input_ids)  # [B, T, D]
         if not len(batch.pages):
             return x
-        visual = self.encode_pages(batch.pages, batch.tiles, batch.grids, batch.features,
-                                   batch.tile_features)  # fmt: skip
+        visual = self.encode_pages(
+            batch.pages, batch.tiles, batch.grids, batch.features, batch.tile_features
+        )
         # Out of place: the embedding's output is needed unchanged for its own gradient.
         flat = x.flatten(0, 1).index_copy(0, batch.image_index, visual.to(x.dtype))
         return flat.view_as(x)
 
     def hidden(self, x: Tensor, *, valid=None, cache=None, counted=None, lengths=(), wanted=None):
-        """Embeddings [B, T, D] -> normed hidden states [B, T, D], or [1, L, D] of the flat positions
-        `wanted`, and the balance term or None."""
+        """Embeddings [B, T, D] -> normed hidden states [B, T, D], or [1, L, D] of the flat
+        positions `wanted`, and the balance term or None."""
         trunk = self.model
-        return decode(trunk.layers, trunk.norm, self.config.decoder, x,
-                      valid=valid, cache=cache, counted=counted, lengths=lengths, wanted=wanted,
-                      recompute=self.recompute)  # fmt: skip
+        return decode(
+            trunk.layers,
+            trunk.norm,
+            self.config.decoder,
+            x,
+            valid=valid,
+            cache=cache,
+            counted=counted,
+            lengths=lengths,
+            wanted=wanted,
+            recompute=self.recompute,
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, T, V] of every position, for looking at; training uses `loss`."""

@@ -4,15 +4,15 @@ In: normalised pages [N, 3, h, w], h and w multiples of 64. Out: one token per 6
 [N, h/64 * w/64, D]; the row ends and the page end are put between them in model.py.
 
 The one idea: pixels are read by cheap windowed attention (SAM, one patch per 16x16 px), compressed
-16-fold by two strided convolutions, and only then by full attention (CLIP). CLIP never sees a pixel:
-SAM's last feature map takes the place of its patch embedding.
+16-fold by two strided convolutions, and only then by full attention (CLIP). CLIP never sees a
+pixel: SAM's last feature map takes the place of its patch embedding.
 
-SAM adds a relative position bias to its attention logits, rel_h[q_row - k_row] . q +
-rel_w[q_col - k_col] . q. Written as a mask that is [heads, P, P] numbers per page, 0.8 GB in float32
-at 1024 px. Here it is part of the dot product instead: each query gets h + w extra columns that
-hold its dot products with the tables, each key the one-hot columns of its row and its column. So any
-fused attention kernel can be used, and nothing of size P x P is ever stored. (A CPU without
-gradients does better with a mask for a few rows at a time.)
+SAM adds a relative position bias to its attention logits, rel_h[q_row - k_row] . q + rel_w[q_col -
+k_col] . q. Written as a mask that is [heads, P, P] numbers per page, 0.8 GB in float32 at 1024 px.
+Here it is part of the dot product instead: each query gets h + w extra columns that hold its dot
+products with the tables, each key the one-hot columns of its row and its column. So any fused
+attention kernel can be used, and nothing of size P x P is ever stored. (A CPU without gradients
+does better with a mask for a few rows at a time.)
 
 Sources: Kirillov et al. 2023 (SAM), Li et al. 2022 (decomposed relative positions), Radford et al.
 2021 (CLIP), Wei et al. 2025 (DeepSeek-OCR). Parameter names are those of the official checkpoint.
@@ -281,7 +281,8 @@ class ClipEncoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Page token: CLIP's vector and SAM's at the same place, side by side, to the decoder's width."""
+    """Page token: CLIP's vector and SAM's at the same place, side by side, to the decoder's
+    width."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -5,11 +5,11 @@ weighted sum of what they made of it.
 
 The one idea: the E experts of a layer are stacked in two tensors, and one grouped matrix product
 serves them all. Token-expert pairs are sorted by expert, so that each expert's rows lie together;
-`grouped_mm` then multiplies each run of rows with its own matrix. Nothing depends on how many tokens
-an expert got, so nothing is read back to the host, and an expert that got none still has a gradient
-(of zeros), which data-parallel reduction needs. Between the products memory is what is dear: a
-pair's weight scales its inner row, the narrowest there is, and rows are summed by token without an
-array of all pairs in between where the device allows it.
+`grouped_mm` then multiplies each run of rows with its own matrix. Nothing depends on how many
+tokens an expert got, so nothing is read back to the host, and an expert that got none still has a
+gradient (of zeros), which data-parallel reduction needs. Between the products memory is what is
+dear: a pair's weight scales its inner row, the narrowest there is, and rows are summed by token
+without an array of all pairs in between where the device allows it.
 
 On a CPU reading back costs nothing, and plain experts of some size take their turns
 (`mix_one_by_one`): an expert's rows then stay in the cache from its first product to its last.
@@ -146,8 +146,10 @@ class _OneByOne(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, gate_up, down, token, share, both = ctx.saved_tensors
         grad, d_x, d_share = grad.to(x.dtype), torch.zeros_like(x), torch.empty_like(share)
-        weights = [torch.empty_like(w) if needed else [None] * len(w)
-                   for w, needed in zip((gate_up, down), ctx.needs_input_grad[1:])]  # fmt: skip
+        weights = [
+            torch.empty_like(w) if needed else [None] * len(w)
+            for w, needed in zip((gate_up, down), ctx.needs_input_grad[1:])
+        ]
         room = torch.empty_like(both[: max(ctx.counts)])
         pairs = [of_all.split(ctx.counts) for of_all in (token, share, both, d_share)]
         for places, part, gate_and_up, d_part, w_in, w_out, d_in, d_out in zip(

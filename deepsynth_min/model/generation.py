@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..settings import GenerationSettings
 from .batch import Batch
 from .decoder import KVCache
+from .deepseek_ocr import DeepseekOCR
 from .experts import compute_dtype
-from .model import DeepseekOCR
-from .settings import GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,13 @@ def _chance(how: GenerationSettings, seed: int, numbers, device) -> Tensor | Non
 
 @torch.no_grad()
 def tokens(
-    model: DeepseekOCR, batch: Batch, how: GenerationSettings, seed: int = 0, numbers=None,
+    model: DeepseekOCR,
+    batch: Batch,
+    how: GenerationSettings,
+    seed: int = 0,
+    numbers=None,
     stop_at_eos: bool = True,
-) -> Iterator[Tensor]:  # fmt: skip
+) -> Iterator[Tensor]:
     """The next token of every row [B], step after step; a row that has ended gives EOS on and on.
 
     `numbers` tell the rows' streams of chance apart (default: their places in the batch).
@@ -178,7 +182,12 @@ class _Beams:
 
     def __init__(self, first: int, how: GenerationSettings, room: int, eos: int):
         self.first, self.k, self.penalty, self.room, self.eos = (
-            first, how.beams, how.length_penalty, room, eos)  # fmt: skip
+            first,
+            how.beams,
+            how.length_penalty,
+            room,
+            eos,
+        )
         self.texts: list[list[int]] = [[] for _ in range(self.k)]
         self.finished: list[tuple[float, Answer]] = []
         self.open = True
@@ -227,8 +236,10 @@ def beam_search(model: DeepseekOCR, batch: Batch, how: GenerationSettings) -> li
         logp = block_repeats(state.logits.log_softmax(-1), texts, how.no_repeat_ngram)  # [B*k, V]
         total = scores[..., None] + logp.view(len(rows), k, V)  # [B, k, V]
         best, place = total.flatten(1).topk(2 * k)  # at most k of them are ends
-        found = [row.advance(values, [divmod(p, V) for p in places])
-                 for row, values, places in zip(rows, best.tolist(), place.tolist())]  # fmt: skip
+        found = [
+            row.advance(values, [divmod(p, V) for p in places])
+            for row, values, places in zip(rows, best.tolist(), place.tolist())
+        ]
         if not any(row.open for row in rows):
             return [row.finished[0][1] for row in rows]
         values, beams, next_tokens = zip(*found)

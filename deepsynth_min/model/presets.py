@@ -2,27 +2,45 @@
 
 In: nothing. Out: a ModelConfig by name.
 
-The one idea: `--model NAME` is a preset, and its weights are random, unless it is `tiny-reader`, whose
-weights are in the package (weights.find_checkpoint) and whose shape here is what its recipe builds.
+The one idea: `--model NAME` is a preset, and its weights are random, unless it is `tiny-reader`,
+whose weights are in the package (weights.find_checkpoint) and whose shape here is what its recipe
+builds.
 """
 
 from .config import ClipConfig, DecoderConfig, ModelConfig, SamConfig, TextConfig
 
-# The name of the model that comes with the package: it learned to read from nothing on a CPU, letter
-# by letter (tiny_reader.py). Its vocabulary is that of tokenizer.letter_tokenizer; no more than 8 MB
-# in bf16. A line of text is drawn in each row of visual tokens, five letters or so in each.
+# The name of the model that comes with the package: it learned to read from nothing on a CPU,
+# letter by letter (tiny_reader.py). Its vocabulary is that of tokenizer.letter_tokenizer; no more
+# than 8 MB in bf16. A line of text is drawn in each row of visual tokens, five letters or so in
+# each.
 TINY_READER = "tiny-reader"
 TINY_READER_CONFIG = ModelConfig(
-    sam=SamConfig(width=64, layers=2, heads=4, image_size=256, window=4, global_layers=(), neck=64,
-                  downsample=(64, 176)),
+    sam=SamConfig(
+        width=64,
+        layers=2,
+        heads=4,
+        image_size=256,
+        window=4,
+        global_layers=(),
+        neck=64,
+        downsample=(64, 176),
+    ),
     clip=ClipConfig(width=176, layers=1, heads=4, image_size=28, patch_size=7),
-    decoder=DecoderConfig(vocab_size=370, hidden_size=192, intermediate_size=512,
-                          moe_intermediate_size=96, num_hidden_layers=4, num_attention_heads=6,
-                          num_key_value_heads=6, n_routed_experts=8, num_experts_per_tok=2,
-                          max_position_embeddings=2048),
+    decoder=DecoderConfig(
+        vocab_size=370,
+        hidden_size=192,
+        intermediate_size=512,
+        moe_intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=2048,
+    ),
     page_size=256,
     text=TextConfig(font_size=24, line_height=2.667, margin=4),
-)  # fmt: skip
+)
 
 PRESETS = {
     # The official model: 3,336,106,240 parameters.
@@ -30,13 +48,29 @@ PRESETS = {
     # The same machine in miniature, for a CPU: windowed and global SAM layers, 1 dense and 3
     # mixture layers. Its vocabulary is that of the embedded tokenizer.
     "tiny": ModelConfig(
-        sam=SamConfig(width=96, layers=4, heads=4, image_size=256, window=6, global_layers=(1, 3),
-                      neck=64, downsample=(96, 128)),
+        sam=SamConfig(
+            width=96,
+            layers=4,
+            heads=4,
+            image_size=256,
+            window=6,
+            global_layers=(1, 3),
+            neck=64,
+            downsample=(96, 128),
+        ),
         clip=ClipConfig(width=128, layers=3, heads=4, image_size=56, patch_size=14),
-        decoder=DecoderConfig(vocab_size=4096, hidden_size=192, intermediate_size=512,
-                              moe_intermediate_size=96, num_hidden_layers=4, num_attention_heads=6,
-                              num_key_value_heads=6, n_routed_experts=16, num_experts_per_tok=4,
-                              max_position_embeddings=2048),
+        decoder=DecoderConfig(
+            vocab_size=4096,
+            hidden_size=192,
+            intermediate_size=512,
+            moe_intermediate_size=96,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            n_routed_experts=16,
+            num_experts_per_tok=4,
+            max_position_embeddings=2048,
+        ),
         page_size=256,
     ),
-}  # fmt: skip
+}

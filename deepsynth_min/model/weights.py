@@ -1,7 +1,7 @@
 """Official weights in and out: a checkpoint directory <-> the parameters of a module.
 
-In: a directory (or hub id) with config.json and safetensors, in one file or in shards with an index.
-Out: the module's parameters, filled; or such a directory, written.
+In: a directory (or hub id) with config.json and safetensors, in one file or in shards with an
+index. Out: the module's parameters, filled; or such a directory, written.
 
 The one idea: a module's parameters are shown under the official names as *views*
 (`official_views`): most are the parameter itself, a stacked expert tensor appears as its E x {gate,
@@ -22,15 +22,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import UserError, find_file, read_json
-from .download import fetch
+from ..errors import UserError, find_file, read_json
+from ..files.download import fetch
 from .presets import TINY_READER
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-SHIPPED = Path(__file__).parent / "assets" / TINY_READER
-_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
-          "F64": torch.float32}  # as stored -> as kept  # fmt: skip
+SHIPPED = Path(__file__).parents[1] / "tiny_reader" / "weights"
+_TYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float32,
+}  # as stored -> as kept
 
 
 def official_pieces(name: str, parameter: Tensor) -> dict[str, Tensor]:
@@ -108,8 +112,13 @@ def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") 
     if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
     # Not just a configuration that something looked at.
-    return fetch(name, "model", revision, ["*.json", "*.safetensors", "*.txt"],
-                 lambda cached: any(cached.glob("*.safetensors")))  # fmt: skip
+    return fetch(
+        name,
+        "model",
+        revision,
+        ["*.json", "*.safetensors", "*.txt"],
+        lambda cached: any(cached.glob("*.safetensors")),
+    )
 
 
 def _tensor_files(directory: Path) -> list[Path]:
@@ -176,7 +185,8 @@ def open_tensors(directory: Path, stack: ExitStack) -> dict[str, safe_open]:
 
 
 def stored(path: Path) -> tuple[dict[str, tuple], dict[str, str]]:
-    """({tensor name: shape}, metadata) of a safetensors file; no tensor is read. Raises UserError."""
+    """({tensor name: shape}, metadata) of a safetensors file; no tensor is read. Raises
+    UserError."""
     with _open(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         return shapes, file.metadata() or {}
@@ -239,8 +249,10 @@ def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -
                 part = file.get_slice(name)
                 places[name], shapes[name] = path, tuple(part.get_shape())
                 if part.get_dtype() not in _TYPES:
-                    raise UserError(f"{path}: {name} is of type {part.get_dtype()}, not one of "
-                                    + ", ".join(_TYPES))  # fmt: skip
+                    raise UserError(
+                        f"{path}: {name} is of type {part.get_dtype()}, not one of "
+                        + ", ".join(_TYPES)
+                    )
                 types[name] = _TYPES[part.get_dtype()]
     expected = {name: tuple(view.shape) for name, view in official_views(module).items()}
     check_names(shapes, expected, str(directory))
@@ -278,7 +290,10 @@ def on_host(tensor: Tensor) -> Tensor:
 
 
 def write_shards(
-    tensors: Iterator[tuple[str, Tensor]], sizes: dict[str, int], directory: Path, shard_bytes: int,
+    tensors: Iterator[tuple[str, Tensor]],
+    sizes: dict[str, int],
+    directory: Path,
+    shard_bytes: int,
     always_index: bool = False,
 ) -> None:
     """Writes tensors as they come, in shards of at most `shard_bytes` (or one tensor) each.
@@ -286,7 +301,7 @@ def write_shards(
     sizes: name -> bytes of all of them, in the order in which they will come. No more than one
     shard is held at a time. A single shard is called model.safetensors and has no index, unless
     `always_index`: the official one has.
-    """  # fmt: skip
+    """
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():

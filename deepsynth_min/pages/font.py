@@ -138,8 +138,9 @@ class FontChain:
         scaled, vector = [], freetype.FT_Vector(0, 0)
         for left, right in _kern_pairs(font_bytes(self.sources[number])):
             # Face.get_kerning would take these glyph numbers for characters.
-            freetype.FT_Get_Kerning(face._FT_Face, left, right, freetype.FT_KERNING_DEFAULT,
-                                    ctypes.byref(vector))  # fmt: skip
+            freetype.FT_Get_Kerning(
+                face._FT_Face, left, right, freetype.FT_KERNING_DEFAULT, ctypes.byref(vector)
+            )
             if vector.x:
                 scaled.append((left, right, vector.x))
         return scaled
@@ -160,8 +161,10 @@ def _kern_pairs(data: bytes) -> set[tuple[int, int]]:
         return int.from_bytes(data[at : at + 2], "big")
 
     tables = range(12, 12 + 16 * u16(4), 16)
-    at = next((int.from_bytes(data[t + 8 : t + 12], "big") for t in tables
-               if data[t : t + 4] == b"kern"), 0)  # fmt: skip
+    at = next(
+        (int.from_bytes(data[t + 8 : t + 12], "big") for t in tables if data[t : t + 4] == b"kern"),
+        0,
+    )
     pairs: set[tuple[int, int]] = set()
     if not at or u16(at) != 0:
         return pairs

@@ -10,8 +10,8 @@ import threading
 
 import numpy as np
 
+from .._raster import FIRST_COMPOSITE, FLAGS, KINDS, UNITS, Atlas, Frame
 from . import characters
-from ._raster import FIRST_COMPOSITE, FLAGS, KINDS, UNITS, Atlas, Frame
 from .font import FontChain, Glyph
 from .style import PageStyle
 
@@ -121,13 +121,22 @@ class GlyphStore:
         self._line, self._around = up + down, top + up + down + bottom
         lines = 1 + max(0, style.height - self._around) // step
         return Frame(
-            width=style.width, height=style.height, left=left, baseline=top + up, step=step,
-            lines_per_column=lines, columns=style.columns,
+            width=style.width,
+            height=style.height,
+            left=left,
+            baseline=top + up,
+            step=step,
+            lines_per_column=lines,
+            columns=style.columns,
             column_step=style.column_width() + style.column_gap,
-            justify=style.align == "justify", invert=style.invert, kerning=style.kerning,
-            limit=style.column_width() * 64, tab=max(64, style.tab * space), gap=space,
+            justify=style.align == "justify",
+            invert=style.invert,
+            kerning=style.kerning,
+            limit=style.column_width() * 64,
+            tab=max(64, style.tab * space),
+            gap=space,
             hyphen=hyphen,
-        )  # fmt: skip
+        )
 
     @staticmethod
     def _inked(point: int, kind: int) -> bool:
@@ -157,8 +166,17 @@ class GlyphStore:
             if glyph.font not in self._kerned:  # before the font's first glyph: see csrc/atlas.h
                 self._kerned.add(glyph.font)
                 self.atlas.set_kerning(glyph.font, self.chain.kerning(glyph.font))
-        self.atlas.add(unit, kind, flags, glyph.advance, glyph.font, glyph.index, glyph.left,
-                       glyph.top, glyph.coverage)  # fmt: skip
+        self.atlas.add(
+            unit,
+            kind,
+            flags,
+            glyph.advance,
+            glyph.font,
+            glyph.index,
+            glyph.left,
+            glyph.top,
+            glyph.coverage,
+        )
 
 
 def over(paper: np.ndarray, coverage: np.ndarray) -> np.ndarray:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import UserError, find_file
-from .settings import TILE
+from ..errors import UserError, find_file
+from .modes import TILE
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its remarks are in our errors
 STRETCHED_UP_TO = 640  # px: modes tiny and small; larger pages are padded
@@ -58,16 +58,31 @@ def open_image(source: Path | bytes, where: str):
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise UserError(f"{where}: images need Pillow: pip install 'deepsynth-min[images]'") from None
+        raise UserError(
+            f"{where}: images need Pillow: pip install 'deepsynth-min[images]'"
+        ) from None
     name, file = "the image", None
     if isinstance(source, bytes):
         file = io.BytesIO(source)
     else:
         name = file = find_file(source, f"{where}: ", "no such image")
     # Pillow's plugins raise what they like for a damaged file.
-    damage = (OSError, ValueError, SyntaxError, NotImplementedError, RuntimeError, EOFError,
-              ArithmeticError, LookupError, AttributeError, TypeError, MemoryError, struct.error,
-              zlib.error, Image.DecompressionBombError)  # fmt: skip
+    damage = (
+        OSError,
+        ValueError,
+        SyntaxError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        MemoryError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    )
     warnings.filterwarnings("ignore", module=r"PIL\.")  # metadata is no matter
     try:
         with Image.open(file, formats=FORMATS) as image:
@@ -93,9 +108,7 @@ def _on_white_paper(image):
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
-        image = Image.alpha_composite(
-            Image.new("RGBA", image.size, "white"), image.convert("RGBA")
-        )
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 

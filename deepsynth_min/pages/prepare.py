@@ -9,8 +9,8 @@ import unicodedata
 
 import numpy as np
 
+from .._raster import FIRST_COMPOSITE, FLAGS, KINDS
 from . import characters
-from ._raster import FIRST_COMPOSITE, FLAGS, KINDS
 from .font import Glyph
 from .glyphs import CONTINUE, CONTINUE_UNSHAPED, GlyphStore
 from .shaping import Order, shape

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ._raster import FLAGS, Plan, empty_pages
+from .._raster import FLAGS, Plan, empty_pages
 from .characters import script_to_shape
 from .glyphs import MOST_COMPOSITES, GlyphStore
 from .prepare import prepare
@@ -101,14 +101,21 @@ class Renderer:
 
     def _render_shrunk(self, texts: list[str], out: np.ndarray | None, threads: int) -> list[Pages]:
         style = self.style
-        sizes = [style.font_size if self.count_pages(text) <= style.max_pages
-                 else fit(text, style, style.max_pages, style.min_font_size, style.font_size - 1)
-                 for text in texts]  # fmt: skip
+        sizes = [
+            style.font_size
+            if self.count_pages(text) <= style.max_pages
+            else fit(text, style, style.max_pages, style.min_font_size, style.font_size - 1)
+            for text in texts
+        ]
         if any(size is None for size in sizes):
-            raise ValueError(f"max_pages: {style.max_pages} are too few for text "
-                             f"{sizes.index(None)} at font size {style.min_font_size}")  # fmt: skip
-        groups = [_Layout(_renderer(style.at_size(size))._current(), [text], 1)
-                  for text, size in zip(texts, sizes)]  # fmt: skip
+            raise ValueError(
+                f"max_pages: {style.max_pages} are too few for text "
+                f"{sizes.index(None)} at font size {style.min_font_size}"
+            )
+        groups = [
+            _Layout(_renderer(style.at_size(size))._current(), [text], 1)
+            for text, size in zip(texts, sizes)
+        ]
         counts = [layout.plan.number_pages() for layout in groups]
         for layout in groups:
             layout.check()
@@ -180,21 +187,27 @@ class _Layout:
                 lost = positions[flags & FLAGS["missing"] != 0]
                 if len(lost):
                     chars = sorted({text[p] for p in lost})[:10]
-                    raise ValueError(f"text {i}: no font has {len(lost)} characters, first at "
-                                     f"{lost[0]}: {ascii(''.join(chars))}")  # fmt: skip
+                    raise ValueError(
+                        f"text {i}: no font has {len(lost)} characters, first at "
+                        f"{lost[0]}: {ascii(''.join(chars))}"
+                    )
             if style.shaping == "require" and not self.store.shapes:
                 at = next((k for k, char in enumerate(text) if script_to_shape(ord(char))), None)
                 if at is not None:
-                    raise ValueError(f"text {i}: {script_to_shape(ord(text[at]))} at {at} needs "
-                                     "shaping: pip install deepsynth-min[shaping]")  # fmt: skip
+                    raise ValueError(
+                        f"text {i}: {script_to_shape(ord(text[at]))} at {at} needs "
+                        "shaping: pip install deepsynth-min[shaping]"
+                    )
 
     def results(self, out: np.ndarray) -> list[Pages]:
         """One Pages per text, after drawing into `out`."""
         results, first = [], 0
         for i, text in enumerate(self.texts):
             ranges, positions, flags, clipped, _, lines = self.plan.result(i)
-            noted = [positions[flags & FLAGS[name] != 0] if len(flags) else positions
-                     for name in ("missing", "unshaped", "invisible")]  # fmt: skip
+            noted = [
+                positions[flags & FLAGS[name] != 0] if len(flags) else positions
+                for name in ("missing", "unshaped", "invisible")
+            ]
             pages = out[first : first + len(ranges)]
             truncated = len(text) - int(ranges[-1, 1])
             height = self.store.text_height(lines)
@@ -228,20 +241,22 @@ def render_pages(text: str, style: PageStyle = PageStyle(), out: np.ndarray | No
 
 
 def line_ranges(text: str, style: PageStyle = PageStyle()) -> list[tuple[int, int]]:
-    """Of each line of a text's pages, one page after another, where in the text it starts and stops;
-    at the style's own font size, whatever `overflow` says."""
+    """Of each line of a text's pages, one page after another, where in the text it starts and
+    stops; at the style's own font size, whatever `overflow` says."""
     lines = _Layout(_renderer(style)._current(), [text], 1).plan.lines(0)
     return [(start, stop) for start, stop, _, _ in lines.tolist()]
 
 
-def render_batch(texts, style: PageStyle = PageStyle(), threads: int = 1,
-                 out: np.ndarray | None = None) -> list[Pages]:  # fmt: skip
+def render_batch(
+    texts, style: PageStyle = PageStyle(), threads: int = 1, out: np.ndarray | None = None
+) -> list[Pages]:
     """Pages of several texts in one contiguous array; see Renderer.render_batch."""
     return _renderer(style).render_batch(texts, out, threads)
 
 
-def fit(text: str, style: PageStyle, pages: int, smallest: int = 6,
-        largest: int = 64) -> int | None:  # fmt: skip
+def fit(
+    text: str, style: PageStyle, pages: int, smallest: int = 6, largest: int = 64
+) -> int | None:
     """The largest font size in smallest..largest at which the text needs at most `pages` pages, or
     None. Layout only: no glyph is drawn. Every size from the top is tried, because whole-pixel
     advances make the number of lines not quite monotonic; a size that is too large stops early.
@@ -257,9 +272,3 @@ def fit(text: str, style: PageStyle, pages: int, smallest: int = 6,
         if layout.plan.result(0)[4]:
             return size
     return None
-
-
-if __name__ == "__main__":
-    from .preview import main
-
-    raise SystemExit(main())

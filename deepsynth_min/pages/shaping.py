@@ -13,8 +13,8 @@ from unicodedata import bidirectional
 
 import numpy as np
 
+from .._raster import FLAGS, KINDS
 from . import characters
-from ._raster import FLAGS, KINDS
 from .font import font_bytes
 from .glyphs import CONTINUE, GlyphStore
 
@@ -89,9 +89,15 @@ def _runs(paragraph: str, levels: np.ndarray, store: GlyphStore):
 
 def _run_key(point: int, level: int, previous, store: GlyphStore):
     """(font, level, script), None for what stays as it is."""
-    if previous is not None and level == previous[1] and (
-            characters.is_invisible(point) or characters.is_mark(point)
-            and store.chain.face(previous[0]).get_char_index(point)):  # fmt: skip
+    if (
+        previous is not None
+        and level == previous[1]
+        and (
+            characters.is_invisible(point)
+            or characters.is_mark(point)
+            and store.chain.face(previous[0]).get_char_index(point)
+        )
+    ):
         return previous
     script, found = characters.script_to_shape(point), store.find(point)
     kind, _ = characters.classify(point)
@@ -100,8 +106,9 @@ def _run_key(point: int, level: int, previous, store: GlyphStore):
     return found[0], level, script or (previous[2] if previous else "")
 
 
-def _shape_run(run: str, right_to_left: bool, font: int, units: np.ndarray,
-               store: GlyphStore) -> None:  # fmt: skip
+def _shape_run(
+    run: str, right_to_left: bool, font: int, units: np.ndarray, store: GlyphStore
+) -> None:
     """Replace units[: len(run)] by one composite per cluster."""
     import uharfbuzz
 

@@ -56,16 +56,26 @@ class PageStyle:
         self._check("fonts", not isinstance(self.fonts, str), "must be a list of files")
         object.__setattr__(self, "fonts", tuple(self.fonts))
         self._check("fonts", len(self.fonts) <= 64, "at most 64 files")
-        self._check("newline_mark", not set(self.newline_mark) & set("\r\n\t\f\v\x85\u2028\u2029"),
-                    "must not contain line ends or tabs")  # fmt: skip
-        self._check("newline_mark", not any("\ud800" <= c <= "\udfff" for c in self.newline_mark),
-                    "holds half of a character")  # fmt: skip
+        self._check(
+            "newline_mark",
+            not set(self.newline_mark) & set("\r\n\t\f\v\x85\u2028\u2029"),
+            "must not contain line ends or tabs",
+        )
+        self._check(
+            "newline_mark",
+            not any("\ud800" <= c <= "\udfff" for c in self.newline_mark),
+            "holds half of a character",
+        )
         left, top, right, bottom = self.margins()
-        for name, room in (("width", self.width - left - right),
-                           ("height", self.height - top - bottom)):  # fmt: skip
+        for name, room in (
+            ("width", self.width - left - right),
+            ("height", self.height - top - bottom),
+        ):
             if room < 1:
-                raise ValueError(f"margin: {self.margin} leaves no room on a page of {name} "
-                                 f"{getattr(self, name)}")  # fmt: skip
+                raise ValueError(
+                    f"margin: {self.margin} leaves no room on a page of {name} "
+                    f"{getattr(self, name)}"
+                )
         self._check("columns", self.column_width() >= 1, "leave no room for text")
 
     def _check(self, name: str, holds: bool, why: str) -> None:
@@ -99,9 +109,12 @@ class PageStyle:
         """Hex digest that identifies the pages: settings, font bytes, layout version, and the
         libraries that take part in the bytes. Font files count by content, not by name."""
         parts = asdict(self) | {"main_font": "", "fonts": ""}
-        parts |= {"sources": [font_digest(source) for source in self.sources()],
-                  "layout": LAYOUT_VERSION, "shaper": self.shaper(),
-                  "freetype": freetype_version() if self.hinting != "none" else ""}  # fmt: skip
+        parts |= {
+            "sources": [font_digest(source) for source in self.sources()],
+            "layout": LAYOUT_VERSION,
+            "shaper": self.shaper(),
+            "freetype": freetype_version() if self.hinting != "none" else "",
+        }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def at_size(self, font_size: int) -> "PageStyle":
@@ -109,12 +122,21 @@ class PageStyle:
 
 
 _RANGES = (
-    ("width", 1, 16384), ("height", 1, 16384), ("margin", 0, 16384), ("margin_left", -1, 16384),
-    ("margin_right", -1, 16384), ("margin_top", -1, 16384), ("margin_bottom", -1, 16384),
-    ("font_size", 1, 1024), ("line_height", 0.1, 20), ("columns", 1, 64),
-    ("column_gap", 0, 16384), ("tab", 1, 64), ("max_pages", 0, 1 << 40),
+    ("width", 1, 16384),
+    ("height", 1, 16384),
+    ("margin", 0, 16384),
+    ("margin_left", -1, 16384),
+    ("margin_right", -1, 16384),
+    ("margin_top", -1, 16384),
+    ("margin_bottom", -1, 16384),
+    ("font_size", 1, 1024),
+    ("line_height", 0.1, 20),
+    ("columns", 1, 64),
+    ("column_gap", 0, 16384),
+    ("tab", 1, 64),
+    ("max_pages", 0, 1 << 40),
     ("min_font_size", 1, 1024),
-)  # fmt: skip
+)
 _CHOICES = {
     "hinting": HINTINGS,
     "align": ("left", "justify"),

@@ -17,10 +17,7 @@ quantised base is unpacked on the way; with --base the original weights take its
 """
 
 import gc
-import os
-import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,27 +25,30 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import adapter, corpus, hub, settings as settings_
-from .batch import Batch
-from .build import is_adapted, load_run_model
-from .checkpoint import copy_base_files
-from .config import UserError, exit_code
-from .data import SampleBuilder, collate
-from .disk import whole_directory
-from .distributed import start, stop
-from .evaluate import find_run_checkpoint
-from .lora import LoraExperts, LoraLinear
-from .model import DeepseekOCR
-from .options import OneLineParser
-from .precision import autocast
-from .quant import Packed
-from .row import Row
-from .settings import Settings
-from .tokenizer import load_tokenizer
-from .weights import (
-    SHARD_BYTES, find_checkpoint, official_pieces, official_views, open_tensors, tensor_digest,
+from ..corpus import documents as corpus
+from ..data.row import Row
+from ..data.samples import SampleBuilder, collate
+from ..data.tokenizer import load_tokenizer
+from ..errors import UserError
+from ..files.disk import whole_directory
+from ..model.batch import Batch
+from ..model.deepseek_ocr import DeepseekOCR
+from ..model.weights import (
+    SHARD_BYTES,
+    official_pieces,
+    official_views,
+    open_tensors,
+    tensor_digest,
     write_shards,
-)  # fmt: skip
+)
+from ..settings import Settings
+from ..training.build import load_run_model
+from ..training.checkpoint import copy_base_files
+from ..training.precision import autocast
+from ..tuning import adapter
+from ..tuning.lora import LoraExperts, LoraLinear
+from ..tuning.quant import Packed
+from . import upload as hub
 
 TOLERANCE = 0.05  # of the logits' norm; rounding weights to bf16 alone changes them by about 0.005
 
@@ -157,20 +157,19 @@ def check_tensors(directory: Path, digests: dict[str, bytes]) -> None:
                 raise UserError(f"{directory}: {name} was not read back as written")
 
 
-# -- the command ----------------------------------------------------------------------------------
+# -- a run's model or adapter, as a directory ------------------------------------------------------
 
 
-def parse_size(text: str) -> int:
-    """`5GB`, `500MB`, `2GiB` or a number of bytes. Raises UserError."""
-    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
-    if not match or match[2] not in units or float(match[1]) <= 0:
-        raise UserError(f"--shard-size {text}: not a size such as 5GB, 500MB or 2GiB")
-    return int(float(match[1]) * units[match[2]])
-
-
-def export_model(settings: Settings, run: Path, checkpoint: Path, to: Path, *, device, base=None,
-                 shard_bytes: int = SHARD_BYTES) -> str:  # fmt: skip
+def export_model(
+    settings: Settings,
+    run: Path,
+    checkpoint: Path,
+    to: Path,
+    *,
+    device,
+    base=None,
+    shard_bytes: int = SHARD_BYTES,
+) -> str:
     """Writes a run's model (its adapter merged) to `to`; returns what the check found."""
     model, directory = load_run_model(settings, run, checkpoint, device, base=base)
     batch = rendered_page(settings, model, load_tokenizer(directory))
@@ -198,8 +197,10 @@ def export_adapter(settings: Settings, run: Path, checkpoint: Path, to: Path, *,
         adapter.restore_adapter(model, partial)
         text = compare(page_logits(model, batch, precision), expected, to)
     if (to / adapter.OTHERS).exists():
-        text += (f"\nnote: {adapter.OTHERS} holds what trained beside the adapter, which other "
-                 "programs do not read; --merge makes a model that has it")  # fmt: skip
+        text += (
+            f"\nnote: {adapter.OTHERS} holds what trained beside the adapter, which other "
+            "programs do not read; --merge makes a model that has it"
+        )
     return text
 
 
@@ -223,51 +224,3 @@ def stage_for_hub(model, base: Path, settings: Settings, run: Path, checkpoint: 
             check_tensors(partial, write_model(model, partial, base, SHARD_BYTES))
         write_card(settings, run, checkpoint, partial)
     return run / "hub"
-
-
-def run(arguments: list[str]) -> None:
-    parser = OneLineParser(
-        "python -m deepsynth_min.export",
-        description="Writes a run's model in the official layout, or its adapter, and checks it.",
-    )
-    add = parser.add_argument
-    add("--run", required=True, metavar="DIR", help="run directory of a training")
-    add("--to", required=True, metavar="DIR", help="directory to write; must not exist")
-    add("--merge", action="store_true", help="merge the run's adapter into its base model")
-    add("--base", metavar="DIR", help="merge into this checkpoint, not into quantised weights")
-    add("--checkpoint", default="last", metavar="WHICH", help="last, best or a step number")
-    add("--shard-size", default="5GB", metavar="SIZE", help="largest file (default: 5GB)")
-    add("--push-to-hub", metavar="REPO", help="then upload it to this repository (owner/name)")
-    add("--private", action="store_true", help="make the repository private, if it is new")
-    add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    given = parser.parse_args(arguments)
-    source, to, shard_bytes = Path(given.run), Path(given.to), parse_size(given.shard_size)
-    if not os.path.isfile(source / "config.toml"):
-        raise UserError(f"{source}: not a run directory (no config.toml)")
-    settings = settings_.load(source / "config.toml")
-    checkpoint = find_run_checkpoint(source, given.checkpoint)
-    adapted = is_adapted(settings.model.tune)
-    if not adapted and (given.merge or given.base):
-        raise UserError(f"--merge, --base: {source} trained no adapter; its model is whole")
-    if given.base and not given.merge:
-        raise UserError("--base: only with --merge")
-    if to.exists():
-        raise UserError(f"--to {to}: exists already")
-    world = start(given.device, settings.run.threads)
-    if adapted and not given.merge:
-        said = export_adapter(settings, source, checkpoint, to, device=world.device)
-    else:
-        base = find_checkpoint(given.base) if given.base else None
-        said = export_model(settings, source, checkpoint, to, device=world.device, base=base,
-                            shard_bytes=shard_bytes)  # fmt: skip
-    print(f"{to}: {said}")
-    if given.push_to_hub:
-        hub.push(to, given.push_to_hub, given.private)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return exit_code(run, arguments, stop)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -43,12 +43,15 @@ def _axes(xs: tuple[float, float], ys: tuple[float, float], place, unit: str) ->
     parts = []
     for value in ticks(*ys):
         _, y = place(xs[0], value)
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                     f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>')  # fmt: skip
+        parts.append(
+            f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>'
+        )
     for value in ticks(*xs):
         x, _ = place(value, ys[0])
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
-                     f"{value:.8g}</text>")  # fmt: skip
+        parts.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.8g}</text>'
+        )
     middle = (LEFT + WIDTH) / 2
     parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{unit}</text>')
     return parts
@@ -74,14 +77,18 @@ def chart(title: str, series: list[Series], unit: str) -> str:
         for x, y in points:
             cx, cy = place(x, y)
             label = html.escape(f"{name}, {unit} {x:.6g}: {y:.5g}")
-            parts.append(f'<g class="{css} point"><title>{label}</title>'
-                         f'<circle class="seen" cx="{cx:.1f}" cy="{cy:.1f}" r="2.4"/>'
-                         f'<circle class="hit" cx="{cx:.1f}" cy="{cy:.1f}" r="8"/></g>')  # fmt: skip
+            parts.append(
+                f'<g class="{css} point"><title>{label}</title>'
+                f'<circle class="seen" cx="{cx:.1f}" cy="{cy:.1f}" r="2.4"/>'
+                f'<circle class="hit" cx="{cx:.1f}" cy="{cy:.1f}" r="8"/></g>'
+            )
     key = "".join(f'<b class="{css}">{html.escape(name)}</b>' for css, name, _ in series)
     title = html.escape(title)
-    return (f'<figure><h3>{title} <span class="key">{key}</span></h3>'
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
-            f'{"".join(parts)}</svg></figure>')  # fmt: skip
+    return (
+        f'<figure><h3>{title} <span class="key">{key}</span></h3>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
+        f"{''.join(parts)}</svg></figure>"
+    )
 
 
 def bars(groups: list[tuple[str, list[tuple[str, str, float]]]]) -> str:
@@ -97,10 +104,12 @@ def bars(groups: list[tuple[str, list[tuple[str, str, float]]]]) -> str:
         y, end = i * line + 4, zero + value * scale
         if label != before:
             parts.append(f'<text x="0" y="{y + 14}">{html.escape(label)}</text>')
-        parts.append(f'<rect class="{css}" x="{min(zero, end):.1f}" y="{y}" height="16" '
-                     f'width="{max(abs(end - zero), 0.5):.1f}"><title>'
-                     f'{html.escape(f"{name}, {label}: {value:+.4f}")}</title></rect>'
-                     f'<text x="{max(zero, end) + 6:.1f}" y="{y + 13}">{value:+.4f}</text>')  # fmt: skip
+        parts.append(
+            f'<rect class="{css}" x="{min(zero, end):.1f}" y="{y}" height="16" '
+            f'width="{max(abs(end - zero), 0.5):.1f}"><title>'
+            f"{html.escape(f'{name}, {label}: {value:+.4f}')}</title></rect>"
+            f'<text x="{max(zero, end) + 6:.1f}" y="{y + 13}">{value:+.4f}</text>'
+        )
         before = label
     height = len(rows) * line + 6
     axis = f'<line class="axis" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{height}"/>'

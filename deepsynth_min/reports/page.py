@@ -13,16 +13,11 @@ side.
 import base64
 import html
 import json
-import os
-import sys
 import tomllib
 from pathlib import Path
 
-from . import ablations
+from ..evaluation import ablations
 from .charts import bars, chart
-from .config import UserError, exit_code
-from .disk import write_text
-from .options import OneLineParser
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5d6878; --line: #d5dae3; --paper: #fff;
@@ -50,11 +45,16 @@ pre { overflow-x: auto; border: 1px solid var(--line); padding: .8rem; font-size
 #by-step:checked ~ .time, #by-time:checked ~ .step { display: none; }
 """ + "".join(
     f".c{i} {{ stroke: var(--c{i}); }} b.c{i} {{ color: var(--c{i}); }} "
-    f"rect.c{i} {{ fill: var(--c{i}); stroke: none; }}\n" for i in range(6)
-)  # fmt: skip
+    f"rect.c{i} {{ fill: var(--c{i}); stroke: none; }}\n"
+    for i in range(6)
+)
 
-KINDS = {"blank": "an empty page", "shuffled": "another page", "without": "no page",
-         "text": "as much text"}  # fmt: skip
+KINDS = {
+    "blank": "an empty page",
+    "shuffled": "another page",
+    "without": "no page",
+    "text": "as much text",
+}
 
 
 def metric_lines(run: Path) -> list[dict]:
@@ -68,9 +68,11 @@ def metric_lines(run: Path) -> list[dict]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and isinstance(values.get("kind"), str) and (
-            isinstance(values.get("step"), int)
-        ):  # fmt: skip
+        if (
+            isinstance(values, dict)
+            and isinstance(values.get("kind"), str)
+            and (isinstance(values.get("step"), int))
+        ):
             lines.append(values)
     return lines
 
@@ -115,43 +117,67 @@ def curves(runs: list[Run], x: str) -> str:
     def lines(title: str, *columns: tuple[str, str, str, float]) -> str:
         """A column is (kind, key, name, scale); the second of a run is dashed, or coloured."""
         series = [
-            (f"c{i}" if one else f"{run.css}{' dashed' * (i > 0)}",
-             name if one else f"{run.name}{', ' * bool(name)}{name}",
-             run.column(kind, key, x, scale))
-            for run in runs for i, (kind, key, name, scale) in enumerate(columns)
-        ]  # fmt: skip
+            (
+                f"c{i}" if one else f"{run.css}{' dashed' * (i > 0)}",
+                name if one else f"{run.name}{', ' * bool(name)}{name}",
+                run.column(kind, key, x, scale),
+            )
+            for run in runs
+            for i, (kind, key, name, scale) in enumerate(columns)
+        ]
         return chart(title, series, x)
 
-    return "".join((
-        lines("Loss, nats per scored token", ("train", "loss", "training" if one else "", 1.0),
-              ("eval", "loss", "held out", 1.0)),
-        lines("Does it read: rise of the loss without the right page",
-              ("eval", "reads/shuffled", "another page", 1.0),
-              ("eval", "reads/blank", "an empty page", 1.0)),
-        lines("Character error rate of answers", ("eval", "cer", "mean" if one else "", 1.0),
-              ("eval", "cer_median", "median", 1.0)),
-        lines("ROUGE-L of answers", ("eval", "rougeL", "", 1.0)),
-        lines("Learning rate", ("train", "lr", "", 1.0)),
-        lines("Gradient norm, before clipping", ("train", "grad_norm", "", 1.0)),
-        lines("Samples per second", ("train", "samples_per_s", "", 1.0)),
-        lines("Peak memory of rank 0, MiB", ("train", "peak_memory_bytes", "", 2.0**-20)),
-    ))  # fmt: skip
+    return "".join(
+        (
+            lines(
+                "Loss, nats per scored token",
+                ("train", "loss", "training" if one else "", 1.0),
+                ("eval", "loss", "held out", 1.0),
+            ),
+            lines(
+                "Does it read: rise of the loss without the right page",
+                ("eval", "reads/shuffled", "another page", 1.0),
+                ("eval", "reads/blank", "an empty page", 1.0),
+            ),
+            lines(
+                "Character error rate of answers",
+                ("eval", "cer", "mean" if one else "", 1.0),
+                ("eval", "cer_median", "median", 1.0),
+            ),
+            lines("ROUGE-L of answers", ("eval", "rougeL", "", 1.0)),
+            lines("Learning rate", ("train", "lr", "", 1.0)),
+            lines("Gradient norm, before clipping", ("train", "grad_norm", "", 1.0)),
+            lines("Samples per second", ("train", "samples_per_s", "", 1.0)),
+            lines("Peak memory of rank 0, MiB", ("train", "peak_memory_bytes", "", 2.0**-20)),
+        )
+    )
 
 
 def reading(runs: list[Run]) -> str:
     """Ablation bars of each run's last evaluation, and a plain word where it does not read."""
     groups = [
-        (what, [(run.css, run.name, run.last[f"reads/{kind}"]) for run in runs
-                if f"reads/{kind}" in run.last])
+        (
+            what,
+            [
+                (run.css, run.name, run.last[f"reads/{kind}"])
+                for run in runs
+                if f"reads/{kind}" in run.last
+            ],
+        )
         for kind, what in KINDS.items()
-    ]  # fmt: skip
+    ]
     drawn = bars(groups)
     if not drawn:
         return ""
-    notes = "".join(f'<p class="note">{html.escape(run.name)}: {html.escape(found)}.</p>'
-                    for run in runs if (found := ablations.warning(run.last)))  # fmt: skip
-    return ("<h2>Does it read?</h2><p>Rise of the held-out loss, in nats per scored token, with "
-            f"something else in the page's place, at the last evaluation.</p>{notes}{drawn}")  # fmt: skip
+    notes = "".join(
+        f'<p class="note">{html.escape(run.name)}: {html.escape(found)}.</p>'
+        for run in runs
+        if (found := ablations.warning(run.last))
+    )
+    return (
+        "<h2>Does it read?</h2><p>Rise of the held-out loss, in nats per scored token, with "
+        f"something else in the page's place, at the last evaluation.</p>{notes}{drawn}"
+    )
 
 
 def _table(head: list[str], rows: list[list[str]], number: bool = False) -> str:
@@ -170,8 +196,10 @@ def figures(runs: list[Run]) -> str:
     names = list(dict.fromkeys(n for run in runs for n in run.last if n not in ("kind", "minutes")))
     if not names:
         return ""
-    rows = [[name, *(f"{run.last[name]:.6g}" if name in run.last else "" for run in runs)]
-            for name in names]  # fmt: skip
+    rows = [
+        [name, *(f"{run.last[name]:.6g}" if name in run.last else "" for run in runs)]
+        for name in names
+    ]
     head = ["last evaluation", *(html.escape(run.name) for run in runs)]
     return "<h2>Figures</h2>" + _table(head, rows, number=True)
 
@@ -186,8 +214,14 @@ def _image(path: Path) -> str:
 def answers(run: Run) -> str:
     """Pages beside the reference and what the model wrote at the last evaluation."""
     shown = (run.lines["answers"] or [{"shown": []}])[-1]
-    rows = [[_image(run.path / "pages" / f"held-out-{i}.png"), html.escape(found["reference"]),
-             html.escape(found["answer"])] for i, found in enumerate(shown["shown"])]  # fmt: skip
+    rows = [
+        [
+            _image(run.path / "pages" / f"held-out-{i}.png"),
+            html.escape(found["reference"]),
+            html.escape(found["answer"]),
+        ]
+        for i, found in enumerate(shown["shown"])
+    ]
     if not rows:
         pages = sorted((run.path / "pages").glob("*.png"))
         return f'<div class="answers">{"".join(map(_image, pages))}</div>' if pages else ""
@@ -198,12 +232,19 @@ def answers(run: Run) -> str:
 def differences(runs: list[Run]) -> str:
     """The settings in which the runs differ."""
     tables = [
-        {f"{t}.{name}": value for t, table in tomllib.loads(run.config).items()
-         for name, value in table.items()} for run in runs
-    ]  # fmt: skip
+        {
+            f"{t}.{name}": value
+            for t, table in tomllib.loads(run.config).items()
+            for name, value in table.items()
+        }
+        for run in runs
+    ]
     names = dict.fromkeys(name for table in tables for name in table)
-    rows = [[name, *(html.escape(str(table.get(name, ""))) for table in tables)] for name in names
-            if len({str(table.get(name)) for table in tables}) > 1]  # fmt: skip
+    rows = [
+        [name, *(html.escape(str(table.get(name, ""))) for table in tables)]
+        for name in names
+        if len({str(table.get(name)) for table in tables}) > 1
+    ]
     return "<h2>What differs</h2>" + _table(["setting", *(html.escape(r.name) for r in runs)], rows)
 
 
@@ -211,51 +252,31 @@ def page(*paths: Path) -> str:
     """The whole report of one run, or of several side by side."""
     runs = [Run(Path(path), number) for number, path in enumerate(paths)]
     title = html.escape(" · ".join(run.name for run in runs))
-    ends = [f"{html.escape(run.name)}: held-out loss {run.lines['eval'][0]['loss']:.4f} at step "
-            f"{run.lines['eval'][0]['step']}, {run.last['loss']:.4f} at step {run.last['step']}."
-            for run in runs if run.lines["eval"]]  # fmt: skip
-    parts = [f"<h1>{title}</h1><p>{'<br>'.join(ends)}</p><h2>Curves</h2>",
-             '<input type="radio" name="over" id="by-step" checked><label for="by-step">over steps'
-             '</label> <input type="radio" name="over" id="by-time"><label for="by-time">over '
-             "minutes of training</label>",
-             f'<div class="charts step">{curves(runs, "step")}</div>',
-             f'<div class="charts time">{curves(runs, "minutes")}</div>',
-             reading(runs), figures(runs), differences(runs) if len(runs) > 1 else ""]  # fmt: skip
+    ends = [
+        f"{html.escape(run.name)}: held-out loss {run.lines['eval'][0]['loss']:.4f} at step "
+        f"{run.lines['eval'][0]['step']}, {run.last['loss']:.4f} at step {run.last['step']}."
+        for run in runs
+        if run.lines["eval"]
+    ]
+    parts = [
+        f"<h1>{title}</h1><p>{'<br>'.join(ends)}</p><h2>Curves</h2>",
+        '<input type="radio" name="over" id="by-step" checked><label for="by-step">over steps'
+        '</label> <input type="radio" name="over" id="by-time"><label for="by-time">over '
+        "minutes of training</label>",
+        f'<div class="charts step">{curves(runs, "step")}</div>',
+        f'<div class="charts time">{curves(runs, "minutes")}</div>',
+        reading(runs),
+        figures(runs),
+        differences(runs) if len(runs) > 1 else "",
+    ]
     for run in runs:
         parts.append(f"<h2>Pages and answers: {html.escape(run.name)}</h2>{answers(run)}")
-        parts.append(f"<details><summary>Settings: {html.escape(run.name)}</summary>"
-                     f"<pre>{html.escape(run.config)}</pre></details>")  # fmt: skip
+        parts.append(
+            f"<details><summary>Settings: {html.escape(run.name)}</summary>"
+            f"<pre>{html.escape(run.config)}</pre></details>"
+        )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
         f"{''.join(parts)}</body></html>\n"
     )
-
-
-def write(arguments: list[str]) -> None:
-    parser = OneLineParser("python -m deepsynth_min.report",
-                           description="One HTML page about one run, or about several.")  # fmt: skip
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directory")
-    parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="default: report.html in the run; comparison.html for several")  # fmt: skip
-    given = parser.parse_args(arguments)
-    for run in given.runs:
-        if not os.path.isfile(run / "metrics.jsonl"):
-            raise UserError(f"{run}: not a run directory (no metrics.jsonl)")
-    one = given.runs[0] / "report.html"
-    out = given.out or (one if len(given.runs) == 1 else Path("comparison.html"))
-    try:
-        write_text(out, page(*given.runs))
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{given.runs[0]}: damaged metrics or settings ({error})") from None
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}") from None
-    print(out)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return exit_code(write, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,8 +12,8 @@ import importlib
 from numbers import Real
 from pathlib import Path
 
-from .config import UserError
-from .settings import RunSettings, Settings
+from ..errors import UserError
+from ..settings import RunSettings, Settings
 
 NEEDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
@@ -51,8 +51,9 @@ class WandB:
     def __init__(self, project: str, run: Path):
         # The same directory is the same run there, whenever it goes on.
         identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
-        self.run = _load("wandb").init(project=project, name=run.resolve().name, id=identity,
-                                       resume="allow", dir=str(run))  # fmt: skip
+        self.run = _load("wandb").init(
+            project=project, name=run.resolve().name, id=identity, resume="allow", dir=str(run)
+        )
 
     def __call__(self, numbers: dict[str, float], step: int) -> None:
         self.run.log({"step": step, **numbers})
@@ -66,5 +67,8 @@ def open_sinks(settings: RunSettings, run: Path) -> list:
 
 def numbers_of(kind: str, values: dict) -> dict[str, float]:
     """The figures of a line, under the names that they have in a sink."""
-    return {f"{kind}/{name}": float(value) for name, value in values.items()
-            if isinstance(value, Real) and name != "step"}  # fmt: skip
+    return {
+        f"{kind}/{name}": float(value)
+        for name, value in values.items()
+        if isinstance(value, Real) and name != "step"
+    }

@@ -2,13 +2,13 @@
 
 In: a step. Out: its stage, its learning rate.
 
-The one idea: what comes first is what the rest is made of. `letters`: the encoder alone, each visual
-token being asked through a linear layer (thrown away afterwards) which letters begin in its place.
-`lines`: the decoder learns to write them down, from pages with a few words. `pages` and `documents`:
-all of the model, on full pages, then on several. From here on the encoder is frozen: `longer`, still
-more pages; `summaries`, of documents of corpus.py, random words still being read beside them;
-`names`, more of these, two heads being shown where to look (guide.py); `both`, for a little while and
-slowly, as much reading as summarising, for the one had suffered from the other.
+The one idea: what comes first is what the rest is made of. `letters`: the encoder alone, each
+visual token being asked through a linear layer (thrown away afterwards) which letters begin in its
+place. `lines`: the decoder learns to write them down, from pages with a few words. `pages` and
+`documents`: all of the model, on full pages, then on several. From here on the encoder is frozen:
+`longer`, still more pages; `summaries`, of documents of corpus.py, random words still being read
+beside them; `names`, more of these, two heads being shown where to look (guide.py); `both`, for a
+little while and slowly, as much reading as summarising, for the one had suffered from the other.
 """
 
 from dataclasses import dataclass
@@ -43,13 +43,38 @@ STAGES = (
     Stage("pages", 3400, 16, 8, 80, "all", 2e-3, 7e-4),
     Stage("documents", 600, 6, 40, 330, "all", 7e-4, 4e-4),
     Stage("longer", 2200, 6, 8, 420, "projector+decoder", 1.2e-3, 5e-4),
-    Stage("summaries", 6000, 1, 8, 420, "projector+decoder", 2e-3, 3e-5, documents=10,
-          distinct=16_384),
-    Stage("names", 9000, 1, 8, 420, "projector+decoder", 1.5e-3, 3e-5, documents=10,
-          first=16_384, distinct=90_000, guided=0.3),
-    Stage("both", 700, 6, 8, 120, "projector+decoder", 3e-4, 1e-5, documents=5,
-          first=106_384, distinct=3500, guided=0.3),
-)  # fmt: skip
+    Stage(
+        "summaries", 6000, 1, 8, 420, "projector+decoder", 2e-3, 3e-5, documents=10, distinct=16_384
+    ),
+    Stage(
+        "names",
+        9000,
+        1,
+        8,
+        420,
+        "projector+decoder",
+        1.5e-3,
+        3e-5,
+        documents=10,
+        first=16_384,
+        distinct=90_000,
+        guided=0.3,
+    ),
+    Stage(
+        "both",
+        700,
+        6,
+        8,
+        120,
+        "projector+decoder",
+        3e-4,
+        1e-5,
+        documents=5,
+        first=106_384,
+        distinct=3500,
+        guided=0.3,
+    ),
+)
 ENDS = tuple(accumulate(stage.steps for stage in STAGES))
 # The step before it begins to summarise.
 READS = next(end - stage.steps for stage, end in zip(STAGES, ENDS) if stage.documents)

@@ -1,17 +1,17 @@
 """Where to look: two heads of the last layer are shown on which visual token a letter stands.
 
-In: a text and an answer that takes words from it; a model's forward pass. Out: where in the text the
-answer's letters stand; a loss of two attention heads that are to look there.
+In: a text and an answer that takes words from it; a model's forward pass. Out: where in the text
+the answer's letters stand; a loss of two attention heads that are to look there.
 
 The one idea: that a name in a summary is the mayor's and not the baker's is, for a loss of letters
 alone, one nat in a hundred letters, and which of a thousand letters would have told is for the
 attention to find out by chance. But where the summary's words stand in the document is known. So
 the heads that copy letters from the page when the model reads (in the last layer of the recipe's
-run with seed 0 the first two; other seeds may use others, which are taught the same) are asked to look
-there when it summarises, as well.
+run with seed 0 the first two; other seeds may use others, which are taught the same) are asked to
+look there when it summarises, as well.
 
-Source: guided alignment, Chen et al. 2016 (arXiv 1607.01628). Used by tiny_reader.py alone; the model
-that comes of it is a plain one.
+Source: guided alignment, Chen et al. 2016 (arXiv 1607.01628). Used by tiny_reader.py alone; the
+model that comes of it is a plain one.
 """
 
 import re
@@ -20,8 +20,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from .decoder import rotary_tables, rotate
-from .model import DeepseekOCR
+from ..model.decoder import rotary_tables, rotate
+from ..model.deepseek_ocr import DeepseekOCR
 
 HEADS = 2  # of the last layer, the first ones
 WORD = re.compile(r"\w+(?:[.,:]\d+)*")
@@ -58,11 +58,14 @@ def copied(text: str, answer: str) -> list[tuple[int, list[int]]]:
 
 
 class Guide:
-    """The loss of the heads in a forward pass of packed samples: `with guide: model.loss(batch)`, then
-    once `guide.loss(...)`."""
+    """The loss of the heads in a forward pass of packed samples: `with guide: model.loss(batch)`,
+    then once `guide.loss(...)`."""
 
     def __init__(self, model: DeepseekOCR):
-        self.attention, self.theta = model.model.layers[-1].self_attn, model.config.decoder.rope_theta
+        self.attention, self.theta = (
+            model.model.layers[-1].self_attn,
+            model.config.decoder.rope_theta,
+        )
         assert not self.attention.shared_kv, "a query's head has a key's head of the same number"
         self.x: Tensor | None = None  # what the last layer's attention was given, [1, T, D]
 

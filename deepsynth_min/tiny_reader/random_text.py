@@ -9,35 +9,39 @@ They are unseen however short they are.
 """
 
 import zlib
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from .batch import visual_tokens
-from .corpus import Document, Draw, documents
-from .data import SampleBuilder
-from .glyphs import GlyphStore
-from .loss import IGNORE
-from .render import line_ranges
-from .row import Row
-from .tokenizer import encode
+from ..corpus.documents import Document, Draw, documents
+from ..data.row import Row
+from ..data.samples import SampleBuilder
+from ..data.tokenizer import encode
+from ..model.batch import visual_tokens
+from ..model.loss import IGNORE
+from ..pages.glyphs import GlyphStore
+from ..pages.renderer import line_ranges
 
 SLOTS = 8  # letters that a visual token is asked for
 HELD_OUT = 16  # one text in so many is never trained on
 UNSEEN = 2**40  # held-out texts are drawn from this number on
 
-_ONSETS = ("b c d f g h j k l m n p r s t v w z ch sh th br cr dr fr gr pr tr bl cl fl gl pl st sp "
-           "sch qu x y ñ ç").split() + [""] * 4  # fmt: skip
+_ONSETS = (
+    "b c d f g h j k l m n p r s t v w z ch sh th br cr dr fr gr pr tr bl cl fl gl pl st sp "
+    "sch qu x y ñ ç"
+).split() + [""] * 4
 _VOWELS = "a e i o u a e i o u a e i o ei au ou ie ea é è ê à â á í ó ú ä ö ü î ô y".split()
 _CODAS = "n r s l t m d k g ck st nd ng x z ß f p b w".split() + [""] * 12
 
 
 def made_up_word(draw: Draw) -> str:
     """One to three syllables, as it stands, capitalised or in capitals."""
-    word = "".join(draw.pick(_ONSETS) + draw.pick(_VOWELS) + draw.pick(_CODAS)
-                   for _ in range(1 + draw.below(3)))  # fmt: skip
+    word = "".join(
+        draw.pick(_ONSETS) + draw.pick(_VOWELS) + draw.pick(_CODAS)
+        for _ in range(1 + draw.below(3))
+    )
     form = draw.below(10)
     return word.capitalize() if form < 4 else word.upper() if form == 4 else word
 
@@ -46,8 +50,11 @@ def number(draw: Draw) -> str:
     digits = "".join(draw.pick("0123456789") for _ in range(1 + draw.below(4)))
     form = draw.below(6)
     more = "".join(draw.pick("0123456789") for _ in range(3 if form == 0 else 2))
-    return {0: f"{digits}{draw.pick(',.')}{more}", 1: f"{digits}{draw.pick(':.')}{more}",
-            2: f"{draw.pick('£«“(-')}{digits}"}.get(form, digits)  # fmt: skip
+    return {
+        0: f"{digits}{draw.pick(',.')}{more}",
+        1: f"{digits}{draw.pick(':.')}{more}",
+        2: f"{draw.pick('£«“(-')}{digits}",
+    }.get(form, digits)
 
 
 def is_held_out(text: str) -> bool:
@@ -83,7 +90,7 @@ class Words:
                 return text
 
 
-@lru_cache(maxsize=None)  # a second to draw, 7 MB a seed
+@cache  # a second to draw, 7 MB a seed
 def _more_documents(seed: int) -> list[Document]:
     """Training documents of a seed, but for those that share an entity combination with the
     held-out ones of a run on the embedded corpus."""
@@ -100,8 +107,8 @@ def document(n: int) -> Document:
 
 
 class Letters:
-    """Letters and visual tokens: pages full of words and the letters that each token is asked for (the
-    first stage), and the tokens that a text's letters are on (the last)."""
+    """Letters and visual tokens: pages full of words and the letters that each token is asked for
+    (the first stage), and the tokens that a text's letters are on (the last)."""
 
     def __init__(self, words: Words, builder: SampleBuilder):
         self.words, self.builder = words, builder

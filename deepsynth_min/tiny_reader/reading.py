@@ -3,22 +3,22 @@
 In: a model. Out: what it writes of pages that it has never seen, and the share that is right.
 
 The one idea: each measure has a text to hold the answer against that nobody could guess: of random
-words the words, of a document's summary the names in the summaries that would be right, and the names
-and numbers in the document itself.
+words the words, of a document's summary the names in the summaries that would be right, and the
+names and numbers in the document itself.
 """
 
 import re
 
 import torch
 
-from .corpus import Document, documents
-from .data import SampleBuilder, collate
-from .model import DeepseekOCR
+from ..corpus.documents import Document, documents
+from ..data.row import Row
+from ..data.samples import SampleBuilder, collate
+from ..evaluation.text_metrics import character_error_rate, edit_distance
+from ..model.deepseek_ocr import DeepseekOCR
+from ..model.generation import generate
+from ..settings import DataSettings, GenerationSettings
 from .random_text import UNSEEN, Words
-from .row import Row
-from .search import generate
-from .settings import DataSettings, GenerationSettings
-from .text_metrics import character_error_rate, edit_distance
 
 READ, SUMMARIZE = "Read. ", DataSettings.instruction
 
@@ -28,7 +28,8 @@ def summarised(document: Document) -> Row:
 
 
 def nearest(document: Document, written: str) -> str:
-    """Of the summaries that are right the one that takes the fewest edits, character by character."""
+    """Of the summaries that are right the one that takes the fewest edits, character by
+    character."""
     return min(document.summaries, key=lambda right: edit_distance(right, written))
 
 
@@ -63,8 +64,10 @@ class Reading:
 
     def misread(self) -> dict[str, float]:
         """Shares of the characters of unseen texts: on a page, and on two to five."""
-        return {"256 unseen texts of 8 to 70 characters": self.error_rate(8, 70, 256)[0],
-                "64 of 150 to 330": self.error_rate(150, 330, 64)[0]}  # fmt: skip
+        return {
+            "256 unseen texts of 8 to 70 characters": self.error_rate(8, 70, 256)[0],
+            "64 of 150 to 330": self.error_rate(150, 330, 64)[0],
+        }
 
     def told(self, count: int) -> tuple[float, float, list]:
         """Of the summaries of held-out documents: the share of persons and towns named in the right
@@ -73,8 +76,12 @@ class Reading:
         chosen = documents("val")[:count]
         written = answers(self.model, self.builder, [summarised(d) for d in chosen], 200)
         right = [nearest(d, text) for d, text in zip(chosen, written)]
-        named = [name in text for d, best, text in zip(chosen, right, written)
-                 for name in d.entities if name in best]  # fmt: skip
+        named = [
+            name in text
+            for d, best, text in zip(chosen, right, written)
+            for name in d.entities
+            if name in best
+        ]
         stated = [word in d.text for d, text in zip(chosen, written) for word in statements(text)]
         shares = sum(named) / len(named), sum(stated) / max(1, len(stated))
         return *shares, list(zip(right, written))[:2]

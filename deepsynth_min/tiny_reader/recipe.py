@@ -25,25 +25,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint, freeze
-from .batch import Batch
-from .config import exit_code
-from .corpus import documents
+from ..corpus.documents import documents
+from ..data.row import Row
+from ..data.samples import Sample, SampleBuilder, collate
+from ..data.tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
+from ..files.disk import whole_directory
+from ..model.batch import Batch
+from ..model.deepseek_ocr import DeepseekOCR
+from ..model.loss import IGNORE
+from ..model.presets import TINY_READER_CONFIG
+from ..options import change
+from ..settings import Settings
+from ..training import checkpoint
+from ..training.distributed import Stopper, start
+from ..training.optim import LossScaler, clip_and_step, make_adamw, prepare_state
+from ..tuning import freeze
 from .curriculum import ENDS, READS, STAGES, Stage, learning_rate, place
-from .data import Sample, SampleBuilder, collate
-from .disk import whole_directory
-from .distributed import Stopper, start, stop
 from .guide import Guide, copied
-from .loss import IGNORE
-from .model import DeepseekOCR
-from .optim import LossScaler, clip_and_step, make_adamw, prepare_state
-from .options import OneLineParser
-from .presets import TINY_READER_CONFIG
 from .random_text import SLOTS, UNSEEN, Letters, Words, document
 from .reading import READ, Reading, summarised
-from .row import Row
-from .settings import Settings, change
-from .tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
 
 LOG_EVERY = 50  # steps
 
@@ -111,11 +111,14 @@ class Training:
     def _looks(self, row: Row, sample: Sample) -> list[tuple[int, list[int]]]:
         """(position that predicts a letter, visual tokens where it stands) of a sample's answer."""
         places = self.letters.places_of(row.text)
-        return [(sample.prompt + i - 1, sorted({places[k] for k in where}))
-                for i, where in copied(row.text, row.summary)]  # fmt: skip
+        return [
+            (sample.prompt + i - 1, sorted({places[k] for k in where}))
+            for i, where in copied(row.text, row.summary)
+        ]
 
     def _asked(self, pages: Tensor) -> Tensor:
-        """uint8 [N, 1, s, s] -> logits of each visual token's letters [N, rows, columns, SLOTS, V]."""
+        """uint8 [N, 1, s, s] -> logits of each visual token's letters [N, rows, columns, SLOTS,
+        V]."""
         tokens, _, _ = self.model._page_grid(pages)
         return self.asker(tokens).unflatten(-1, (SLOTS, -1))
 
@@ -145,8 +148,12 @@ class Training:
         if stage.name == "letters":
             pages, labels = batch
             count = int((labels != IGNORE).sum())
-            total = F.cross_entropy(self._asked(pages).flatten(0, -2), labels.flatten(),
-                                    ignore_index=IGNORE, reduction="sum")  # fmt: skip
+            total = F.cross_entropy(
+                self._asked(pages).flatten(0, -2),
+                labels.flatten(),
+                ignore_index=IGNORE,
+                reduction="sum",
+            )
             (total / count).backward()
             clip_and_step(self.asker_optimizer, self.scaler, rate, 1.0)
             self.asker_optimizer.zero_grad(set_to_none=True)
@@ -168,7 +175,8 @@ class Training:
 
     @torch.no_grad()
     def letters_misread(self, count: int = 16) -> float:
-        """Share of wrong answers of the visual tokens of unseen pages: the first stage's measure."""
+        """Share of wrong answers of the visual tokens of unseen pages: the first stage's
+        measure."""
         pages, labels = zip(*(self.letters.page(UNSEEN + n) for n in range(count)))
         labels = torch.stack(labels)
         wrong = self._asked(torch.stack(pages)).argmax(-1) != labels
@@ -177,7 +185,9 @@ class Training:
     def measures(self, stage: Stage) -> dict:
         if stage.name == "letters":
             return {"letters_misread": round(self.letters_misread(), 4)}
-        rate, shown = self.reading.error_rate(stage.least, stage.most, 24 if stage.documents else 64)
+        rate, shown = self.reading.error_rate(
+            stage.least, stage.most, 24 if stage.documents else 64
+        )
         found = {"cer": round(rate, 4), "shown": shown}
         if self.step == READS:
             found["misread"] = self.reading.misread()
@@ -203,8 +213,15 @@ class Training:
             self._begin_stage()
         elif stage.name == "letters":
             return
-        facts = {**self.facts, "step": self.step, "best": None, "best_metric": "cer", "stale": 0,
-                 "score": None, "unlogged": []}  # fmt: skip
+        facts = {
+            **self.facts,
+            "step": self.step,
+            "best": None,
+            "best_metric": "cer",
+            "stale": 0,
+            "score": None,
+            "unlogged": [],
+        }
         taken = checkpoint.take(self.model, self.optimizer, self.scaler, facts, copied=False)
         checkpoint.save(self.out / "checkpoints", taken, self.model, self.tokenizer_files)
         checkpoint.prune(self.out / "checkpoints", 2, None)
@@ -224,8 +241,11 @@ class Training:
                     seconds = time.perf_counter() - since
                     self._log(loss=round(losses / counted, 4), seconds=round(seconds, 2))
                     if not shown:
-                        print(f"step {self.step} of {ENDS[-1]}: loss {losses / counted:.4f}, "
-                              f"{seconds / LOG_EVERY:.2f} s a step", flush=True)  # fmt: skip
+                        print(
+                            f"step {self.step} of {ENDS[-1]}: loss {losses / counted:.4f}, "
+                            f"{seconds / LOG_EVERY:.2f} s a step",
+                            flush=True,
+                        )
                     losses, counted, since = 0.0, 0, time.perf_counter()
                 if self.step % evaluate_every == 0 or self.step in ENDS or stopper.asked:
                     self._evaluate_and_save()
@@ -237,12 +257,19 @@ class Training:
         self.model.to(torch.bfloat16).float()  # measured as it will be stored
         misread = self.reading.misread()
         named, stated, _ = self.reading.told(len(documents("val")))
-        made = {"command": f"python -m deepsynth_min.tiny_reader --out DIR --seed {self.seed}",
-                "seed": self.seed, "step": self.step, "of": ENDS[-1], "commit": commit(),
-                "misread": misread,
-                "summaries": {"persons and towns of 256 unseen documents' summaries named": named,
-                              "capitalised words and numbers that stand in the document": stated},
-                "torch": torch.__version__}  # fmt: skip
+        made = {
+            "command": f"python -m deepsynth_min.tiny_reader --out DIR --seed {self.seed}",
+            "seed": self.seed,
+            "step": self.step,
+            "of": ENDS[-1],
+            "commit": commit(),
+            "misread": misread,
+            "summaries": {
+                "persons and towns of 256 unseen documents' summaries named": named,
+                "capitalised words and numbers that stand in the document": stated,
+            },
+            "torch": torch.__version__,
+        }
         self.model.to(torch.bfloat16)
         with whole_directory(self.out / "model") as partial:
             checkpoint.save_model(self.model, partial, self.tokenizer_files)
@@ -257,25 +284,3 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except OSError:  # no git
         return ""
-
-
-def run(arguments: list[str]) -> None:
-    parser = OneLineParser(prog="python -m deepsynth_min.tiny_reader",
-                           description="Teach the preset tiny-reader to read.")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True,
-                        help="directory; goes on with what is there")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of weights and words (default: 0)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
-    parser.add_argument("--evaluate-every", type=int, default=300,
-                        help="steps between error rates, each with a checkpoint")  # fmt: skip
-    given = parser.parse_args(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
-    Training(given.out, given.seed, given.threads).run(given.evaluate_every)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return exit_code(run, arguments, stop)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

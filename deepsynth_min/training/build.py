@@ -14,18 +14,20 @@ from pathlib import Path
 
 import torch
 
-from .adapter import base_digest, load_adapter, read_config
+from ..data.tokenizer import EMBEDDED
+from ..errors import UserError
+from ..files.disk import whole_directory
+from ..model.config import ModelConfig
+from ..model.deepseek_ocr import DeepseekOCR
+from ..model.presets import PRESETS, TINY_READER
+from ..model.weights import find_checkpoint, load_weights
+from ..options import change
+from ..settings import Settings
+from ..tuning.adapter import base_digest, load_adapter, read_config
+from ..tuning.lora import Base, LoraConfig, attach, choose
+from ..tuning.quant import QuantConfig, quantise
 from .checkpoint import save_model
-from .config import ModelConfig, UserError
-from .disk import whole_directory
-from .lora import Base, LoraConfig, attach, choose
-from .model import DeepseekOCR
 from .precision import set_parameter_types
-from .presets import PRESETS, TINY_READER
-from .quant import QuantConfig, quantise
-from .settings import Settings, change
-from .tokenizer import EMBEDDED
-from .weights import find_checkpoint, load_weights
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
 RATE_TINY_READER = 1e-4  # its last stage ended at 3e-5; at 5e-4 it forgets more than it learns
@@ -78,21 +80,30 @@ def resolve_adapter(settings: Settings) -> Settings:
     given = settings.adapter
     if not is_adapted(settings.model.tune):
         if given.adapter:
-            raise UserError(f"--adapter: --tune {settings.model.tune} trains no adapter; "
-                            "give --tune lora or qlora")  # fmt: skip
+            raise UserError(
+                f"--adapter: --tune {settings.model.tune} trains no adapter; "
+                "give --tune lora or qlora"
+            )
         return settings
     if not given.adapter:
         rank = given.lora_rank or DEFAULT_RANK
-        return change(settings, lora_rank=rank, lora_alpha=given.lora_alpha or 2.0 * rank,
-                      lora_targets=given.lora_targets or DEFAULT_TARGETS)  # fmt: skip
+        return change(
+            settings,
+            lora_rank=rank,
+            lora_alpha=given.lora_alpha or 2.0 * rank,
+            lora_targets=given.lora_targets or DEFAULT_TARGETS,
+        )
     found = read_config(find_checkpoint(given.adapter))
-    wanted = {"lora_rank": (given.lora_rank, found.rank),
-              "lora_alpha": (given.lora_alpha, found.alpha),
-              "rslora": (given.rslora, found.rslora)}  # fmt: skip
+    wanted = {
+        "lora_rank": (given.lora_rank, found.rank),
+        "lora_alpha": (given.lora_alpha, found.alpha),
+        "rslora": (given.rslora, found.rslora),
+    }
     for name, (asked, held) in wanted.items():
         if asked and asked != held:
-            raise UserError(f"--{name.replace('_', '-')} {asked}: the adapter {given.adapter} "
-                            f"has {held}")  # fmt: skip
+            raise UserError(
+                f"--{name.replace('_', '-')} {asked}: the adapter {given.adapter} has {held}"
+            )
     if given.lora_targets:
         raise UserError(f"--lora-targets: the adapter {given.adapter} decides what it adapts")
     return change(settings, **{name: held for name, (_, held) in wanted.items()})
@@ -132,14 +143,17 @@ def build_model(settings: Settings, device: torch.device, run: Path) -> tuple[De
 def _add_adapter(model: DeepseekOCR, settings: Settings, base: Base | None) -> None:
     given = settings.adapter
     if not given.adapter:
-        config = LoraConfig(given.lora_rank, given.lora_alpha, given.lora_dropout, given.rslora,
-                            base=base)  # fmt: skip
+        config = LoraConfig(
+            given.lora_rank, given.lora_alpha, given.lora_dropout, given.rslora, base=base
+        )
         # Seeded anew: the same A whether the base was drawn just now or read from a file.
         torch.manual_seed(settings.optim.seed + 1)
         attach(model, config, choose(model, given.lora_targets))
     elif base is None:
-        raise UserError(f"--adapter {given.adapter}: --model {settings.model.model} has random "
-                        "weights; give the checkpoint that it was trained over")  # fmt: skip
+        raise UserError(
+            f"--adapter {given.adapter}: --model {settings.model.model} has random "
+            "weights; give the checkpoint that it was trained over"
+        )
     else:
         load_adapter(model, find_checkpoint(given.adapter), base, given.lora_dropout)
 
@@ -168,13 +182,17 @@ def keep_preset(model: DeepseekOCR, settings: Settings, device: torch.device, ru
 
 
 def load_run_model(
-    settings: Settings, run: Path, checkpoint: Path, device: torch.device,
-    dtype=None, base: Path | None = None,
+    settings: Settings,
+    run: Path,
+    checkpoint: Path,
+    device: torch.device,
+    dtype=None,
+    base: Path | None = None,
 ) -> tuple[DeepseekOCR, Path]:
     """(a run's model as of a checkpoint, directory of its configuration and tokenizer).
 
     base: original weights for an adapter to stand on, unquantised, in place of the run's own.
-    """  # fmt: skip
+    """
     if not is_adapted(settings.model.tune):
         return DeepseekOCR.from_pretrained(checkpoint, dtype, device), checkpoint
     directory = base or base_of(settings, run)

@@ -2,15 +2,15 @@
 
 In: model, optimizer, scaler, step. Out: `checkpoints/step-NNNNNN/` with
     config.json, tokenizer files    as the base model had them, byte for byte
-    model.safetensors (or shards)   every parameter under its official name, in the type it trains in
-    optimizer.safetensors           PARAMETER/exp_avg, PARAMETER/exp_avg_sq, PARAMETER/step, scaler/...
+    model.safetensors (or shards)   every parameter under its official name, in its type
+    optimizer.safetensors           PARAMETER/exp_avg, /exp_avg_sq and /step, scaler/...
     training.json                   step, best loss, and what the sample sequence depends on
     manifest.json                   size and SHA-256 of every other file
 With an adapter, its files (adapter.py) stand in place of the first two: the base is not copied.
 
 The one idea: it can be given to `--model` (or `--adapter`) like any other, since the first two are
-complete. It is written under a temporary name, flushed to the disk and renamed, so what has the final
-name is whole; from a copy in host memory (`Snapshot`), so training need not wait for the disk
+complete. It is written under a temporary name, flushed to the disk and renamed, so what has the
+final name is whole; from a copy in host memory (`Snapshot`), so training need not wait for the disk
 (`Saver`). Nothing that is read back is ever unpickled.
 
 No generator's state is kept: dropout, augmentation and the order of samples are functions of (seed,
@@ -31,15 +31,22 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .adapter import restore_adapter, trained_beside, write_adapter
-from .config import UserError, read_json
-from .disk import whole_directory
-from .lora import adapter_views
-from .optim import LossScaler, prepare_state, restore_state, state_tensors
-from .weights import (
-    check_names, fill, load_weights, official_views, on_host, read_tensors, save_weights, stored,
+from ..errors import UserError, read_json
+from ..files.disk import whole_directory
+from ..model.weights import (
+    check_names,
+    fill,
+    load_weights,
+    official_views,
+    on_host,
+    read_tensors,
+    save_weights,
+    stored,
     write_weights,
-)  # fmt: skip
+)
+from ..tuning.adapter import restore_adapter, trained_beside, write_adapter
+from ..tuning.lora import adapter_views
+from .optim import LossScaler, prepare_state, restore_state, state_tensors
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-([0-9]{6,12})$")
@@ -87,8 +94,10 @@ def save(checkpoints: Path, snapshot: Snapshot, model, base: Path) -> Path:
             write_weights(snapshot.weights, partial)
         else:
             write_adapter(model.adapter, snapshot.weights, snapshot.beside, partial)
-        save_file({name: on_host(tensor) for name, tensor in snapshot.state.items()},
-                  partial / "optimizer.safetensors")  # fmt: skip
+        save_file(
+            {name: on_host(tensor) for name, tensor in snapshot.state.items()},
+            partial / "optimizer.safetensors",
+        )
         (partial / "training.json").write_text(json.dumps(snapshot.facts, indent=2))
         write_manifest(partial)
     return final
@@ -154,8 +163,10 @@ def newest_whole(checkpoints: Path, report=print) -> Path | None:
             return path
         report(f"{path} is damaged ({wrong}); trying the one before it")
     if paths:
-        raise UserError(f"{checkpoints}: none of the {len(paths)} checkpoints is whole; remove them "
-                        "to start afresh, or give another --out")  # fmt: skip
+        raise UserError(
+            f"{checkpoints}: none of the {len(paths)} checkpoints is whole; remove them "
+            "to start afresh, or give another --out"
+        )
     return None
 
 
@@ -225,10 +236,13 @@ _FACTS = {  # what every training.json holds, beside what load() compares
     "best_metric": lambda value: isinstance(value, str),
     "stale": _count,
     "score": lambda value: value is None or _number(value),
-    "unlogged": lambda value: isinstance(value, list) and all(
-        isinstance(step, list) and len(step) == 2 and all(map(_number, step)) for step in value
+    "unlogged": lambda value: (
+        isinstance(value, list)
+        and all(
+            isinstance(step, list) and len(step) == 2 and all(map(_number, step)) for step in value
+        )
     ),
-}  # fmt: skip
+}
 
 
 def load(path: Path, model, optimizer, scaler, facts: dict, restore=restore_adapter) -> dict:

@@ -1,7 +1,7 @@
 """`--compile`: torch.compile for what surrounds the matrix products.
 
-In: a model. Out: nothing; the same model, names and weights as they were, of which parts are compiled
-when they first run. That takes minutes.
+In: a model. Out: nothing; the same model, names and weights as they were, of which parts are
+compiled when they first run. That takes minutes.
 
 The one idea: norms, gates, routers and sums are small kernels, each of which reads and writes all
 activations; compiled, they become few. Compiled is what depends on the number of tokens alone: the
@@ -9,9 +9,9 @@ encoder's blocks, the decoder's norms, its MLPs and experts. The decoder's atten
 packed samples take a call each, and their lengths are new in every step.
 """
 
-from .config import UserError
-from .model import DeepseekOCR
-from .settings import Settings
+from ..errors import UserError
+from ..model.deepseek_ocr import DeepseekOCR
+from ..settings import Settings
 
 
 def check(settings: Settings) -> None:

@@ -10,8 +10,8 @@ exact global mean. Gradients travel in flat buckets while backward still compute
 """
 
 import os
-import signal
 import re
+import signal
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,14 +20,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .config import UserError
-from .weights import tensor_digest
+from ..errors import UserError
+from ..model.weights import tensor_digest
 
 BUCKET_BYTES = 25 * 2**20
 
 
 @dataclass(frozen=True)
 class World:
+    """This process among all of them, and its device."""
+
     rank: int
     size: int
     device: torch.device
@@ -35,6 +37,15 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def sum(self, *values: float | Tensor) -> list[float]:
+        """Each value added up over all ranks, in float64."""
+        values = [float(value) for value in values]
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
 
 
 def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
@@ -45,7 +56,9 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
     Raises UserError if the device does not exist.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local, here = (int(os.environ.get(f"LOCAL_{n}", d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    local, here = (
+        int(os.environ.get(f"LOCAL_{n}", d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1))
+    )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch("cpu|mps|cuda(:[0-9]{1,3})?", device):  # others cannot run all of the model
@@ -68,7 +81,9 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
         seconds = timedelta(seconds=timeout)
         store, rank, size = next(dist.rendezvous("env://", timeout=seconds))
         # torchrun keeps its store when it restarts us; what those before us left in it is not ours.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = dist.PrefixStore(
+            f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+        )
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
         global _roll_call
         _roll_call = dist.new_group(backend="gloo")
@@ -76,8 +91,8 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
 
 
 def let_first_speak() -> None:
-    """What is wrong for one process of a machine is mostly wrong for all, and is to be said once: the
-    others wait, until torchrun ends them because the first has failed, or until it has not."""
+    """What is wrong for one process of a machine is mostly wrong for all, and is to be said once:
+    the others wait, until torchrun ends them because the first has failed, or until it has not."""
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         time.sleep(2.0)
 
@@ -111,16 +126,6 @@ def with_lost_ranks(error: RuntimeError) -> RuntimeError:
 def barrier(world: World) -> None:
     if world.size > 1:
         dist.barrier()
-
-
-def sum_over_ranks(world: World, *values: float | Tensor) -> list[float]:
-    """Each value added up over all ranks, in float64."""
-    values = [float(value) for value in values]
-    if world.size == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.tolist()
 
 
 def broadcast_text(world: World, text: str) -> str:

@@ -1,19 +1,19 @@
 """The feature cache: what a frozen encoder makes of a page is computed once and kept.
 
-In: a batch with its pages (and tiles). Out: the same batch with the features that the projector sees
-of them, [N, h, w, F]; the projector itself, and all that follows, may train.
+In: a batch with its pages (and tiles). Out: the same batch with the features that the projector
+sees of them, [N, h, w, F]; the projector itself, and all that follows, may train.
 
-The one idea: a page's features are a pure function of its bytes and of the encoder. So the key is the
-hash of the bytes, and the place is the hash of the encoder: its weights, the types it computes in,
-and what else rounding depends on (torch's version, the device, CPU threads). A cache cannot be used
-wrongly, only missed.
+The one idea: a page's features are a pure function of its bytes and of the encoder. So the key is
+the hash of the bytes, and the place is the hash of the encoder: its weights, the types it computes
+in, and what else rounding depends on (torch's version, the device, CPU threads). A cache cannot be
+used wrongly, only missed.
 
-Main memory first; then, with a directory, files DIR/ENCODER/UNIQUE.safetensors, written once under a
-temporary name and renamed, mapped into memory to read. Each process writes files of its own and reads
-those of all that were there when it opened the directory. Each entry's hash stands in its file's
-header; an entry that does not fit it, or a file that is none of ours, is computed again. Nothing is
-thrown out: epochs visit pages in turns, for which "oldest first" would keep what is needed last; when
-the bound is reached, no more is kept.
+Main memory first; then, with a directory, files DIR/ENCODER/UNIQUE.safetensors, written once under
+a temporary name and renamed, mapped into memory to read. Each process writes files of its own and
+reads those of all that were there when it opened the directory. Each entry's hash stands in its
+file's header; an entry that does not fit it, or a file that is none of ours, is computed again.
+Nothing is thrown out: epochs visit pages in turns, for which "oldest first" would keep what is
+needed last; when the bound is reached, no more is kept.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .batch import Batch
-from .config import UserError
-from .settings import Settings
-from .weights import tensor_digest
+from ..errors import UserError
+from ..model.batch import Batch
+from ..model.weights import tensor_digest
+from ..settings import Settings
 
 GIB = 2**30
 SHARD_BYTES = 64 * 2**20  # of entries that wait in memory before a file is written
@@ -50,8 +50,11 @@ def keyed(batch: Batch) -> Batch:
 def encoder_fingerprint(model, device: torch.device, how: str) -> str:
     """Hash of all that a page's features depend on beside its bytes; how: what else rounds them."""
     cpu = device.type == "cpu"
-    where = [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()] if cpu else [
-        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]  # fmt: skip
+    where = (
+        [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+        if cpu
+        else [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
+    )
     digest = hashlib.sha256(repr((torch.__version__, how, *where)).encode())
     for part in (model.model.sam_model, model.model.vision_model):
         for name, parameter in part.named_parameters():
@@ -136,7 +139,8 @@ class FeatureCache:
                 self.write()
 
     def write(self) -> None:
-        """Writes what waits, if there is room; a disk that refuses ends the writing, not the run."""
+        """Writes what waits, if there is room; a disk that refuses ends the writing, not the
+        run."""
         entries, self.waiting = self.waiting, {}
         size = sum(entry.nbytes for entry in entries.values())
         if not entries or self.folder is None:

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from .distributed import World, sum_over_ranks
+from .distributed import World
 from .optim import LossScaler
 from .run_directory import RunDirectory, warn
 
@@ -43,7 +43,7 @@ class Meter:
 
     def unlogged(self) -> list[list[float]]:
         """[summed loss, label tokens] over all ranks of each step since the last line."""
-        totals = sum_over_ranks(self.world, *self.losses)  # waits for the device
+        totals = self.world.sum(*self.losses)  # waits for the device
         self.known += [list(step) for step in zip(totals, self.counts)]
         self.steps += len(totals)
         self.losses, self.counts = [], []
@@ -80,12 +80,14 @@ class Meter:
         finite = [(total, count) for total, count in steps if math.isfinite(total)]
         loss = sum(t for t, _ in finite) / max(1, sum(c for _, c in finite))
         seconds = time.perf_counter() - self.began - self.idle
-        tokens, wait, missing = sum_over_ranks(self.world, self.tokens, self.wait, self.missing)
+        tokens, wait, missing = self.world.sum(self.tokens, self.wait, self.missing)
         samples = step * self.global_batch
         if self.world.is_main and missing and not self.warned:
-            warn(f"{missing:.0f} characters since the last line could not be drawn as they should "
-                 "(no font has them, or their script needs shaping); --font FILE adds a font; "
-                 "counted as missing_glyphs in metrics.jsonl")  # fmt: skip
+            warn(
+                f"{missing:.0f} characters since the last line could not be drawn as they should "
+                "(no font has them, or their script needs shaping); --font FILE adds a font; "
+                "counted as missing_glyphs in metrics.jsonl"
+            )
             self.warned = True
         if self.world.is_main:
             self.directory.log(

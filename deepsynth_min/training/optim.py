@@ -2,10 +2,10 @@
 
 In: gradients (scaled, summed over micro-steps and ranks). Out: moved parameters, the gradient norm.
 
-The one idea: an optimizer step never asks the device a question. Whether the gradients are finite is
-a number on the device; the fused AdamW kernel reads it there and does nothing if it says so, and the
-loss scale is halved or doubled there. The host learns of it when it logs. (bitsandbytes' kernels
-know no such number; with them, and only with them, each step waits for the answer.)
+The one idea: an optimizer step never asks the device a question. Whether the gradients are finite
+is a number on the device; the fused AdamW kernel reads it there and does nothing if it says so, and
+the loss scale is halved or doubled there. The host learns of it when it logs. (bitsandbytes'
+kernels know no such number; with them, and only with them, each step waits for the answer.)
 
 Sources: Loshchilov & Hutter 2019 (AdamW), 2017 (cosine), Micikevicius et al. 2018 (loss scaling).
 """
@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .config import UserError
-from .model import DeepseekOCR
-from .weights import fill, is_adapter, local_part, local_rows
+from ..errors import UserError
+from ..model.deepseek_ocr import DeepseekOCR
+from ..model.weights import fill, is_adapter, local_part, local_rows
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_ratio: float) -> float:
@@ -43,8 +43,13 @@ def parameter_groups(model: DeepseekOCR, weight_decay: float, lora_plus_ratio: f
     seldom seen. With LoRA+ an adapter's B, which starts at zero, moves `lora_plus_ratio` times as
     fast as its A.
     """
-    tables = ("embed_tokens.weight", "pos_embed", "position_embedding.weight", "rel_pos_h",
-              "rel_pos_w")  # fmt: skip
+    tables = (
+        "embed_tokens.weight",
+        "pos_embed",
+        "position_embedding.weight",
+        "rel_pos_h",
+        "rel_pos_w",
+    )
     groups: dict[tuple, list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -59,15 +64,19 @@ def parameter_groups(model: DeepseekOCR, weight_decay: float, lora_plus_ratio: f
 
 
 def make_adamw(
-    model: DeepseekOCR, betas, weight_decay: float, lora_plus_ratio: float = 1.0,
-    kind: str = "adamw", seed: int = 0,
+    model: DeepseekOCR,
+    betas,
+    weight_decay: float,
+    lora_plus_ratio: float = 1.0,
+    kind: str = "adamw",
+    seed: int = 0,
 ) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; the rate is set before each step.
 
     kind adamw: torch's fused one, or for bf16 parameters `RoundingAdamW`; adamw8bit and
     paged_adamw8bit: bitsandbytes', with moments in 8 bits, the latter's in memory that a GPU may
     push out to the host. Raises UserError for 8-bit moments over bf16 parameters.
-    """  # fmt: skip
+    """
     groups = parameter_groups(model, weight_decay, lora_plus_ratio)
     options = {"lr": 0.0, "betas": tuple(betas), "eps": 1e-8}
     in_bf16 = any(p.dtype == torch.bfloat16 for group in groups for p in group["params"])
@@ -76,8 +85,10 @@ def make_adamw(
     if kind == "adamw":
         return torch.optim.AdamW(groups, **options, fused=True)
     if in_bf16:
-        raise UserError(f"--weights bf16: --optimizer {kind} rounds to the nearest bf16 number, in "
-                        "which most updates are lost; use adamw")  # fmt: skip
+        raise UserError(
+            f"--weights bf16: --optimizer {kind} rounds to the nearest bf16 number, in "
+            "which most updates are lost; use adamw"
+        )
     import bitsandbytes  # seconds, for which --help need not wait
 
     kinds = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit"}
@@ -95,8 +106,9 @@ def round_at_random(
     carries into the upper one as often as the lower half is large.
     """
     bits = values.view(torch.int32)
-    noise = torch.randint(0, 2**16, shape or bits.shape, generator=generator, dtype=torch.int32,
-                          device=bits.device)[rows]  # fmt: skip
+    noise = torch.randint(
+        0, 2**16, shape or bits.shape, generator=generator, dtype=torch.int32, device=bits.device
+    )[rows]
     return ((bits + noise) & -(2**16)).view(torch.float32).to(torch.bfloat16)
 
 
@@ -137,7 +149,9 @@ class RoundingAdamW(torch.optim.Optimizer):
         spread = (state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
         new = parameter.float() * (1 - group["lr"] * group["weight_decay"])
         new.addcdiv_(mean, spread, value=-group["lr"])
-        parameter.copy_(torch.where(bad, parameter, round_at_random(new, self.generator, shape, rows)))
+        parameter.copy_(
+            torch.where(bad, parameter, round_at_random(new, self.generator, shape, rows))
+        )
 
 
 def prepare_state(optimizer: torch.optim.Optimizer) -> None:

@@ -12,8 +12,8 @@ as it is computed with. float16 has too narrow a range for that, so there everyt
 import torch
 from torch import nn
 
-from .config import UserError
-from .weights import is_adapter
+from ..errors import UserError
+from ..model.weights import is_adapter
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

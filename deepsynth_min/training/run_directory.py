@@ -14,6 +14,7 @@ The one idea: a directory that holds a run is never written over; only `--resume
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 import weakref
@@ -22,13 +23,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from . import checkpoint, report
-from .config import UserError
-from .data import SampleBuilder
-from .disk import write_text
-from .preview import png
-from .settings import Settings, load, to_toml
-from .sinks import numbers_of, open_sinks
+from ..data.samples import SampleBuilder
+from ..errors import UserError, read_text
+from ..files.disk import write_text
+from ..options import to_toml
+from ..pages.png import png
+from ..reports import page as report
+from ..reports.sinks import numbers_of, open_sinks
+from ..settings import Settings, load
+from . import checkpoint
 
 PREVIEWS = 4
 
@@ -73,8 +76,10 @@ class RunDirectory:
             raise UserError(f"--out {path}: {error.strerror}") from None
         # A checkpoint given by name may start a new directory; `auto` looks into this one.
         if resume != "auto":
-            raise UserError(f"--out {path}: already holds files; give another directory, or "
-                            "--resume auto to go on with the run in it")  # fmt: skip
+            raise UserError(
+                f"--out {path}: already holds files; give another directory, or "
+                "--resume auto to go on with the run in it"
+            )
         if not (self.path / "config.toml").is_file() or not self.checkpoints.is_dir():
             raise UserError(f"--out {path}: holds files, but no run (config.toml, checkpoints/)")
         self.before = load(self.path / "config.toml")  # raises if it is not one of ours
@@ -135,8 +140,9 @@ class RunDirectory:
         try:
             self._go_on_after(step)
         except OSError as error:
-            raise UserError(f"--out {self.path}: {error.filename2 or error.filename}: "
-                            f"{error.strerror}") from None  # fmt: skip
+            raise UserError(
+                f"--out {self.path}: {error.filename2 or error.filename}: {error.strerror}"
+            ) from None
 
     def _go_on_after(self, step: int) -> None:
         for partial in self.checkpoints.glob(".step-*.partial"):  # killed while it was saved
@@ -189,3 +195,19 @@ class RunDirectory:
             write()
         except OSError as error:
             warn(f"{self.path}: {what} could not be written: {error.strerror}")
+
+
+def find_run_checkpoint(run: Path, which: str) -> Path:
+    """A run's checkpoint: last, best, or a step number. Raises UserError."""
+    if re.fullmatch("[0-9]{1,12}", which):
+        name = f"step-{int(which):06}"
+    elif which in ("last", "best") and os.path.isfile(run / which):
+        name = read_text(run / which).strip()
+        if not re.fullmatch("step-[0-9]{6,12}", name):
+            raise UserError(f"{run / which}: names no checkpoint")
+    else:
+        raise UserError(f"{run}: no checkpoint {which!r} (last, best or a step number)")
+    path = run / "checkpoints" / name
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint")
+    return path

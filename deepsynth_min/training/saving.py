@@ -1,15 +1,16 @@
 """The checkpoints of one run: how they are written, which are kept, which is the last and the best.
 
-In: a run's state at a step. Out: files in its run directory (checkpoint.py and shard.py write them).
+In: a run's state at a step. Out: files in its run directory (checkpoint.py and shard.py write
+them).
 
-The one idea: the loop says what is to be saved and goes on; a disk that refuses costs the checkpoint
-and not the run, for the one before is still there.
+The one idea: the loop says what is to be saved and goes on; a disk that refuses costs the
+checkpoint and not the run, for the one before is still there.
 """
 
 from pathlib import Path
 
+from ..files.disk import WriteError
 from . import checkpoint, shard
-from .disk import WriteError
 from .distributed import World, barrier
 from .run_directory import RunDirectory, warn
 
@@ -17,8 +18,9 @@ from .run_directory import RunDirectory, warn
 class Saving:
     """Saves a run's model, optimizer and scaler; they are looked at when `save` is called."""
 
-    def __init__(self, directory: RunDirectory, world: World, run, model, twin, base: Path,
-                 optimizer, scaler):  # fmt: skip
+    def __init__(
+        self, directory: RunDirectory, world: World, run, model, twin, base: Path, optimizer, scaler
+    ):
         """run: its settings (settings.RunSettings). twin: the model that evaluates, if the one that
         trains is in shards, else the model itself. base: where config and tokenizer files lie."""
         self.directory, self.world, self.settings = directory, world, run
@@ -43,8 +45,9 @@ class Saving:
             self._save_shards(facts, is_best)
         elif self.world.is_main:
             self.saver.wait()  # no more than one copy is held
-            snapshot = checkpoint.take(self.model, self.optimizer, self.scaler, facts,
-                                       copied=self.settings.async_save)  # fmt: skip
+            snapshot = checkpoint.take(
+                self.model, self.optimizer, self.scaler, facts, copied=self.settings.async_save
+            )
             self.saver.start(lambda: self._write(snapshot, is_best))
             if not self.settings.async_save:
                 self.saver.wait()
@@ -60,8 +63,16 @@ class Saving:
         """All ranks write, at once: they must agree on whether the checkpoint is whole."""
         path = self.directory.checkpoints / f"step-{facts['step']:06}"
         try:
-            shard.save(path, self.model, self.twin, self.optimizer, self.scaler, self.base, facts,
-                       self.world)  # fmt: skip
+            shard.save(
+                path,
+                self.model,
+                self.twin,
+                self.optimizer,
+                self.scaler,
+                self.base,
+                facts,
+                self.world,
+            )
         except WriteError as error:
             if self.world.is_main:
                 warn(f"no checkpoint of step {facts['step']}: {error}")

@@ -4,11 +4,12 @@ In: a model that every rank has built alike. Out: the same model, of which each 
 checkpoints written from the parts.
 
 The one idea: PyTorch's fully_shard (FSDP2) gathers a decoder layer when it runs and lets go of it
-afterwards; the loop does not know. The layers are what is large. What lies outside of them and trains
-(embedding, head, norm, projector, encoder) forms one group, whole from the start of a step to its end:
-how often a rank runs the encoder depends on its pages, so gathering there would wait for ranks that
-have none. What lies outside and is frozen stays whole on every rank. As without shards, gradients
-are summed, not averaged, and parameters that a rank had no gradient for count as zeros.
+afterwards; the loop does not know. The layers are what is large. What lies outside of them and
+trains (embedding, head, norm, projector, encoder) forms one group, whole from the start of a step
+to its end: how often a rank runs the encoder depends on its pages, so gathering there would wait
+for ranks that have none. What lies outside and is frozen stays whole on every rank. As without
+shards, gradients are summed, not averaged, and parameters that a rank had no gradient for count as
+zeros.
 
 Evaluation and generation run another number of forwards on each rank. They use a plain twin of the
 model, which is filled with whole tensors for as long as it takes (`filled`) and empty otherwise.
@@ -28,14 +29,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .adapter import restore_adapter, save_adapter
+from ..errors import UserError
+from ..files.disk import WriteError, flush, whole_directory
+from ..model.weights import INDEX, fill, official_pieces, on_host
+from ..settings import Settings
+from ..tuning.adapter import restore_adapter, save_adapter
 from .checkpoint import copy_base_files, optimizer_tensors, write_manifest
-from .config import UserError
-from .disk import WriteError, flush, whole_directory
-from .distributed import World, sum_over_ranks
+from .distributed import World
 from .precision import set_parameter_types
-from .settings import Settings
-from .weights import INDEX, fill, official_pieces, on_host
 
 
 def check(settings: Settings) -> None:
@@ -43,11 +44,15 @@ def check(settings: Settings) -> None:
     if not settings.optim.shard:
         return
     if "qlora" in settings.model.tune:
-        raise UserError(f"--shard: --tune {settings.model.tune} packs its base in blocks, which "
-                        "cannot be divided; use --tune lora")  # fmt: skip
+        raise UserError(
+            f"--shard: --tune {settings.model.tune} packs its base in blocks, which "
+            "cannot be divided; use --tune lora"
+        )
     if settings.optim.optimizer != "adamw":
-        raise UserError(f"--shard: --optimizer {settings.optim.optimizer} keeps its moments in "
-                        "blocks, which cannot be divided; use adamw")  # fmt: skip
+        raise UserError(
+            f"--shard: --optimizer {settings.optim.optimizer} keeps its moments in "
+            "blocks, which cannot be divided; use adamw"
+        )
 
 
 def shard(model: nn.Module, world: World, settings: Settings) -> nn.Module:
@@ -57,17 +62,23 @@ def shard(model: nn.Module, world: World, settings: Settings) -> nn.Module:
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
-        FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method,
-    )  # fmt: skip
+        FSDPModule,
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise UserError(f"--shard: needs PyTorch 2.13 or newer, this is {torch.__version__}")
     optim = settings.optim
     own = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
     twin = copy.deepcopy(model, own)  # modules only: the parameters are known to have copies
-    how = {"mesh": init_device_mesh(world.device.type, (world.size,)),
-           "mp_policy": MixedPrecisionPolicy(
-               reduce_dtype=torch.bfloat16 if optim.reduce == "bf16" else None)}  # fmt: skip
+    how = {
+        "mesh": init_device_mesh(world.device.type, (world.size,)),
+        "mp_policy": MixedPrecisionPolicy(
+            reduce_dtype=torch.bfloat16 if optim.reduce == "bf16" else None
+        ),
+    }
     types = (optim.precision, optim.weights)
     for layer in model.model.layers:
         set_parameter_types(layer, *types)
@@ -135,7 +146,7 @@ def together(world: World, action) -> None:
         action()
     except (OSError, SafetensorError, WriteError) as error:
         wrong = error if isinstance(error, WriteError) else WriteError(str(error))
-    (failed,) = sum_over_ranks(world, wrong is not None)
+    (failed,) = world.sum(wrong is not None)
     if failed:
         raise wrong or WriteError("another process could not write its part")
 
@@ -167,22 +178,28 @@ def _save_model(model: nn.Module, base: Path, partial: Path, world: World) -> No
     """Every rank's part of the model; rank 0 adds the index and the files of the base."""
     parameters = dict(model.named_parameters())
     mine, owners = deal(parameters, world)
-    pieces = {piece: on_host(value) for name, tensor in mine.items()
-              for piece, value in official_pieces(name, tensor).items()}  # fmt: skip
+    pieces = {
+        piece: on_host(value)
+        for name, tensor in mine.items()
+        for piece, value in official_pieces(name, tensor).items()
+    }
     del mine
     together(world, lambda: _write(pieces, partial / _part("model", world.rank, world)))
 
     def describe() -> None:
         if not world.is_main:
             return
-        shapes = {n: torch.empty(p.shape, dtype=p.dtype, device="meta")
-                  for n, p in parameters.items()}  # fmt: skip
+        shapes = {
+            n: torch.empty(p.shape, dtype=p.dtype, device="meta") for n, p in parameters.items()
+        }
         index = {
             "metadata": {"total_size": sum(shape.nbytes for shape in shapes.values())},
-            "weight_map": {piece: _part("model", owners[name], world)
-                           for name, shape in shapes.items()
-                           for piece in official_pieces(name, shape)},
-        }  # fmt: skip
+            "weight_map": {
+                piece: _part("model", owners[name], world)
+                for name, shape in shapes.items()
+                for piece in official_pieces(name, shape)
+            },
+        }
         (partial / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
         copy_base_files(model, partial, base)
 
@@ -194,7 +211,9 @@ def _save_state(model, optimizer, scaler, partial: Path, world: World) -> None:
     together(world, lambda: _write(mine, partial / _part("optimizer", world.rank, world)))
 
 
-def save(final: Path, model, twin, optimizer, scaler, base: Path, facts: dict, world: World) -> None:
+def save(
+    final: Path, model, twin, optimizer, scaler, base: Path, facts: dict, world: World
+) -> None:
     """Writes a checkpoint from the shards of all ranks, on a file system that all see.
 
     Raises WriteError on every rank if one could not write.

@@ -24,23 +24,37 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .config import UserError, read_json
+from ..errors import UserError, read_json
+from ..model.weights import is_adapter, on_host, open_tensors, read_tensors, stored
 from .lora import (
-    Base, LoraConfig, adaptable, adapter_views, attach, check_whole_layers, official_paths,
-)  # fmt: skip
-from .weights import is_adapter, on_host, open_tensors, read_tensors, stored
+    Base,
+    LoraConfig,
+    adaptable,
+    adapter_views,
+    attach,
+    check_whole_layers,
+    official_paths,
+)
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OTHERS = "trained.safetensors"  # ours alone: what trained beside the adapter, e.g. the projector
 _PREFIX = "base_model.model."
 # Fields that must have one of these values: any other would be another computation.
 _ONLY = {
-    "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "lora_bias": (False,),
-    "modules_to_save": (None, []), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
-    "fan_in_fan_out": (False,), "layer_replication": (None,), "target_parameters": (None, []),
-    "trainable_token_indices": (None,), "use_qalora": (False,),
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False,),
+    "lora_bias": (False,),
+    "modules_to_save": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "fan_in_fan_out": (False,),
+    "layer_replication": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None,),
+    "use_qalora": (False,),
     "init_lora_weights": (True, False, "gaussian"),  # others (pissa, olora, ...) change the base
-}  # fmt: skip
+}
 
 
 def base_digest(directory: Path) -> str:
@@ -83,8 +97,11 @@ def peft_config(config: LoraConfig) -> dict:
 
 def trained_beside(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name -> parameter, of those that train and belong to no adapter."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()
-            if parameter.requires_grad and not is_adapter(name)}  # fmt: skip
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not is_adapter(name)
+    }
 
 
 def save_adapter(model: nn.Module, directory: Path) -> None:
@@ -97,11 +114,17 @@ def write_adapter(config: LoraConfig, tensors: dict, others: dict, directory: Pa
     text = json.dumps(peft_config(config), indent=2)
     (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
     metadata = {"format": "pt", "base_digest": config.base.digest}
-    save_file({name: on_host(tensor) for name, tensor in tensors.items()}, directory / TENSORS,
-              metadata=metadata)  # fmt: skip
+    save_file(
+        {name: on_host(tensor) for name, tensor in tensors.items()},
+        directory / TENSORS,
+        metadata=metadata,
+    )
     if others:
-        save_file({name: on_host(tensor) for name, tensor in others.items()}, directory / OTHERS,
-                  metadata={"format": "pt"})  # fmt: skip
+        save_file(
+            {name: on_host(tensor) for name, tensor in others.items()},
+            directory / OTHERS,
+            metadata={"format": "pt"},
+        )
 
 
 def read_config(directory: Path) -> LoraConfig:
@@ -115,8 +138,13 @@ def read_config(directory: Path) -> LoraConfig:
     for name, allowed in _ONLY.items():
         if fields.get(name, allowed[0]) not in allowed:
             raise UserError(f"{path}: {name} = {fields[name]!r:.100} is not supported")
-    kinds = {"r": int, "lora_alpha": (int, float), "target_modules": (str, list),
-             "lora_dropout": (int, float), "use_rslora": bool}  # fmt: skip
+    kinds = {
+        "r": int,
+        "lora_alpha": (int, float),
+        "target_modules": (str, list),
+        "lora_dropout": (int, float),
+        "use_rslora": bool,
+    }
     defaults = {"lora_dropout": 0.0, "use_rslora": False}
     values = {name: fields.get(name, defaults.get(name)) for name in kinds}
     for name, value in values.items():
@@ -131,10 +159,12 @@ def read_config(directory: Path) -> LoraConfig:
             raise UserError(f"{path}: {name} = {value!r:.100} makes no sense")
     targets = values["target_modules"]
     return LoraConfig(
-        rank=values["r"], alpha=float(values["lora_alpha"]), dropout=float(values["lora_dropout"]),
+        rank=values["r"],
+        alpha=float(values["lora_alpha"]),
+        dropout=float(values["lora_dropout"]),
         rslora=values["use_rslora"],
         target_modules=targets if isinstance(targets, str) else tuple(targets),
-    )  # fmt: skip
+    )
 
 
 def selected(paths: set[str], targets: str | tuple[str, ...], where: str) -> set[str]:
@@ -180,8 +210,9 @@ def _adapted_paths(model: nn.Module, config: LoraConfig, names, directory: Path)
     meant = selected(official_paths(model), config.target_modules, str(directory / CONFIG))
     if meant != chosen:
         example = sorted(meant ^ chosen)[0]
-        raise UserError(f"{directory}: target_modules does not select the linears in {TENSORS}, "
-                        f"e.g. {example}")  # fmt: skip
+        raise UserError(
+            f"{directory}: target_modules does not select the linears in {TENSORS}, e.g. {example}"
+        )
     return chosen
 
 
@@ -194,8 +225,10 @@ def load_adapter(model: nn.Module, directory: Path, base: Base, dropout: float =
     """
     config, (shapes, metadata) = read_config(directory), stored(directory / TENSORS)
     if metadata.get("base_digest", base.digest) != base.digest:
-        raise UserError(f"{directory / TENSORS}: this adapter was trained over another base model "
-                        f"than {base.name}")  # fmt: skip
+        raise UserError(
+            f"{directory / TENSORS}: this adapter was trained over another base model "
+            f"than {base.name}"
+        )
     chosen = _adapted_paths(model, config, shapes, directory)
     expected = expected_shapes(model, config.rank, chosen)
     tensors = read_tensors(directory / TENSORS, expected)

@@ -3,16 +3,17 @@
 In: a model and the setting `--tune`. Out: `requires_grad` set, and three checks of it.
 
 The one idea: the policy is a set of parameter names, written down once, and what really happens is
-compared with it three times: before the first step (policy = what autograd sees = what the optimizer
-holds), after the first backward (every trainable parameter has a finite gradient, no frozen one has
-any), and at the end (the bytes of every frozen parameter are the same as at the start).
+compared with it three times: before the first step (policy = what autograd sees = what the
+optimizer holds), after the first backward (every trainable parameter has a finite gradient, no
+frozen one has any), and at the end (the bytes of every frozen parameter are the same as at the
+start).
 """
 
 import torch
 from torch import nn
 
-from .model import part_of
-from .weights import local_part, tensor_digest
+from ..model.deepseek_ocr import part_of
+from ..model.weights import local_part, tensor_digest
 
 _DECODER = {"embedding", "decoder", "routed experts", "head"}
 TUNED_PARTS = {

@@ -20,18 +20,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import UserError
-from .experts import grouped_product, mix_experts
-from .weights import official_views
+from ..errors import UserError
+from ..model.experts import grouped_product, mix_experts
+from ..model.weights import official_views
 
 # Sets of linears by name. A pattern fits an official module path, or the end of one from a dot on;
 # only linears of the decoder's layers are ever looked at (no encoder, no head, no router).
 TARGETS = {
     "attention": ("self_attn.[qkvo]_proj",),
-    "attention+mlp": ("self_attn.[qkvo]_proj", "layers.*.mlp.gate_proj", "layers.*.mlp.up_proj",
-                      "layers.*.mlp.down_proj", "shared_experts.*_proj"),
+    "attention+mlp": (
+        "self_attn.[qkvo]_proj",
+        "layers.*.mlp.gate_proj",
+        "layers.*.mlp.up_proj",
+        "layers.*.mlp.down_proj",
+        "shared_experts.*_proj",
+    ),
     "all": ("self_attn.[qkvo]_proj", "layers.*.*_proj"),
-}  # fmt: skip
+}
 _ROUTED = ".mlp.experts."
 PROJECTIONS = ("gate", "up", "down")
 
@@ -161,8 +166,9 @@ def choose(model: nn.Module, targets: tuple[str, ...], where: str = "--lora-targ
         for pattern in TARGETS.get(target, (target,)):
             found = {path for path in holders if _fits(path, pattern)}
             if not found and target not in TARGETS:
-                raise UserError(f"{where}: {target!r} fits no linear of the decoder; "
-                                f"sets: {', '.join(TARGETS)}")  # fmt: skip
+                raise UserError(
+                    f"{where}: {target!r} fits no linear of the decoder; sets: {', '.join(TARGETS)}"
+                )
             chosen |= found
     if not chosen:
         raise UserError(f"{where}: {' '.join(targets) or 'nothing'} fits no linear of the decoder")
@@ -177,7 +183,9 @@ def check_whole_layers(holders: dict[str, str], chosen: set[str], where: str) ->
         missing = [path for path in own if path not in chosen]
         if missing:
             some = f"{len(own) - len(missing)} of the {len(own)} linears of {holder}"
-            raise UserError(f"{where}: {some} are adapted; it must be all or none (not {missing[0]})")
+            raise UserError(
+                f"{where}: {some} are adapted; it must be all or none (not {missing[0]})"
+            )
 
 
 def target_modules(paths: set[str], chosen: set[str]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .experts import Experts, compute_dtype, mix_experts
+from ..model.experts import Experts, compute_dtype, mix_experts
 
 BLOCK, BLOCK_OF_ABSMAX = 64, 256
 PART = 2**20  # weights packed at a time; whole blocks
@@ -102,13 +102,20 @@ class Packed(nn.Module):
         if hasattr(self, "absmax_mean"):
             mean = self.absmax_mean
             state2 = library.QuantState(
-                absmax=self.absmax_absmax, blocksize=BLOCK_OF_ABSMAX, dtype=torch.float32,
+                absmax=self.absmax_absmax,
+                blocksize=BLOCK_OF_ABSMAX,
+                dtype=torch.float32,
                 code=_absmax_levels(self.absmax.device),
-            )  # fmt: skip
+            )
         state = library.QuantState(
-            absmax=self.absmax, shape=self.shape, dtype=dtype, blocksize=BLOCK,
-            quant_type=self.kind, offset=mean, state2=state2,
-        )  # fmt: skip
+            absmax=self.absmax,
+            shape=self.shape,
+            dtype=dtype,
+            blocksize=BLOCK,
+            quant_type=self.kind,
+            offset=mean,
+            state2=state2,
+        )
         return library.dequantize_4bit(self.levels, state)
 
     def stored_bytes(self) -> int:

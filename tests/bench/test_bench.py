@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from deepsynth_min.checkpoint import save_model
-from deepsynth_min.decoder import decode
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.presets import PRESETS
-from deepsynth_min.tokenizer import EMBEDDED
+from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.model.decoder import decode
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.training.checkpoint import save_model
 
-BENCH = Path(__file__).parent.parent / "bench"
+BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import flops  # noqa: E402  (it lies beside the benches, which run as scripts)
@@ -137,8 +137,13 @@ class Given:
 
 
 def last_line(*command: str, env=None) -> dict:
-    done = subprocess.run([sys.executable, str(BENCH / command[0]), *command[1:]],
-                          capture_output=True, text=True, timeout=120, env=env)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(BENCH / command[0]), *command[1:]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -147,8 +152,21 @@ def last_line(*command: str, env=None) -> dict:
 def test_the_decoders_bench_runs_against_an_equal_peer(tune):
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
-    result = last_line("decoder.py", "--preset", "tiny", "--tokens", "16", "--batch-size", "1",
-                       "--repeats", "1", "--threads", "1", "--tune", tune)  # fmt: skip
+    result = last_line(
+        "decoder.py",
+        "--preset",
+        "tiny",
+        "--tokens",
+        "16",
+        "--batch-size",
+        "1",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--tune",
+        tune,
+    )
     few, all_ = result["results"]
     assert (few["scored"], all_["scored"]) == (4, 16) and few["flops"] < all_["flops"]
     names = {"deepsynth_min", "transformers eager", "transformers grouped_mm"}
@@ -156,22 +174,52 @@ def test_the_decoders_bench_runs_against_an_equal_peer(tune):
 
 
 def test_the_steps_bench_gives_utilisation_and_the_whole_split():
-    result = last_line("train_step.py", "--batch-size", "1", "--answer", "8", "--repeats", "1",
-                       "--warmup", "1", "--threads", "1", "--cached", "--tune", "lora")  # fmt: skip
+    result = last_line(
+        "train_step.py",
+        "--batch-size",
+        "1",
+        "--answer",
+        "8",
+        "--repeats",
+        "1",
+        "--warmup",
+        "1",
+        "--threads",
+        "1",
+        "--cached",
+        "--tune",
+        "lora",
+    )
     assert 0 < result["utilisation"] < 2
     assert {"data", "encode", "forward", "backward", "optimizer"} <= set(result["split_s"])
 
 
 def test_the_loss_needs_less_memory_than_the_naive_one():
-    result = last_line("loss_memory.py", "--batch-size", "4", "--tokens", "256", "--answer", "16",
-                       "--width", "64", "--vocabulary", "16384", "--threads", "1")  # fmt: skip
+    result = last_line(
+        "loss_memory.py",
+        "--batch-size",
+        "4",
+        "--tokens",
+        "256",
+        "--answer",
+        "16",
+        "--width",
+        "64",
+        "--vocabulary",
+        "16384",
+        "--threads",
+        "1",
+    )
     assert result["share"] < 0.5
 
 
 @pytest.mark.parametrize("directory, said", [("", "give the directory"), ("nowhere", "no config")])
 def test_the_official_peer_says_what_it_needs(directory, said):
-    done = subprocess.run([sys.executable, str(BENCH / "official.py"), "--baseline-dir", directory],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "official.py"), "--baseline-dir", directory],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -181,7 +229,7 @@ from types import SimpleNamespace
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from deepsynth_min.batch import Batch
+from deepsynth_min.model.batch import Batch
 from deepsynth_min.model import DeepseekOCR
 
 
@@ -221,7 +269,22 @@ def test_the_official_peer_s_bench_runs_with_code_from_a_directory(model, tmp_pa
     (directory / "modeling_deepseekocr.py").write_text(STAND_IN)
     found = json.loads((directory / "config.json").read_text())
     assert found["auto_map"]["AutoModel"] == "modeling_deepseekocr.DeepseekOCRForCausalLM"
-    result = last_line("official.py", "--baseline-dir", str(directory), "--tune", tune, "--device",
-                       "cpu", "--mode", "auto", "--batch-size", "2", "--answer", "8", "--repeats",
-                       "1", env={**os.environ, "HF_HOME": str(tmp_path / "hf")})  # fmt: skip
+    result = last_line(
+        "official.py",
+        "--baseline-dir",
+        str(directory),
+        "--tune",
+        tune,
+        "--device",
+        "cpu",
+        "--mode",
+        "auto",
+        "--batch-size",
+        "2",
+        "--answer",
+        "8",
+        "--repeats",
+        "1",
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
+    )
     assert set(result["seconds"]) == {"deepsynth_min", "official"} and result["ratio"] > 0

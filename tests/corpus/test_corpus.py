@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from deepsynth_min import corpus, grammar
+from deepsynth_min.corpus import documents as corpus, grammar
 
 SPLITS = ("train", "val")
 ALL = [document for split in SPLITS for document in corpus.documents(split)]
@@ -101,7 +101,9 @@ def test_no_name_of_a_table_is_missing_from_entities():
 def test_every_number_of_a_summary_stands_in_its_text():
     for document in ALL:
         assert len(set(document.summaries)) == 3 and document.summary in document.summaries
-        for number in re.findall(rf"\d(?:[\d.,{grammar.NARROW}]*\d)?", " ".join(document.summaries)):
+        for number in re.findall(
+            rf"\d(?:[\d.,{grammar.NARROW}]*\d)?", " ".join(document.summaries)
+        ):
             assert re.search(rf"(?<!\d){re.escape(number)}(?!\d)", document.text), document.id
 
 
@@ -116,8 +118,9 @@ def test_every_name_in_a_summary_stands_in_its_text():
 
 def test_a_summary_cannot_be_told_from_its_genre_and_language():
     """Within a genre and language, no two summaries hold the same names and numbers."""
-    facts = Counter((d.language, d.genre, tuple(re.findall(r"\d+|[A-ZÀ-Þ][\w-]+", d.summary)))
-                    for d in ALL)
+    facts = Counter(
+        (d.language, d.genre, tuple(re.findall(r"\d+|[A-ZÀ-Þ][\w-]+", d.summary))) for d in ALL
+    )
     assert max(facts.values()) == 1
 
 
@@ -181,65 +184,89 @@ def test_the_command_refuses_to_overwrite(tmp_path):
     assert str(kept) in result.stderr and result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("language, wrong", [
-    ("fr", r"\b[dD]e le\b|\b[dD]e les\b|\bà les?\b"),
-    ("fr", r"\b(?:de|que|le|la|je|ne) [aâàeéèêiîoôuyœ](?!nze)"),
-    ("fr", r"(?<![\u202f\u00a0])[;!?»]|(?<!\u00a0):(?!\d)|«(?!\u00a0)"),
-    ("es", r"\b[dD]e el\b|\b[aA] el\b|\by [iI]|\bo [oO]"),
-    ("de", r"\b(?:in|an|zu|von|bei) dem\b|\bzu der\b"),
-    ("en", r"\ba [aeio]\w|\ban [^aeiou“]"),
-])
+@pytest.mark.parametrize(
+    "language, wrong",
+    [
+        ("fr", r"\b[dD]e le\b|\b[dD]e les\b|\bà les?\b"),
+        ("fr", r"\b(?:de|que|le|la|je|ne) [aâàeéèêiîoôuyœ](?!nze)"),
+        ("fr", r"(?<![\u202f\u00a0])[;!?»]|(?<!\u00a0):(?!\d)|«(?!\u00a0)"),
+        ("es", r"\b[dD]e el\b|\b[aA] el\b|\by [iI]|\bo [oO]"),
+        ("de", r"\b(?:in|an|zu|von|bei) dem\b|\bzu der\b"),
+        ("en", r"\ba [aeio]\w|\ban [^aeiou“]"),
+    ],
+)
 def test_no_contraction_is_missed(language, wrong):
     for part in in_language(language):
         found = re.search(wrong, part)
-        assert not found, part[max(0, found.start() - 40):found.end() + 20]
+        assert not found, part[max(0, found.start() - 40) : found.end() + 20]
 
 
-@pytest.mark.parametrize("language, wrong", [
-    ("en", r"\d{4,}(?<!\d{5})\b(?=\d)|£\d{4,}"), ("fr", r"\d{4,} (?:euros|m)\b"),
-    ("de", r"\d{4,} (?:Euro|m|Besucher)\b"), ("es", r"\d{5,}"),
-])
+@pytest.mark.parametrize(
+    "language, wrong",
+    [
+        ("en", r"\d{4,}(?<!\d{5})\b(?=\d)|£\d{4,}"),
+        ("fr", r"\d{4,} (?:euros|m)\b"),
+        ("de", r"\d{4,} (?:Euro|m|Besucher)\b"),
+        ("es", r"\d{5,}"),
+    ],
+)
 def test_long_numbers_are_grouped(language, wrong):
     assert not [part for part in in_language(language) if re.search(wrong, part)]
 
 
-@pytest.mark.parametrize("word, written", [
-    (("fr", "atelier", "m", "de"), "de l'atelier"), (("fr", "moulin", "m", "de"), "du moulin"),
-    (("fr", "Ardun", "name", "de"), "d'Ardun"), (("fr", "dépôt", "m", "a"), "au dépôt"),
-    (("fr", "Inès", "name", "que"), "qu'Inès"), (("fr", "tarte", "f", "un"), "une tarte"),
-    (("es", "molino", "m", "a"), "al molino"), (("es", "coral", "f", "de"), "de la coral"),
-    (("de", "Ofen", "m", "in"), "im Ofen"), (("de", "Boot", "n", "dat"), "dem Boot"),
-    (("de", "Ofen", "m", "acc"), "den Ofen"), (("de", "Ofen", "m", "bare"), "Ofen"),
-])
+@pytest.mark.parametrize(
+    "word, written",
+    [
+        (("fr", "atelier", "m", "de"), "de l'atelier"),
+        (("fr", "moulin", "m", "de"), "du moulin"),
+        (("fr", "Ardun", "name", "de"), "d'Ardun"),
+        (("fr", "dépôt", "m", "a"), "au dépôt"),
+        (("fr", "Inès", "name", "que"), "qu'Inès"),
+        (("fr", "tarte", "f", "un"), "une tarte"),
+        (("es", "molino", "m", "a"), "al molino"),
+        (("es", "coral", "f", "de"), "de la coral"),
+        (("de", "Ofen", "m", "in"), "im Ofen"),
+        (("de", "Boot", "n", "dat"), "dem Boot"),
+        (("de", "Ofen", "m", "acc"), "den Ofen"),
+        (("de", "Ofen", "m", "bare"), "Ofen"),
+    ],
+)
 def test_nouns_take_the_article_of_their_language(word, written):
     assert grammar.noun(*word) == written
 
 
-@pytest.mark.parametrize("language, written", [
-    ("en", "12,400"), ("fr", "12\u202f400"), ("de", "12.400"), ("es", "12\u202f400"),
-])
+@pytest.mark.parametrize(
+    "language, written",
+    [("en", "12,400"), ("fr", "12\u202f400"), ("de", "12.400"), ("es", "12\u202f400")],
+)
 def test_thousands_are_written_as_the_language_does(language, written):
     assert grammar.integer(language, 12400) == written
 
 
-@pytest.mark.parametrize("language, written", [
-    ("en", "10.5"), ("fr", "10,5"), ("de", "10,5"), ("es", "10,5"),
-])
+@pytest.mark.parametrize(
+    "language, written", [("en", "10.5"), ("fr", "10,5"), ("de", "10,5"), ("es", "10,5")]
+)
 def test_decimals_are_written_as_the_language_does(language, written):
     assert grammar.decimal(language, 105) == written
 
 
-@pytest.mark.parametrize("language, written", [
-    ("en", "18:05"), ("fr", "18\u00a0h\u00a005"), ("de", "18.05\u00a0Uhr"), ("es", "18:05"),
-])
+@pytest.mark.parametrize(
+    "language, written",
+    [("en", "18:05"), ("fr", "18\u00a0h\u00a005"), ("de", "18.05\u00a0Uhr"), ("es", "18:05")],
+)
 def test_the_time_is_written_as_the_language_does(language, written):
     assert grammar.clock(language, time(18, 5)) == written
 
 
-@pytest.mark.parametrize("language, written", [
-    ("en", "Thursday 1 March"), ("fr", "jeudi 1er mars"),
-    ("de", "Donnerstag, dem 1. März"), ("es", "jueves 1 de marzo"),
-])
+@pytest.mark.parametrize(
+    "language, written",
+    [
+        ("en", "Thursday 1 March"),
+        ("fr", "jeudi 1er mars"),
+        ("de", "Donnerstag, dem 1. März"),
+        ("es", "jueves 1 de marzo"),
+    ],
+)
 def test_weekdays_are_those_of_the_calendar(language, written):
     assert grammar.day(language, date(2018, 3, 1), "week") == written
 

@@ -8,15 +8,31 @@ import pytest
 import torch
 from PIL import Image
 
-from deepsynth_min import corpus, train
-from deepsynth_min.augment import IDENTITY, Changes, augment, augment_batch, blurred, draw, matrices
-from deepsynth_min.augment import warp
-from deepsynth_min.batch import Batch
-from deepsynth_min.render import PageStyle, render_pages
+from deepsynth_min import train
+from deepsynth_min.corpus import documents as corpus
+from deepsynth_min.data.augment import (
+    IDENTITY,
+    Changes,
+    augment,
+    augment_batch,
+    blurred,
+    draw,
+    matrices,
+    warp,
+)
+from deepsynth_min.model.batch import Batch
+from deepsynth_min.pages.renderer import PageStyle, render_pages
 from deepsynth_min.settings import AugmentSettings
 
-GEOMETRY = {"angle": 3.0, "tilt_x": 0.03, "tilt_y": -0.02, "scale": 0.9, "shift_x": 0.02,
-            "shift_y": -0.03, "mirror": -1.0}  # fmt: skip
+GEOMETRY = {
+    "angle": 3.0,
+    "tilt_x": 0.03,
+    "tilt_y": -0.02,
+    "scale": 0.9,
+    "shift_x": 0.02,
+    "shift_y": -0.03,
+    "mirror": -1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +87,7 @@ def test_the_warp_is_that_of_a_slow_twin(page, values):
 
 
 def test_a_rotation_is_pillows_bilinear_rotation(page):
-    theirs = Image.fromarray(page[0, 0].numpy()).rotate(
-        3, Image.Resampling.BILINEAR, fillcolor=255
-    )
+    theirs = Image.fromarray(page[0, 0].numpy()).rotate(3, Image.Resampling.BILINEAR, fillcolor=255)
     ours = augment(page, changed(angle=3.0))[0, 0].int()
     inner = (slice(4, -4), slice(4, -4))  # at the very edge Pillow does not blend with the paper
     difference = (ours - torch.from_numpy(np.array(theirs)).int()).abs()[inner]
@@ -116,10 +130,17 @@ def test_paper_comes_in_from_outside_in_every_channel(channels):
 def test_what_is_drawn_lies_within_the_settings_and_flips_only_when_asked():
     how = AugmentSettings(augment=True)
     changes = draw(how, 0, list(range(400)))
-    limits = {"angle": (-3, 3), "scale": (0.8, 1.2), "tilt_x": (-0.03, 0.03),
-              "shift_y": (-0.03, 0.03), "bright": (-0.1, 0.1), "contrast": (0.8, 1.2),
-              "blur": (0, 0.7), "noise": (0, 0.05),
-              "mirror": (1, 1)}  # fmt: skip
+    limits = {
+        "angle": (-3, 3),
+        "scale": (0.8, 1.2),
+        "tilt_x": (-0.03, 0.03),
+        "shift_y": (-0.03, 0.03),
+        "bright": (-0.1, 0.1),
+        "contrast": (0.8, 1.2),
+        "blur": (0, 0.7),
+        "noise": (0, 0.05),
+        "mirror": (1, 1),
+    }
     for name, (low, high) in limits.items():
         found = changes.values[name]
         assert low <= found.min() and found.max() <= high
@@ -138,8 +159,9 @@ def test_a_page_gets_the_same_whatever_batch_and_process_it_is_in(page):
         mask = torch.ones_like(ids, dtype=torch.bool)
         images = mask.clone()
         images[:, 0] = False
-        return Batch(ids, mask, images, torch.full_like(ids, -100), pages[: len(owners)],
-                     owners=owners)  # fmt: skip
+        return Batch(
+            ids, mask, images, torch.full_like(ids, -100), pages[: len(owners)], owners=owners
+        )
 
     whole = augment_batch(batch((0, 0, 1, 2)), how, 7, range(10, 13), 255.0).pages
     assert augment_batch(batch((0, 0)), how, 7, [10], 255.0).pages.equal(whole[:2])
@@ -153,10 +175,28 @@ def test_a_page_gets_the_same_whatever_batch_and_process_it_is_in(page):
 def test_training_with_augmentation_resumes_exactly_and_leaves_evaluation_alone(
     tmp_path, jsonl, capsys
 ):
-    common = ["--model", "tiny", "--data", str(jsonl),
-              "--max-steps", "2", "--batch-size", "2", "--val-samples", "1",
-              "--log-every", "1", "--save-every", "1", "--eval-every", "0", "--answer-samples", "0",
-              "--threads", "1"]  # fmt: skip
+    common = [
+        "--model",
+        "tiny",
+        "--data",
+        str(jsonl),
+        "--max-steps",
+        "2",
+        "--batch-size",
+        "2",
+        "--val-samples",
+        "1",
+        "--log-every",
+        "1",
+        "--save-every",
+        "1",
+        "--eval-every",
+        "0",
+        "--answer-samples",
+        "0",
+        "--threads",
+        "1",
+    ]
 
     def run(name, *more) -> list:
         assert train.main([*common, "--out", str(tmp_path / name), *more]) == 0

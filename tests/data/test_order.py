@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from deepsynth_min.order import Order, Permutation, share
+from deepsynth_min.data.order import Order, Permutation, share
 
 
 class Rows:
@@ -56,8 +56,9 @@ def test_a_place_outside_is_an_error(i):
 @pytest.mark.parametrize("bucket", [0, 4])
 def test_an_epoch_has_every_row_once_and_epochs_differ(bucket):
     order = Order(Rows(32), seed=5, global_batch=8, bucket=bucket)
-    epochs = [[row for step in range(e * 4, e * 4 + 4) for row in order.step(step)]
-              for e in range(3)]  # fmt: skip
+    epochs = [
+        [row for step in range(e * 4, e * 4 + 4) for row in order.step(step)] for e in range(3)
+    ]
     assert all(sorted(epoch) == list(range(32)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
@@ -84,7 +85,10 @@ def test_bucketing_puts_rows_of_one_length_into_one_step_without_sorting_the_ste
 @pytest.mark.parametrize("world, size, accumulate", [(1, 8, 1), (1, 2, 4), (2, 4, 1), (4, 1, 2)])
 def test_a_step_has_the_same_samples_however_it_is_divided(world, size, accumulate):
     rows = Order(Rows(100), 1, 8, 4).step(7)
-    pieces = [share(rows, micro, rank, world, size)
-              for micro in range(accumulate) for rank in range(world)]  # fmt: skip
+    pieces = [
+        share(rows, micro, rank, world, size)
+        for micro in range(accumulate)
+        for rank in range(world)
+    ]
     assert sorted(row for piece in pieces for row in piece) == sorted(rows)
     assert all(len(piece) == size for piece in pieces)

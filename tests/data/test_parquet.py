@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from deepsynth_min import corpus, index, parquet
-from deepsynth_min.config import UserError
-from deepsynth_min.images import open_image
-from deepsynth_min.rows import open_files, open_rows
+from deepsynth_min.corpus import documents as corpus
+from deepsynth_min.data import parquet
+from deepsynth_min.data.rows import open_files, open_rows
+from deepsynth_min.errors import UserError
+from deepsynth_min.files import index
+from deepsynth_min.pages.images import open_image
 from deepsynth_min.settings import DataSettings
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -38,16 +40,29 @@ def rows_of(path, **settings) -> list:
     return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"compression": "zstd"},
-                                     {"data_page_version": "2.0", "write_page_checksum": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_dictionary": False},
+        {"compression": "zstd"},
+        {"data_page_version": "2.0", "write_page_checksum": True},
+    ],
+)
 @pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
 def test_rows_are_those_of_the_same_data_in_json_lines(tmp_path, options, kind):
     documents = corpus.documents("train")[:40]
-    values = {"doc": [d.text for d in documents], "summary": [d.summary for d in documents],
-              "instruction": [f"Do {i}." if i % 3 else None for i in range(40)]}  # fmt: skip
-    types = {"string": pa.string(), "large_string": pa.large_string(),
-             "string_view": pa.string_view(),
-             "dictionary": pa.dictionary(pa.int32(), pa.string())}  # fmt: skip
+    values = {
+        "doc": [d.text for d in documents],
+        "summary": [d.summary for d in documents],
+        "instruction": [f"Do {i}." if i % 3 else None for i in range(40)],
+    }
+    types = {
+        "string": pa.string(),
+        "large_string": pa.large_string(),
+        "string_view": pa.string_view(),
+        "dictionary": pa.dictionary(pa.int32(), pa.string()),
+    }
     columns = {name: pa.array(v).cast(types[kind]) for name, v in values.items()}
     write(tmp_path / "a.parquet", pa.table(columns | {"more": list(range(40))}), 7, **options)
     lines = [json.dumps(dict(zip(values, row))) for row in zip(*values.values())]
@@ -80,13 +95,24 @@ def test_images_are_bytes_the_hubs_struct_or_paths_one_or_several(tmp_path):
     cases = {
         "bytes": (pa.array([red, blue, red]), [(red,), (blue,), (red,)]),
         "large": (pa.array([red, blue, red], pa.large_binary()), [(red,), (blue,), (red,)]),
-        "hub": (pa.array([{"bytes": red, "path": "../x.png"}, {"bytes": blue, "path": None},
-                          {"bytes": None, "path": "a.png"}], STRUCT),
-                [(red,), (blue,), (tmp_path / "a.png",)]),
+        "hub": (
+            pa.array(
+                [
+                    {"bytes": red, "path": "../x.png"},
+                    {"bytes": blue, "path": None},
+                    {"bytes": None, "path": "a.png"},
+                ],
+                STRUCT,
+            ),
+            [(red,), (blue,), (tmp_path / "a.png",)],
+        ),
         "path": (pa.array(["a.png"] * n), [(tmp_path / "a.png",)] * n),
         "list": (pa.array([[red], [blue, red], [red]]), [(red,), (blue, red), (red,)]),
-        "hub list": (pa.array([[{"bytes": red, "path": None}]] * n, pa.list_(STRUCT)), [(red,)] * n),
-    }  # fmt: skip
+        "hub list": (
+            pa.array([[{"bytes": red, "path": None}]] * n, pa.list_(STRUCT)),
+            [(red,)] * n,
+        ),
+    }
     for name, (column, expected) in cases.items():
         for field in ("image", "images"):
             write(tmp_path / "i.parquet", {field: column, "summary": answers}, 2)
@@ -106,30 +132,48 @@ def test_rows_with_a_text_and_rows_with_an_image_stand_in_one_file(tmp_path):
 GOOD = ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("columns, message", [
-    ({"text": GOOD}, ": no column 'summary'; found: 'text'"),
-    ({"summary": GOOD, "x": GOOD}, ": no column 'text'; found: 'summary', 'x'"),
-    ({"text": [1, 2, 3], "summary": GOOD}, ": column 'text' is int64, not a text"),
-    ({"text": GOOD, "summary": [["a"], ["b"], []]}, ": column 'summary' is list<"),
-    ({"text": [b"a"] * 3, "summary": GOOD}, ": column 'text' is binary, not a text"),
-    ({"text": GOOD, "summary": GOOD, "instruction": [1.5] * 3}, "'instruction' is double"),
-    ({"image": [1, 2, 3], "summary": GOOD}, ": column 'image' is int64, not bytes, a path"),
-    ({"image": [[[b"x"]]] * 3, "summary": GOOD}, ": column 'image' is list<"),
-    ({"image": [{"data": b"x"}] * 3, "summary": GOOD}, ": column 'image' is struct<"),
-    ({"image": [{"bytes": 3}] * 3, "summary": GOOD}, ": column 'image' is struct<"),
-    ({"text": ["a", "b", None], "summary": GOOD}, ":row 3: field 'text' is a NoneType"),
-    ({"text": GOOD, "summary": pa.nulls(3)}, ":row 1: field 'summary' is a NoneType"),
-    ({"text": GOOD, "summary": ["a", " \n", "c"]}, ":row 2: field 'summary' is empty"),
-    ({"text": GOOD, "summary": GOOD, "instruction": ["x", "", "y"]}, ":row 2: field 'instruction'"),
-    ({"text": GOOD, "image": [None, "a.png", None], "summary": GOOD}, ":row 2: both 'text' and"),
-    ({"image": [b"x", b"", b"x"], "summary": GOOD}, ":row 2: an image of no bytes"),
-    ({"image": [b"x", None, b"x"], "summary": GOOD}, ":row 2: no field 'text'"),
-    ({"images": [[b"x"], [], [b"x"]], "summary": GOOD}, ":row 2: image is a path, images a list"),
-    ({"images": [[b"x"], [None], [b"x"]], "summary": GOOD}, ":row 2: image is a path, images a"),
-    ({"image": ["none.png"] * 3, "summary": GOOD}, "none.png: no such image"),
-    ({"image": ["../up.png"] * 3, "summary": GOOD}, ":row 1: image '../up.png' is outside of"),
-    ({"image": [{"bytes": None, "path": "/etc/hostname"}] * 3, "summary": GOOD}, "is outside of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"text": GOOD}, ": no column 'summary'; found: 'text'"),
+        ({"summary": GOOD, "x": GOOD}, ": no column 'text'; found: 'summary', 'x'"),
+        ({"text": [1, 2, 3], "summary": GOOD}, ": column 'text' is int64, not a text"),
+        ({"text": GOOD, "summary": [["a"], ["b"], []]}, ": column 'summary' is list<"),
+        ({"text": [b"a"] * 3, "summary": GOOD}, ": column 'text' is binary, not a text"),
+        ({"text": GOOD, "summary": GOOD, "instruction": [1.5] * 3}, "'instruction' is double"),
+        ({"image": [1, 2, 3], "summary": GOOD}, ": column 'image' is int64, not bytes, a path"),
+        ({"image": [[[b"x"]]] * 3, "summary": GOOD}, ": column 'image' is list<"),
+        ({"image": [{"data": b"x"}] * 3, "summary": GOOD}, ": column 'image' is struct<"),
+        ({"image": [{"bytes": 3}] * 3, "summary": GOOD}, ": column 'image' is struct<"),
+        ({"text": ["a", "b", None], "summary": GOOD}, ":row 3: field 'text' is a NoneType"),
+        ({"text": GOOD, "summary": pa.nulls(3)}, ":row 1: field 'summary' is a NoneType"),
+        ({"text": GOOD, "summary": ["a", " \n", "c"]}, ":row 2: field 'summary' is empty"),
+        (
+            {"text": GOOD, "summary": GOOD, "instruction": ["x", "", "y"]},
+            ":row 2: field 'instruction'",
+        ),
+        (
+            {"text": GOOD, "image": [None, "a.png", None], "summary": GOOD},
+            ":row 2: both 'text' and",
+        ),
+        ({"image": [b"x", b"", b"x"], "summary": GOOD}, ":row 2: an image of no bytes"),
+        ({"image": [b"x", None, b"x"], "summary": GOOD}, ":row 2: no field 'text'"),
+        (
+            {"images": [[b"x"], [], [b"x"]], "summary": GOOD},
+            ":row 2: image is a path, images a list",
+        ),
+        (
+            {"images": [[b"x"], [None], [b"x"]], "summary": GOOD},
+            ":row 2: image is a path, images a",
+        ),
+        ({"image": ["none.png"] * 3, "summary": GOOD}, "none.png: no such image"),
+        ({"image": ["../up.png"] * 3, "summary": GOOD}, ":row 1: image '../up.png' is outside of"),
+        (
+            {"image": [{"bytes": None, "path": "/etc/hostname"}] * 3, "summary": GOOD},
+            "is outside of",
+        ),
+    ],
+)
 def test_what_cannot_be_used_is_named_by_file_and_row_or_column(tmp_path, columns, message):
     path = write(tmp_path / "rows.parquet", columns, 2)
     with pytest.raises(UserError) as raised:
@@ -147,11 +191,17 @@ def test_text_that_is_not_utf8_and_two_columns_of_one_name_are_errors(tmp_path):
         open_files(write(tmp_path / "b.parquet", table), DataSettings())
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"no such thing" * 99,
-    lambda data: b"PAR1" + data[-100:], lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1",
-    lambda data: b"PAR1" + b"\x55" * (len(data) // 2) + data[len(data) // 2 + 4 :],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: b"no such thing" * 99,
+        lambda data: b"PAR1" + data[-100:],
+        lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1",
+        lambda data: b"PAR1" + b"\x55" * (len(data) // 2) + data[len(data) // 2 + 4 :],
+    ],
+)
 def test_a_file_that_is_no_parquet_or_not_whole_is_refused(tmp_path, damage):
     path = tmp_path / "rows.parquet"
     write(path, {"text": GOOD * 50, "summary": GOOD * 50}, 50, use_dictionary=False)
@@ -162,8 +212,13 @@ def test_a_file_that_is_no_parquet_or_not_whole_is_refused(tmp_path, damage):
 
 def test_a_damaged_page_is_found_by_its_checksum(tmp_path):
     path = tmp_path / "rows.parquet"
-    write(path, {"text": ["needle" * 9], "summary": ["a"]}, use_dictionary=False,
-          compression="none", write_page_checksum=True)  # fmt: skip
+    write(
+        path,
+        {"text": ["needle" * 9], "summary": ["a"]},
+        use_dictionary=False,
+        compression="none",
+        write_page_checksum=True,
+    )
     path.write_bytes(path.read_bytes().replace(b"needleneedle", b"needleneddle"))
     with pytest.raises(UserError, match="CRC"):
         open_files(str(path), DataSettings())
@@ -247,8 +302,10 @@ def test_a_folder_of_both_kinds_is_refused_and_held_out_rows_may_be_of_the_other
 
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path):
     path = write(tmp_path / "a.parquet", {"text": GOOD, "summary": GOOD})
-    code = ("import sys; sys.modules['pyarrow'] = None\n"
-            "from deepsynth_min.train import main; sys.exit(main(sys.argv[1:]))")  # fmt: skip
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from deepsynth_min.train import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, "--data", path, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
     line = "error: Parquet needs pyarrow: pip install 'deepsynth-min[parquet]'\n"

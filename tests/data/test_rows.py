@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepsynth_min.config import UserError
-from deepsynth_min.rows import open_files, open_rows
+from deepsynth_min.data.rows import open_files, open_rows
+from deepsynth_min.errors import UserError
 from deepsynth_min.settings import DataSettings
 
 GOOD = '{"text": "Some document.", "summary": "Its answer."}\n'
@@ -103,7 +103,7 @@ def test_a_data_file_that_the_system_does_not_give_is_refused(tmp_path, monkeypa
     def refuse(*_):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("deepsynth_min.rows.row_index", refuse)  # root may read everything
+    monkeypatch.setattr("deepsynth_min.data.rows.row_index", refuse)  # root may read everything
     with pytest.raises(UserError, match="rows.jsonl: Permission denied"):
         open_files(path, DataSettings())
 
@@ -134,8 +134,10 @@ def test_two_fields_of_one_name_are_refused():
 def test_rows_read_at_random_are_the_rows_as_written(tmp_path):
     """Byte order mark, CRLF, blank lines, a last line without end, a folder of two files."""
     texts = ["ä €", "zweite", "\u2028 third 🙂", "last"]
-    lines = [json.dumps({"doc": t, "tl;dr": t * 2, "instruction": None}, ensure_ascii=i % 2 == 0)
-             for i, t in enumerate(texts)]  # fmt: skip
+    lines = [
+        json.dumps({"doc": t, "tl;dr": t * 2, "instruction": None}, ensure_ascii=i % 2 == 0)
+        for i, t in enumerate(texts)
+    ]
     write(tmp_path, b"\xef\xbb\xbf" + "\r\n\r\n".join(lines[:2]).encode(), "a.jsonl")
     write(tmp_path, "\n".join(["", *lines[2:]]), "b.jsonl")
     settings = DataSettings(text_field="doc", summary_field="tl;dr")
@@ -158,16 +160,19 @@ def test_image_rows_name_files_inside_the_data_folder(tmp_path):
 
 def test_a_field_that_is_null_is_as_one_that_is_not_there(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
-    lines = ['{"text": null, "images": null, "image": "a.png", "summary": "s"}\n',
-             '{"text": "t", "images": null, "image": null, "summary": "s"}\n']  # fmt: skip
+    lines = [
+        '{"text": null, "images": null, "image": "a.png", "summary": "s"}\n',
+        '{"text": "t", "images": null, "image": null, "summary": "s"}\n',
+    ]
     rows = open_files(write(tmp_path, "".join(lines)), DataSettings())
     assert rows[0].images == (tmp_path / "a.png",) and rows[0].text is None
     assert rows[1].images == () and rows[1].text == "t"
 
 
 def test_the_held_out_split_is_disjoint_complete_and_deterministic(tmp_path):
-    path = write(tmp_path, "".join(json.dumps({"text": f"t{i}", "summary": "s"}) + "\n"
-                                   for i in range(50)))  # fmt: skip
+    path = write(
+        tmp_path, "".join(json.dumps({"text": f"t{i}", "summary": "s"}) + "\n" for i in range(50))
+    )
     settings = DataSettings(data=path, val_fraction=0.2)
     train, val = open_rows(settings, seed=3)
     texts = [[row.text for row in rows] for rows in (train, val)]

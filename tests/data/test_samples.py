@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from deepsynth_min.config import TextConfig, UserError
-from deepsynth_min.data import Loader, SampleBuilder, collate, held_out_shares
-from deepsynth_min.images import choose_grid, cut_tiles, open_image, prepare
-from deepsynth_min.presets import PRESETS
-from deepsynth_min.row import Row
-from deepsynth_min.rows import EmbeddedRows, View
-from deepsynth_min.settings import Settings, change
-from deepsynth_min.tokenizer import encode, load_tokenizer
+from deepsynth_min.data.loader import Loader, held_out_shares
+from deepsynth_min.data.row import Row
+from deepsynth_min.data.rows import EmbeddedRows, View
+from deepsynth_min.data.samples import SampleBuilder, collate
+from deepsynth_min.data.tokenizer import encode, load_tokenizer
+from deepsynth_min.errors import UserError
+from deepsynth_min.model.config import TextConfig
+from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.options import change
+from deepsynth_min.pages.images import choose_grid, cut_tiles, open_image, prepare
+from deepsynth_min.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +50,30 @@ def test_a_sequence_is_bos_page_instruction_answer_eos_and_only_the_answer_is_sc
     assert batch.labels[0][scored].tolist() == answer + [special.eos]
     assert scored.nonzero()[0].item() == 1 + visual + len(asked)
     short = batch.attention_mask[1].sum()
-    assert batch.input_ids[1, short:].eq(special.pad).all() and not batch.image_mask[1, short:].any()
+    assert (
+        batch.input_ids[1, short:].eq(special.pad).all() and not batch.image_mask[1, short:].any()
+    )
     assert batch.tokens == len(expected) + short
 
 
 def test_text_is_drawn_as_the_model_learned_it_unless_settings_say_otherwise(tokenizer):
     taught = replace(PRESETS["tiny"], text=TextConfig(font_size=30, line_height=2.0, margin=7))
     given = change(Settings(), font_size=12, line_height=1.5, margin=0)
-    drawn = [(style.font_size, style.line_height, style.margin)
-             for style in (SampleBuilder(settings, config, tokenizer).style
-                           for settings in (Settings(), given)
-                           for config in (taught, PRESETS["tiny"]))]  # fmt: skip
+    drawn = [
+        (style.font_size, style.line_height, style.margin)
+        for style in (
+            SampleBuilder(settings, config, tokenizer).style
+            for settings in (Settings(), given)
+            for config in (taught, PRESETS["tiny"])
+        )
+    ]
     assert drawn == [(30, 2.0, 7), (10, 1.25, 8), (12, 1.5, 0), (12, 1.5, 0)]
 
 
 def test_a_rows_own_instruction_replaces_the_default(tokenizer):
     builder = make_builder(tokenizer)
     own = builder(replace(row(), instruction="<own> "))
-    assert own.ids[22:own.prompt] == encode(tokenizer, "\n<own> ")
+    assert own.ids[22 : own.prompt] == encode(tokenizer, "\n<own> ")
     with pytest.raises(UserError, match="file.jsonl:1: the instruction holds the image token"):
         builder(replace(row(), instruction="What is <image>?"))
 
@@ -76,7 +85,9 @@ def test_a_text_longer_than_a_page_becomes_several_pages_and_their_token_blocks(
 
 
 def test_a_text_longer_than_the_context_is_an_error_that_says_what_to_do(tokenizer):
-    with pytest.raises(UserError, match=r"file.jsonl:1: .* more than \d+ pages, .* context of 4096 .*--max-pages"):
+    with pytest.raises(
+        UserError, match=r"file.jsonl:1: .* more than \d+ pages, .* context of 4096 .*--max-pages"
+    ):
         make_builder(tokenizer)(row("many words " * 20_000))
     with pytest.raises(UserError, match="file.jsonl:1: .*"):
         make_builder(tokenizer, max_pages=1)(row("many words " * 2_000))
@@ -85,9 +96,16 @@ def test_a_text_longer_than_the_context_is_an_error_that_says_what_to_do(tokeniz
 
 
 @pytest.mark.parametrize(
-    "mode, side, visual", [("auto", 256, 21), ("tiny", 512, 73), ("small", 640, 111),
-                           ("base", 1024, 273), ("large", 1280, 421), ("320", 320, 31)],
-)  # fmt: skip
+    "mode, side, visual",
+    [
+        ("auto", 256, 21),
+        ("tiny", 512, 73),
+        ("small", 640, 111),
+        ("base", 1024, 273),
+        ("large", 1280, 421),
+        ("320", 320, 31),
+    ],
+)
 def test_pages_are_drawn_at_the_size_of_the_mode(tokenizer, mode, side, visual):
     sample = make_builder(tokenizer, mode=mode)(row())
     assert sample.pages.shape == (1, 1, side, side) and sample.visual == visual
@@ -126,10 +144,16 @@ def test_cut_tiles_go_row_by_row():
 
 @pytest.mark.parametrize(
     "size, most, grid",
-    [((640, 640), 9, (1, 1)), ((1280, 640), 6, (2, 1)), ((640, 2000), 6, (1, 3)),
-     ((1000, 1000), 6, (2, 2)), ((2000, 2000), 9, (3, 3)), ((700, 720), 9, (2, 2)),
-     ((3000, 2000), 6, (3, 2))],
-)  # fmt: skip
+    [
+        ((640, 640), 9, (1, 1)),
+        ((1280, 640), 6, (2, 1)),
+        ((640, 2000), 6, (1, 3)),
+        ((1000, 1000), 6, (2, 2)),
+        ((2000, 2000), 9, (3, 3)),
+        ((700, 720), 9, (2, 2)),
+        ((3000, 2000), 6, (3, 2)),
+    ],
+)
 def test_the_grid_is_the_nearest_in_shape_and_larger_for_larger_images(size, most, grid):
     assert choose_grid(*size, most) == grid
 
@@ -178,10 +202,22 @@ def _drawn(kind: str):
 
 @pytest.mark.parametrize(
     "kind, name",
-    [("1", "a.png"), ("L", "a.png"), ("LA", "a.png"), ("P", "a.png"), ("RGBA", "a.png"),
-     ("CMYK", "a.tif"), ("16 bits", "a.png"), ("16 bits", "a.tif"), ("ink with alpha", "a.png"),
-     ("ink with alpha", "a.webp"), ("RGB", "a.bmp"), ("L", "a.pgm"), ("P", "a.gif")],
-)  # fmt: skip
+    [
+        ("1", "a.png"),
+        ("L", "a.png"),
+        ("LA", "a.png"),
+        ("P", "a.png"),
+        ("RGBA", "a.png"),
+        ("CMYK", "a.tif"),
+        ("16 bits", "a.png"),
+        ("16 bits", "a.tif"),
+        ("ink with alpha", "a.png"),
+        ("ink with alpha", "a.webp"),
+        ("RGB", "a.bmp"),
+        ("L", "a.pgm"),
+        ("P", "a.gif"),
+    ],
+)
 def test_ink_is_black_and_paper_white_whatever_an_image_is_stored_as(tmp_path, kind, name):
     _drawn(kind).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
     pixels = np.asarray(open_image(tmp_path / name, "f:1"))
@@ -214,8 +250,14 @@ def test_images_without_a_known_meaning_are_refused_by_name(tmp_path):
 
 def test_a_damaged_image_is_refused_and_never_ends_otherwise(tmp_path):
     random = np.random.default_rng(0)
-    for kind, name in (("P", "a.png"), ("RGB", "a.jpg"), ("16 bits", "a.tif"), ("RGB", "a.webp"),
-                       ("P", "a.gif"), ("RGB", "a.bmp")):  # fmt: skip
+    for kind, name in (
+        ("P", "a.png"),
+        ("RGB", "a.jpg"),
+        ("16 bits", "a.tif"),
+        ("RGB", "a.webp"),
+        ("P", "a.gif"),
+        ("RGB", "a.bmp"),
+    ):
         path = tmp_path / name
         _drawn(kind).save(path)
         whole = path.read_bytes()
@@ -245,8 +287,9 @@ def test_the_loader_gives_the_same_batches_from_any_step_on_with_any_number_of_t
 
     def batches(start: int, workers: int) -> list:
         settings = change(Settings(), batch_size=2, accumulate=2, workers=workers)
-        loader = Loader(rows, SampleBuilder(settings, PRESETS["tiny"], tokenizer), settings,
-                        step=start)  # fmt: skip
+        loader = Loader(
+            rows, SampleBuilder(settings, PRESETS["tiny"], tokenizer), settings, step=start
+        )
         steps = [next(loader) for _ in range(5 - start)]
         loader.close()
         return steps

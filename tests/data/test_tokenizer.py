@@ -6,14 +6,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-from deepsynth_min import corpus
-from deepsynth_min import tokenizer as tk
-from deepsynth_min.config import UserError
+from deepsynth_min.corpus import documents as corpus
+from deepsynth_min.data import tokenizer as tk
+from deepsynth_min.errors import UserError
 
 TOKENIZER = tk.load_tokenizer()
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -34,16 +33,25 @@ def official(tmp_path_factory):
     made.add_special_tokens([AddedToken(text, special=True) for text in MARKERS[1:]])
     made.add_tokens([AddedToken(MARKERS[0], special=False, normalized=True)])
     made.save(str(directory / "tokenizer.json"))
-    config = {"add_bos_token": True, "add_eos_token": False, "legacy": True, "unk_token": None,
-              "bos_token": tk.BOS, "eos_token": tk.EOS, "pad_token": tk.PAD,
-              "tokenizer_class": "LlamaTokenizerFast"}
+    config = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "legacy": True,
+        "unk_token": None,
+        "bos_token": tk.BOS,
+        "eos_token": tk.EOS,
+        "pad_token": tk.PAD,
+        "tokenizer_class": "LlamaTokenizerFast",
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
     return tk.load_tokenizer(directory)
 
 
 def test_training_again_gives_the_shipped_files_byte_for_byte():
     shipped = {name: (tk.EMBEDDED / name).read_bytes() for name in FILES}
-    assert {name: text.encode() for name, text in tk.tokenizer_files(tk.train_tokenizer()).items()} == shipped
+    assert {
+        name: text.encode() for name, text in tk.tokenizer_files(tk.train_tokenizer()).items()
+    } == shipped
 
 
 def test_ids_are_laid_out_like_deepseek_ocr():
@@ -201,13 +209,25 @@ WORDS = {tk.BOS: 0, tk.EOS: 1, tk.PAD: 2, "a": 3, "b": 4, tk.IMAGE: 5}
 
 @pytest.mark.parametrize(
     "model",
-    [{"type": "WordLevel", "vocab": WORDS, "unk_token": "[UNK]"},
-     {"type": "WordPiece", "vocab": WORDS, "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-      "max_input_chars_per_word": 100},
-     {"type": "Unigram", "vocab": [[word, 0.0] for word in WORDS], "unk_id": None, "byte_fallback": False},
-     {"type": "BPE", "vocab": WORDS, "merges": []}],
+    [
+        {"type": "WordLevel", "vocab": WORDS, "unk_token": "[UNK]"},
+        {
+            "type": "WordPiece",
+            "vocab": WORDS,
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
+        {
+            "type": "Unigram",
+            "vocab": [[word, 0.0] for word in WORDS],
+            "unk_id": None,
+            "byte_fallback": False,
+        },
+        {"type": "BPE", "vocab": WORDS, "merges": []},
+    ],
     ids=lambda model: model["type"],
-)  # fmt: skip
+)
 def test_a_tokenizer_that_cannot_spell_every_text_is_an_error(tmp_path, model):
     def change(made):
         made["model"] = model
@@ -219,18 +239,22 @@ def test_a_tokenizer_that_cannot_spell_every_text_is_an_error(tmp_path, model):
 
 
 def test_padding_and_truncation_that_a_file_asks_for_are_switched_off(tmp_path):
-    padding = {"strategy": {"Fixed": 300}, "direction": "Right", "pad_to_multiple_of": None,
-               "pad_id": 2, "pad_type_id": 0, "pad_token": tk.PAD}  # fmt: skip
+    padding = {
+        "strategy": {"Fixed": 300},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 2,
+        "pad_type_id": 0,
+        "pad_token": tk.PAD,
+    }
     truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
-    tokenizer = changed(
-        tmp_path, lambda made: made.update(padding=padding, truncation=truncation)
-    )
+    tokenizer = changed(tmp_path, lambda made: made.update(padding=padding, truncation=truncation))
     text = "Some words of a longer text."
     assert tk.encode(tokenizer, text) == tk.encode(TOKENIZER, text)
 
 
 def test_the_command_makes_the_files_and_never_overwrites(tmp_path):
-    command = [sys.executable, "-m", "deepsynth_min.tokenizer", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "deepsynth_min.data.tokenizer", "--out", str(tmp_path)]
     assert subprocess.run(command).returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     (tmp_path / FILES[0]).unlink()

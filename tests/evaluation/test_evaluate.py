@@ -12,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from conftest import SMALL
 
-from deepsynth_min import ablations, evaluate, train
-from deepsynth_min.data import SampleBuilder, collate
-from deepsynth_min.distributed import World
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.row import Row
-from deepsynth_min.search import greedy
-from deepsynth_min.settings import Settings, change
-from deepsynth_min.tokenizer import encode, load_tokenizer
+from deepsynth_min import train
+from deepsynth_min.data.row import Row
+from deepsynth_min.data.samples import SampleBuilder, collate
+from deepsynth_min.data.tokenizer import encode, load_tokenizer
+from deepsynth_min.evaluation import ablations, evaluator as evaluate
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.generation import greedy
+from deepsynth_min.options import change
+from deepsynth_min.settings import Settings
+from deepsynth_min.training.distributed import World
 
 WORLD = World(0, 1, torch.device("cpu"))
 TEXTS = {"dark": "M" * 300, "light": ". " * 40}  # three pages, and one
@@ -156,9 +158,22 @@ def test_rows_of_images_have_no_text_to_put_in_the_place_of_their_page(tmp_path)
 
 # -- in training ----------------------------------------------------------------------------------
 
-QUICK = ["--model", "tiny",
-         "--batch-size", "2", "--val-samples", "5", "--max-new-tokens", "3", "--save-every", "0",
-         "--eval-every", "1", "--threads", "1"]  # fmt: skip
+QUICK = [
+    "--model",
+    "tiny",
+    "--batch-size",
+    "2",
+    "--val-samples",
+    "5",
+    "--max-new-tokens",
+    "3",
+    "--save-every",
+    "0",
+    "--eval-every",
+    "1",
+    "--threads",
+    "1",
+]
 
 
 def train_with(out, *arguments) -> list[dict]:
@@ -189,8 +204,13 @@ def test_two_processes_find_exactly_the_figures_of_one(stopped):
     out, _, evaluations = stopped
     command = ["-m", "deepsynth_min.evaluate", "--run-dir", str(out), "--threads", "1"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([sys.executable, *launcher, *command], capture_output=True, text=True,
-                          check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *launcher, *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     two = json.loads(done.stdout.splitlines()[-1])
     one = evaluate.run(command[2:])
     assert {name: two[name] for name in one} == one

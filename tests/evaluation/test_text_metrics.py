@@ -6,7 +6,7 @@ import jiwer
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from deepsynth_min import text_metrics as M
+from deepsynth_min.evaluation import text_metrics as M
 
 ASCII = "abcde fgh 012 .,-A"
 UNICODE = "aé ß 文字Ω\u0301ы\U0001f600 \u200d.ñ9"

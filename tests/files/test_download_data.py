@@ -1,4 +1,5 @@
-"""Data sets on the hub: downloaded by huggingface_hub itself from a server on loopback, and pinned."""
+"""Data sets on the hub: downloaded by huggingface_hub itself from a server on loopback, and
+pinned."""
 
 import io
 import json
@@ -6,15 +7,15 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-
 from adapter_runs import QUICK
-from deepsynth_min import settings as settings_
-from deepsynth_min.config import UserError, one_line
-from deepsynth_min.download import files_of_split, is_hub_id
-from deepsynth_min.rows import pinned
 from hub_server import COMMIT, running_hub
-from test_hub import TOKEN, command
+from PIL import Image
+from test_upload import TOKEN, command
+
+from deepsynth_min import settings as settings_
+from deepsynth_min.data.rows import pinned
+from deepsynth_min.errors import UserError, one_line
+from deepsynth_min.files.download import files_of_split, is_hub_id
 
 REPO = "someone/papers"
 LATER = "beef" * 10
@@ -31,18 +32,22 @@ def serve(server, files: dict[str, bytes], commit: str = COMMIT) -> None:
     server.commit = commit
 
 
-SPLITS = {"README.md": b"# data", "data/train-00000-of-00002.parquet": table(["a", "b", "c"]),
-          "data/train-00001-of-00002.parquet": table(["d"]),
-          "data/validation-00000-of-00001.parquet": table(["v", "w"])}  # fmt: skip
+SPLITS = {
+    "README.md": b"# data",
+    "data/train-00000-of-00002.parquet": table(["a", "b", "c"]),
+    "data/train-00001-of-00002.parquet": table(["d"]),
+    "data/validation-00000-of-00001.parquet": table(["v", "w"]),
+}
 
 READ = """
 import sys
-from deepsynth_min.rows import open_rows, pinned
+from deepsynth_min.data.rows import open_rows, pinned
 from deepsynth_min.settings import parse
 settings = pinned(parse(sys.argv[1:]).data)
 print(settings.data_revision)
 for rows in open_rows(settings, 0):
-    print(*sorted(str(rows[i].text or rows[i].images[0].read_bytes()[1:4]) for i in range(len(rows))))
+    read = [rows[i] for i in range(len(rows))]
+    print(*sorted(str(r.text or r.images[0].read_bytes()[1:4]) for r in read))
 """
 
 
@@ -68,8 +73,19 @@ def test_the_files_of_the_splits_are_read_and_then_need_no_hub(tmp_path):
         assert read(server, tmp_path, "--val-data", REPO) == found and not server.requests
         # A revision by name that the cache has not seen, and the commit that it has.
         assert read(server, tmp_path, "--data-revision", "v2")[0] == LATER
-        assert read(server, tmp_path, "--val-data", REPO, "--data-revision", COMMIT,
-                    "--val-revision", COMMIT) == found  # fmt: skip
+        assert (
+            read(
+                server,
+                tmp_path,
+                "--val-data",
+                REPO,
+                "--data-revision",
+                COMMIT,
+                "--val-revision",
+                COMMIT,
+            )
+            == found
+        )
 
 
 def test_a_download_that_was_interrupted_is_not_taken_for_a_smaller_data_set(tmp_path):
@@ -136,8 +152,16 @@ def test_an_error_of_the_hub_is_one_line_without_token_or_password(tmp_path, sta
         address = server.url.replace("//", f"//user:{TOKEN}@")
         monkeypatch.setattr(type(server), "url", property(lambda self: address))
         for option in ("--data", "--model"):
-            done = command(server, tmp_path, "-m", "deepsynth_min.train", option, REPO,
-                           "--out", tmp_path / "run")  # fmt: skip
+            done = command(
+                server,
+                tmp_path,
+                "-m",
+                "deepsynth_min.train",
+                option,
+                REPO,
+                "--out",
+                tmp_path / "run",
+            )
             lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
             assert done.returncode == 2 and len(lines) == 1, done.stderr
             assert lines[0].startswith(f"error: {REPO}: not here, and the hub did not give it")
@@ -164,7 +188,22 @@ def test_what_is_no_split_is_named(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
-    assert not any(map(is_hub_id, ("data/rows.jsonl", "data/a.parquet", "a", "./a", "a/b/c", "~/a",
-                                   "a b/c", "/a", "a/", "../a")))  # fmt: skip
+    assert not any(
+        map(
+            is_hub_id,
+            (
+                "data/rows.jsonl",
+                "data/a.parquet",
+                "a",
+                "./a",
+                "a/b/c",
+                "~/a",
+                "a b/c",
+                "/a",
+                "a/",
+                "../a",
+            ),
+        )
+    )
     with pytest.raises(UserError, match="--data-revision main: 'x.jsonl' is not a data set"):
         pinned(settings_.parse(["--data", "x.jsonl", "--data-revision", "main"]).data)

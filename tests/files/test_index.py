@@ -6,9 +6,9 @@ import os
 import numpy as np
 import pytest
 
-from deepsynth_min import index
-from deepsynth_min.config import UserError
-from deepsynth_min.rows import open_files
+from deepsynth_min.data.rows import open_files
+from deepsynth_min.errors import UserError
+from deepsynth_min.files import index
 from deepsynth_min.settings import DataSettings
 
 
@@ -19,8 +19,10 @@ def large(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "_BUFFER", 16)  # many spills
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "rows.jsonl"
-    lines = [json.dumps({"text": f"text {i}", "summary": "s" * (i % 7)} | {"summary": f"s{i}"})
-             for i in range(200)]  # fmt: skip
+    lines = [
+        json.dumps({"text": f"text {i}", "summary": "s" * (i % 7)} | {"summary": f"s{i}"})
+        for i in range(200)
+    ]
     path.write_text("\n\n".join(lines) + "\n")
     return path
 

@@ -5,13 +5,28 @@ from pathlib import Path
 
 import torch
 
-from deepsynth_min import corpus, train
-from deepsynth_min.checkpoint import save_model
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.tokenizer import EMBEDDED
+from deepsynth_min import train
+from deepsynth_min.corpus import documents as corpus
+from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.training.checkpoint import save_model
 
-QUICK = ["--batch-size", "2", "--val-samples", "2", "--log-every", "1", "--lr", "0.01",
-         "--answer-samples", "0", "--ablation-samples", "0", "--threads", "1"]  # fmt: skip
+QUICK = [
+    "--batch-size",
+    "2",
+    "--val-samples",
+    "2",
+    "--log-every",
+    "1",
+    "--lr",
+    "0.01",
+    "--answer-samples",
+    "0",
+    "--ablation-samples",
+    "0",
+    "--threads",
+    "1",
+]
 
 
 def write_base(directory: Path, config, seed: int = 0) -> Path:

@@ -6,14 +6,42 @@ import random
 import shutil
 from pathlib import Path
 
-from deepsynth_min.config import UserError, one_line
+from deepsynth_min.errors import UserError, one_line
 
 DEEP = "[" * 20_000 + "]" * 20_000
 ODD = (
-    None, True, False, 0, -1, 3, 1.5, 1e308, -0.0, float("nan"), float("inf"), 2**31, 2**63, 10**400,
-    "", " \n", "\0", "\ud800", "x" * 5000, "../a.png", "/etc/hostname", "ä 🙂 \u2028", "1", [], {},
-    [[]], [None], ["a", "b"], {"a": 1}, [1, "x"], "a.png",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    3,
+    1.5,
+    1e308,
+    -0.0,
+    float("nan"),
+    float("inf"),
+    2**31,
+    2**63,
+    10**400,
+    "",
+    " \n",
+    "\0",
+    "\ud800",
+    "x" * 5000,
+    "../a.png",
+    "/etc/hostname",
+    "ä 🙂 \u2028",
+    "1",
+    [],
+    {},
+    [[]],
+    [None],
+    ["a", "b"],
+    {"a": 1},
+    [1, "x"],
+    "a.png",
+)
 
 
 def mutate_bytes(data: bytes, chance: random.Random) -> bytes:
@@ -35,8 +63,22 @@ def mutate_bytes(data: bytes, chance: random.Random) -> bytes:
         elif kind == 5:
             data = data[:at]
         else:
-            data = data[:at] + chance.choice((b"\0", b"\xff\xff\xff\xff", b'"', b"}", b"\n", b"9" * 400,
-                                              b"\xed\xa0\x80", b"\\ud800")) + data[at:]  # fmt: skip
+            data = (
+                data[:at]
+                + chance.choice(
+                    (
+                        b"\0",
+                        b"\xff\xff\xff\xff",
+                        b'"',
+                        b"}",
+                        b"\n",
+                        b"9" * 400,
+                        b"\xed\xa0\x80",
+                        b"\\ud800",
+                    )
+                )
+                + data[at:]
+            )
     return data
 
 
@@ -47,7 +89,9 @@ def mutate_value(value, chance: random.Random):
         if (kind := chance.randrange(8)) == 0:
             del copy[key]
         elif kind == 1:
-            copy[chance.choice((key + "s", key.upper(), "", "\0", "image", "__proto__"))] = copy.pop(key)
+            copy[chance.choice((key + "s", key.upper(), "", "\0", "image", "__proto__"))] = (
+                copy.pop(key)
+            )
         else:
             copy[key] = mutate_value(copy[key], chance)
         return copy
@@ -97,7 +141,8 @@ def fresh(source: Path, target: Path) -> Path:
 
 
 def outcome(call):
-    """What `call` returns, or None for a mistake of the user's, which must be one printable line."""
+    """What `call` returns, or None for a mistake of the user's, which must be one printable
+    line."""
     try:
         return call()
     except UserError as error:

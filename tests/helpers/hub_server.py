@@ -40,7 +40,11 @@ ROUTES = (
     ("batch", "POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch"),
     ("upload", "PUT", r"/upload/(?P<oid>\w+)"),
     ("commit", "POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/main"),
-    ("info", "GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/?]+))?"),
+    (
+        "info",
+        "GET",
+        r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/?]+))?",
+    ),
     ("tree", "GET", r"/api/(?:models|datasets)/(?P<repo>[^/]+/[^/]+)/tree/[^/?]+"),
     ("file", "HEAD|GET", r"(?:/datasets)?/(?P<repo>[^/]+/[^/]+)/resolve/[^/]+/(?P<path>.+)"),
 )
@@ -96,9 +100,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def preupload(self, body, repo):
         files = json.loads(body)["files"]
-        return self.answer_json({"files": [
-            {"path": f["path"], "uploadMode": "lfs" if f["size"] >= LARGE else "regular",
-             "shouldIgnore": False, "oid": None} for f in files]})  # fmt: skip
+        return self.answer_json(
+            {
+                "files": [
+                    {
+                        "path": f["path"],
+                        "uploadMode": "lfs" if f["size"] >= LARGE else "regular",
+                        "shouldIgnore": False,
+                        "oid": None,
+                    }
+                    for f in files
+                ]
+            }
+        )
 
     def batch(self, body, repo):
         found = []
@@ -125,22 +139,35 @@ class Handler(BaseHTTPRequestHandler):
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.objects[value["oid"]]
         self.server.repositories[repo] = files  # all of a commit or nothing
-        self.answer_json({"commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}",
-                          "commitOid": COMMIT})  # fmt: skip
+        self.answer_json(
+            {"commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
+        )
 
     def info(self, body, repo, revision):
         self.server.requests.append(f"info:{revision}")
         files = self.server.repositories.get(repo)
         if files is None:
             return self.answer(404, b"", X_Error_Code="RepoNotFound")
-        return self.answer_json({"id": repo, "sha": self.server.commit, "private": self.server.private[repo],
-                                 "tags": [], "downloads": 0, "likes": 0,
-                                 "siblings": [{"rfilename": name} for name in files]})  # fmt: skip
+        return self.answer_json(
+            {
+                "id": repo,
+                "sha": self.server.commit,
+                "private": self.server.private[repo],
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": [{"rfilename": name} for name in files],
+            }
+        )
 
     def tree(self, body, repo):
         files = self.server.repositories[repo]
-        self.answer_json([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-                          for name, data in files.items()])  # fmt: skip
+        self.answer_json(
+            [
+                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                for name, data in files.items()
+            ]
+        )
 
     def file(self, body, repo, path):
         data = self.server.repositories.get(repo, {}).get(path)

@@ -30,11 +30,15 @@ def _sam(vision: dict) -> dict:
     first, second = sam["downsample_channels"]
     shapes = {
         f"{p}.pos_embed": [1, side, side, width],
-        f"{p}.patch_embed.proj.weight": [width, 3, 16, 16], f"{p}.patch_embed.proj.bias": [width],
-        f"{p}.neck.0.weight": [neck, width, 1, 1], f"{p}.neck.2.weight": [neck, neck, 3, 3],
-        **_norm(f"{p}.neck.1", neck), **_norm(f"{p}.neck.3", neck),
-        f"{p}.net_2.weight": [first, neck, 3, 3], f"{p}.net_3.weight": [second, first, 3, 3],
-    }  # fmt: skip
+        f"{p}.patch_embed.proj.weight": [width, 3, 16, 16],
+        f"{p}.patch_embed.proj.bias": [width],
+        f"{p}.neck.0.weight": [neck, width, 1, 1],
+        f"{p}.neck.2.weight": [neck, neck, 3, 3],
+        **_norm(f"{p}.neck.1", neck),
+        **_norm(f"{p}.neck.3", neck),
+        f"{p}.net_2.weight": [first, neck, 3, 3],
+        f"{p}.net_3.weight": [second, first, 3, 3],
+    }
     for i in range(sam["layers"]):
         block = f"{p}.blocks.{i}"
         reach = side if i in sam["global_attn_indexes"] else sam.get("window_size", 14)
@@ -69,8 +73,11 @@ def _clip(vision: dict) -> dict:
 
 
 def _mlp(name: str, width: int, inner: int) -> dict:
-    return {f"{name}.gate_proj.weight": [inner, width], f"{name}.up_proj.weight": [inner, width],
-            f"{name}.down_proj.weight": [width, inner]}  # fmt: skip
+    return {
+        f"{name}.gate_proj.weight": [inner, width],
+        f"{name}.up_proj.weight": [inner, width],
+        f"{name}.down_proj.weight": [width, inner],
+    }
 
 
 def official_shapes(config: dict) -> dict:
@@ -78,11 +85,15 @@ def official_shapes(config: dict) -> dict:
     c, vision = config["language_config"], config["vision_config"]
     width, features = c["hidden_size"], config["projector_config"]["input_dim"]
     shapes = {
-        **_sam(vision), **_clip(vision), **_linear("model.projector.layers", width, features),
-        "model.image_newline": [width], "model.view_seperator": [width],
-        "model.embed_tokens.weight": [c["vocab_size"], width], "model.norm.weight": [width],
+        **_sam(vision),
+        **_clip(vision),
+        **_linear("model.projector.layers", width, features),
+        "model.image_newline": [width],
+        "model.view_seperator": [width],
+        "model.embed_tokens.weight": [c["vocab_size"], width],
+        "model.norm.weight": [width],
         "lm_head.weight": [c["vocab_size"], width],
-    }  # fmt: skip
+    }
     for i in range(c["num_hidden_layers"]):
         layer = f"model.layers.{i}"
         for name in "qkvo":
@@ -101,8 +112,11 @@ def official_shapes(config: dict) -> dict:
 
 
 def _config_problems(config: dict) -> list[str]:
-    wanted = {"model_type": "deepseek_vl_v2", "architectures": ["DeepseekOCRForCausalLM"],
-              "tile_tag": "2D"}  # fmt: skip
+    wanted = {
+        "model_type": "deepseek_vl_v2",
+        "architectures": ["DeepseekOCRForCausalLM"],
+        "tile_tag": "2D",
+    }
     wrong = [name for name, value in wanted.items() if config.get(name) != value]
     found = [f"config.json: {name} = {config.get(name)!r}" for name in wrong]
     for part in ("language_config", "vision_config", "projector_config"):

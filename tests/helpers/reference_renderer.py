@@ -18,12 +18,17 @@ LINE_ENDS = "\n\v\x85\u2028\u2029\r\f"
 CLOSING, OPENING = "、。）」！,.)%:;!?”’", "（「(“‘"
 QUOTES = "\"'"
 WIDE = "漢字仮名あいうアイウ、。（）「」！"
-ALPHABET = ("abcdefghijlmnoprtuvwxyzABTVWYj.,:;!?()“”‘’\"'%-0123456789éüßñçÅŒ∑√→★♞"
-            "   \t\n\u00a0\u00ad\u200b" + LINE_ENDS + WIDE + "\x00\ufeff")  # fmt: skip
+ALPHABET = (
+    "abcdefghijlmnoprtuvwxyzABTVWYj.,:;!?()“”‘’\"'%-0123456789éüßñçÅŒ∑√→★♞"
+    "   \t\n\u00a0\u00ad\u200b" + LINE_ENDS + WIDE + "\x00\ufeff"
+)
 
-_LOAD = {"none": freetype.FT_LOAD_NO_HINTING, "normal": freetype.FT_LOAD_DEFAULT,
-         "light": freetype.FT_LOAD_TARGET_LIGHT,
-         "auto": freetype.FT_LOAD_FORCE_AUTOHINT}  # fmt: skip
+_LOAD = {
+    "none": freetype.FT_LOAD_NO_HINTING,
+    "normal": freetype.FT_LOAD_DEFAULT,
+    "light": freetype.FT_LOAD_TARGET_LIGHT,
+    "auto": freetype.FT_LOAD_FORCE_AUTOHINT,
+}
 
 
 embedded = lru_cache(pymupdf_fonts.myfont)

@@ -1,7 +1,8 @@
-"""What the processes of the distributed tests run: `torchrun tests/workers.py FOLDER JSON`.
+"""What the processes of the distributed tests run: `torchrun tests/helpers/workers.py FOLDER JSON`.
 
-FOLDER `command-line`: the entries are (free port, command line of deepsynth_min.train), run one after
-the other; if one has `limited` in it, the second process can write no file of more than 20 kB.
+FOLDER `command-line`: the entries are (free port, command line of deepsynth_min.train), run one
+after the other; if one has `limited` in it, the second process can write no file of more than 20
+kB.
 
 For each entry of the JSON list: trains a small model, with our reducer, in shards or with torch DDP
 around the same step, and writes the losses and the final weights to FOLDER/NAME.safetensors.
@@ -19,22 +20,28 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deepsynth_min import corpus
-from deepsynth_min.data import SampleBuilder, collate
-from deepsynth_min.distributed import (
-    GradientReducer, World, barrier, check_same_parameters, start, stop, sum_over_ranks,
-)  # fmt: skip
-from deepsynth_min.freeze import freeze
-from deepsynth_min.lora import LoraConfig, attach, choose
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
-from deepsynth_min.order import share
-from deepsynth_min.precision import set_parameter_types
-from deepsynth_min.row import Row
-from deepsynth_min.settings import Settings, change
-from deepsynth_min.shard import shard, whole
-from deepsynth_min.tokenizer import load_tokenizer
-from deepsynth_min.weights import local_part
+from deepsynth_min.corpus import documents as corpus
+from deepsynth_min.data.order import share
+from deepsynth_min.data.row import Row
+from deepsynth_min.data.samples import SampleBuilder, collate
+from deepsynth_min.data.tokenizer import load_tokenizer
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.weights import local_part
+from deepsynth_min.options import change
+from deepsynth_min.settings import Settings
+from deepsynth_min.training.distributed import (
+    GradientReducer,
+    World,
+    barrier,
+    check_same_parameters,
+    start,
+    stop,
+)
+from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
+from deepsynth_min.training.precision import set_parameter_types
+from deepsynth_min.training.shard import shard, whole
+from deepsynth_min.tuning.freeze import freeze
+from deepsynth_min.tuning.lora import LoraConfig, attach, choose
 
 
 class LossModule(nn.Module):
@@ -61,8 +68,14 @@ def samples(builder) -> list:
 def without_page(sample):
     """The same text, no page: tokens 1 .. visual are dropped."""
     ids = [sample.ids[0], *sample.ids[1 + sample.visual :]]
-    return replace(sample, ids=ids, prompt=sample.prompt - sample.visual, visual=0,
-                   pages=sample.pages[:0], grids=[])  # fmt: skip
+    return replace(
+        sample,
+        ids=ids,
+        prompt=sample.prompt - sample.visual,
+        visual=0,
+        pages=sample.pages[:0],
+        grids=[],
+    )
 
 
 def make_model(tune: str) -> DeepseekOCR:
@@ -94,10 +107,27 @@ def backward(model, ddp, batches, count, world, reducer, spoilt=False) -> float:
     return total
 
 
-def train(world, folder: str, name: str, size: int, accumulate: int, tune="projector+decoder",
-          with_ddp=False, steps=3, sharded=False, weights="fp32", spoilt=None, recompute=0) -> None:  # fmt: skip
-    settings = change(Settings(), batch_size=size, accumulate=accumulate, weights=weights,
-                      precision="bf16" if weights == "bf16" else "fp32")  # fmt: skip
+def train(
+    world,
+    folder: str,
+    name: str,
+    size: int,
+    accumulate: int,
+    tune="projector+decoder",
+    with_ddp=False,
+    steps=3,
+    sharded=False,
+    weights="fp32",
+    spoilt=None,
+    recompute=0,
+) -> None:
+    settings = change(
+        Settings(),
+        batch_size=size,
+        accumulate=accumulate,
+        weights=weights,
+        precision="bf16" if weights == "bf16" else "fp32",
+    )
     builder = SampleBuilder(settings, SMALL, load_tokenizer())
     rows, model = samples(builder), make_model(tune)
     model.recompute = recompute
@@ -108,8 +138,13 @@ def train(world, folder: str, name: str, size: int, accumulate: int, tune="proje
     optimizer = make_adamw(model, (0.9, 0.95), 0.01)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     ddp = DistributedDataParallel(LossModule(model)) if with_ddp else None
-    reducer = None if with_ddp else GradientReducer(
-        World(0, 1, world.device) if sharded else world, list(trainable.values()))  # fmt: skip
+    reducer = (
+        None
+        if with_ddp
+        else GradientReducer(
+            World(0, 1, world.device) if sharded else world, list(trainable.values())
+        )
+    )
     losses = []
     for step in range(steps):
         batches = []
@@ -117,10 +152,10 @@ def train(world, folder: str, name: str, size: int, accumulate: int, tune="proje
             step_rows = [i % 16 for i in range(step * 8, step * 8 + 8)]
             chosen = share(step_rows, micro, world.rank, world.size, size)
             batches.append(collate([rows[i] for i in chosen], builder.special))
-        (count,) = sum_over_ranks(world, sum(batch.count for batch in batches))
+        (count,) = world.sum(sum(batch.count for batch in batches))
         bad = step == spoilt and world.rank == world.size - 1
         total = backward(model, ddp, batches, count, world, reducer, bad)
-        losses.append(sum_over_ranks(world, total)[0] / count)
+        losses.append(world.sum(total)[0] / count)
         clip_and_step(optimizer, LossScaler(False, world.device), 2e-4, 1.0)
         optimizer.zero_grad(set_to_none=True)
     check_same_parameters(world, dict(model.named_parameters()))

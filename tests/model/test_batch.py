@@ -3,15 +3,21 @@
 import pytest
 import torch
 
-from deepsynth_min.batch import Batch, visual_tokens
-from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.model.batch import Batch, visual_tokens
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 
 
 @pytest.mark.parametrize(
     "side, grid, tokens",
-    [(512, (1, 1), 73), (640, (1, 1), 111), (1024, (1, 1), 273), (1280, (1, 1), 421),
-     (1024, (2, 3), 273 + 30 * 21), (1024, (1, 2), 273 + 20 * 11)],
-)  # fmt: skip
+    [
+        (512, (1, 1), 73),
+        (640, (1, 1), 111),
+        (1024, (1, 1), 273),
+        (1280, (1, 1), 421),
+        (1024, (2, 3), 273 + 30 * 21),
+        (1024, (1, 2), 273 + 20 * 11),
+    ],
+)
 def test_visual_tokens_are_those_of_the_official_modes(side, grid, tokens):
     assert visual_tokens(side, side, grid) == tokens
 
@@ -22,9 +28,13 @@ def make(image_tokens: list[int], pages: int, size=(128, 128), length=20, **chan
         mask[row, 1 : 1 + tokens] = True
     labels = torch.full(mask.shape, -100)
     labels[:, -3:] = 5
-    values = dict(input_ids=torch.randint(3, 99, mask.shape), attention_mask=torch.ones_like(mask),
-                  image_mask=mask, labels=labels,
-                  pages=torch.randint(0, 256, (pages, 1, *size), dtype=torch.uint8))  # fmt: skip
+    values = dict(
+        input_ids=torch.randint(3, 99, mask.shape),
+        attention_mask=torch.ones_like(mask),
+        image_mask=mask,
+        labels=labels,
+        pages=torch.randint(0, 256, (pages, 1, *size), dtype=torch.uint8),
+    )
     return Batch(**(values | changes))
 
 
@@ -63,8 +73,13 @@ def test_each_sample_sees_its_own_pages_only(small_config):
         pages = mixed.pages.split([1, 0, 2])
         for row, own in enumerate(pages):
             one = slice(row, row + 1)
-            alone = Batch(mixed.input_ids[one], mixed.attention_mask[one], mixed.image_mask[one],
-                          mixed.labels[one], own)  # fmt: skip
+            alone = Batch(
+                mixed.input_ids[one],
+                mixed.attention_mask[one],
+                mixed.image_mask[one],
+                mixed.labels[one],
+                own,
+            )
             assert torch.allclose(model(alone), together[one], atol=1e-5)
     loss, count = model.loss(mixed)
     expected = torch.nn.functional.cross_entropy(

@@ -6,35 +6,67 @@ from pathlib import Path
 
 import pytest
 
-from deepsynth_min.config import ModelConfig, UserError, one_line
-from deepsynth_min.presets import PRESETS, TINY_READER_CONFIG
+from deepsynth_min.errors import UserError, one_line
+from deepsynth_min.model.config import ModelConfig
+from deepsynth_min.model.presets import PRESETS, TINY_READER_CONFIG
 
-GOLDEN = Path(__file__).parent / "golden" / "config.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "config.json"
 SAM, CLIP = "vision_config/width/sam_vit_b/", "vision_config/width/clip-l-14-224/"
 LANGUAGE = "language_config/"
 
 
 @pytest.mark.parametrize(
     "place, value",
-    [(LANGUAGE + name, value)
-     for name in ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads",
-                  "n_routed_experts", "moe_intermediate_size", "max_position_embeddings")
-     for value in (0, -1, 10**30, "x", None, 1.5, True, [])]
-    + [(SAM + name, value) for name in ("heads", "layers", "neck_channels", "window_size")
-       for value in (0, float("inf"), "")]
+    [
+        (LANGUAGE + name, value)
+        for name in (
+            "hidden_size",
+            "vocab_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "n_routed_experts",
+            "moe_intermediate_size",
+            "max_position_embeddings",
+        )
+        for value in (0, -1, 10**30, "x", None, 1.5, True, [])
+    ]
+    + [
+        (SAM + name, value)
+        for name in ("heads", "layers", "neck_channels", "window_size")
+        for value in (0, float("inf"), "")
+    ]
     + [(SAM + "downsample_channels", value) for value in ("", None, [], [0, 56], {"a": 1})]
     + [(SAM + "global_attn_indexes", value) for value in ("1", [-1], [4], [[1]])]
     + [(CLIP + name, 0) for name in ("patch_size", "image_size", "width", "heads")]
     + [(LANGUAGE + "rope_theta", value) for value in (0, float("nan"), 10**400, "1", None)]
-    + [("rendered_text", value)
-       for value in (None, [], {"font": 24}, {"font_size": -1}, {"font_size": 2.5},
-                     {"line_height": "2"}, {"line_height": float("nan")}, {"margin": True})]
+    + [
+        ("rendered_text", value)
+        for value in (
+            None,
+            [],
+            {"font": 24},
+            {"font_size": -1},
+            {"font_size": 2.5},
+            {"line_height": "2"},
+            {"line_height": float("nan")},
+            {"margin": True},
+        )
+    ]
     + [("vision_config/image_size", value) for value in (1, 0, 100, "256")]
     + [("candidate_resolutions", value) for value in ([[".", 256]], [[0]], [], "256", None, {})]
-    + [(name, value) for name in ("vision_config", "vision_config/width", "language_config",
-                                  "projector_config", SAM[:-1], CLIP[:-1])
-       for value in (None, [], "text", 7)],
-)  # fmt: skip
+    + [
+        (name, value)
+        for name in (
+            "vision_config",
+            "vision_config/width",
+            "language_config",
+            "projector_config",
+            SAM[:-1],
+            CLIP[:-1],
+        )
+        for value in (None, [], "text", 7)
+    ],
+)
 def test_a_value_that_no_model_has_is_refused_by_file_and_field(tmp_path, place, value):
     official = json.loads(GOLDEN.read_text())
     *path, name = place.split("/")

@@ -6,17 +6,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deepsynth_min.config import DecoderConfig
-from deepsynth_min.decoder import (
-    DecoderLayer, KVCache, RMSNorm, Router, attend, balance_term, decode, rotary_tables, rotate,
-)  # fmt: skip
-from deepsynth_min.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
+from deepsynth_min.model.config import DecoderConfig
+from deepsynth_min.model.decoder import (
+    DecoderLayer,
+    KVCache,
+    RMSNorm,
+    Router,
+    attend,
+    balance_term,
+    decode,
+    rotary_tables,
+    rotate,
+)
+from deepsynth_min.model.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
 
 CONFIG = DecoderConfig(
-    vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
-    num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, n_routed_experts=6,
-    num_experts_per_tok=3, max_position_embeddings=64,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    moe_intermediate_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    n_routed_experts=6,
+    num_experts_per_tok=3,
+    max_position_embeddings=64,
+)
 
 FORMS = (mix_experts, mix_one_by_one)
 
@@ -114,8 +129,9 @@ def test_the_router_honours_normalisation_and_scale():
     x = torch.randn(4, 7, 32)
     plain = Router(CONFIG)
     torch.nn.init.normal_(plain.weight, std=0.1)
-    config = DecoderConfig(**{**CONFIG.__dict__, "norm_topk_prob": True,
-                              "routed_scaling_factor": 2.5})  # fmt: skip
+    config = DecoderConfig(
+        **{**CONFIG.__dict__, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
+    )
     scaled = Router(config)
     scaled.load_state_dict(plain.state_dict())
     chosen, weight, scores = plain(x)
@@ -186,8 +202,9 @@ def test_padding_changes_no_real_token():
     padding = torch.randn(1, 4, 32)
     valid = torch.ones(1, 9, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
     right, _ = decode(layers, norm, CONFIG, torch.cat([x, padding], 1))
-    left, _ = decode(layers, norm, CONFIG, torch.cat([padding, x], 1),
-                     valid=torch.cat([valid[1], valid[0]], 1))  # fmt: skip
+    left, _ = decode(
+        layers, norm, CONFIG, torch.cat([padding, x], 1), valid=torch.cat([valid[1], valid[0]], 1)
+    )
     masked, _ = decode(layers, norm, CONFIG, torch.cat([x, padding], 1), valid=torch.cat(valid, 1))
     assert torch.allclose(right[:, :9], alone, atol=1e-5)
     assert torch.allclose(left[:, 4:], alone, atol=1e-5) and left.isfinite().all()

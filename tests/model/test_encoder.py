@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deepsynth_min import encoder
+from deepsynth_min.model import encoder
 
 
 @pytest.mark.parametrize("piece", (1, 1500, 4000, 2**24))  # a row, some rows, some pages, all

@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_golden import CASES, GOLDEN, golden_batch
 
-from deepsynth_min.batch import Batch
-from deepsynth_min.config import UserError
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.search import beam_search, block_repeats, choose, generate, tokens
+from deepsynth_min.errors import UserError
+from deepsynth_min.model.batch import Batch
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.generation import beam_search, block_repeats, choose, generate, tokens
 from deepsynth_min.settings import GenerationSettings
 
 EOS = 1
@@ -28,8 +28,15 @@ def prompt(case: str, row: int, text: int, answer=()) -> Batch:
     ids = torch.cat([whole.input_ids[:, :length], torch.tensor([list(answer)]).long()], dim=1)
     images = torch.zeros_like(ids, dtype=torch.bool)
     images[:, :length] = whole.image_mask[:, :length]
-    return Batch(ids, torch.ones_like(images), images, torch.full_like(ids, -100),
-                 whole.pages, whole.tiles, whole.grids)  # fmt: skip
+    return Batch(
+        ids,
+        torch.ones_like(images),
+        images,
+        torch.full_like(ids, -100),
+        whole.pages,
+        whole.tiles,
+        whole.grids,
+    )
 
 
 def together(*prompts: Batch) -> Batch:
@@ -37,14 +44,20 @@ def together(*prompts: Batch) -> Batch:
     T = max(p.input_ids.shape[1] for p in prompts)
     names = {"input_ids": 2, "attention_mask": 0, "image_mask": 0, "labels": -100}
     padded = {
-        name: torch.cat([torch.nn.functional.pad(getattr(p, name), (0, T - len(p.input_ids[0])),
-                                                 value=value) for p in prompts])
+        name: torch.cat(
+            [
+                torch.nn.functional.pad(getattr(p, name), (0, T - len(p.input_ids[0])), value=value)
+                for p in prompts
+            ]
+        )
         for name, value in names.items()
-    }  # fmt: skip
+    }
     optional = {
-        name: None if getattr(prompts[0], name) is None
-        else torch.cat([getattr(p, name) for p in prompts]) for name in ("tiles", "grids")
-    }  # fmt: skip
+        name: None
+        if getattr(prompts[0], name) is None
+        else torch.cat([getattr(p, name) for p in prompts])
+        for name in ("tiles", "grids")
+    }
     return Batch(**padded, pages=torch.cat([p.pages for p in prompts]), **optional)
 
 
@@ -96,10 +109,14 @@ def test_an_answer_ends_where_its_own_context_is_full(model):
     short, long = prompt("small", 0, 1), prompt("small", 0, 6)
     full = long.input_ids.shape[1] + 3
     model.config.decoder.__dict__["max_position_embeddings"], whole = (
-        full, model.config.decoder.max_position_embeddings)  # fmt: skip
+        full,
+        model.config.decoder.max_position_embeddings,
+    )
     try:
-        for how in (GenerationSettings(max_new_tokens=50),
-                    GenerationSettings(max_new_tokens=50, beams=2)):  # fmt: skip
+        for how in (
+            GenerationSettings(max_new_tokens=50),
+            GenerationSettings(max_new_tokens=50, beams=2),
+        ):
             answers = generate(model, together(short, long), how)
             alone = [generate(model, p, how)[0] for p in (short, long)]
             assert answers == alone and [len(a.ids) for a in answers] == [8, 3]
@@ -126,8 +143,10 @@ def test_no_n_tokens_occur_twice_and_only_repeats_are_blocked(n):
 def test_generation_honours_n_gram_blocking(model):
     batch = together(prompt("base", 0, 5), prompt("base", 1, 2))
     free = generate(model, batch, GenerationSettings(max_new_tokens=40))
-    for how in (GenerationSettings(max_new_tokens=40, no_repeat_ngram=1),
-                GenerationSettings(max_new_tokens=12, no_repeat_ngram=1, beams=3)):  # fmt: skip
+    for how in (
+        GenerationSettings(max_new_tokens=40, no_repeat_ngram=1),
+        GenerationSettings(max_new_tokens=12, no_repeat_ngram=1, beams=3),
+    ):
         for answer in generate(model, batch, how):
             assert len(set(answer.ids)) == len(answer.ids)
     assert any(len(set(answer.ids)) < len(answer.ids) for answer in free)
@@ -184,8 +203,12 @@ def test_a_beam_for_every_token_finds_the_best_of_all_answers(ending_model):
     first = next_logits(ending_model, "small", 0, 3, []).log_softmax(-1)
     starts = [prompt("small", 0, 3, [token]) for token in range(V)]
     with torch.no_grad():
-        second = torch.cat([ending_model(together(*starts[i : i + 80]))[:, -1].log_softmax(-1)
-                            for i in range(0, V, 80)])  # [V, V]  # fmt: skip
+        second = torch.cat(
+            [
+                ending_model(together(*starts[i : i + 80]))[:, -1].log_softmax(-1)
+                for i in range(0, V, 80)
+            ]
+        )  # [V, V]
     pairs = (first[:, None] + second) / 2
     pairs[EOS] = -math.inf
     best = pairs.argmax()

@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from deepsynth_min.batch import Batch
-from deepsynth_min.config import ModelConfig
-from deepsynth_min.presets import PRESETS
-from deepsynth_min.search import greedy
-from deepsynth_min.loss import summed_cross_entropy
-from deepsynth_min.model import DeepseekOCR, parameter_summary
-from deepsynth_min.weights import official_views
+from deepsynth_min.model.batch import Batch
+from deepsynth_min.model.config import ModelConfig
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
+from deepsynth_min.model.generation import greedy
+from deepsynth_min.model.loss import summed_cross_entropy
+from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.weights import official_views
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("base", "small", "gundam")
 TOLERANCE = 2e-4  # absolute, features and logits
 GRADIENT_TOLERANCE = 1e-3  # relative, in the norm of a tensor

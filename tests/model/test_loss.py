@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deepsynth_min import loss
-from deepsynth_min.loss import summed_cross_entropy
+from deepsynth_min.model import loss
+from deepsynth_min.model.loss import summed_cross_entropy
 
 
 def test_the_chunked_loss_and_its_gradients_equal_the_naive_ones(monkeypatch):

@@ -1,14 +1,15 @@
-"""Packed samples, layers computed again, and no graph where nothing trains: each against its twin."""
+"""Packed samples, layers computed again, and no graph where nothing trains: each against its
+twin."""
 
 import pytest
 import torch
-
-from deepsynth_min import freeze
-from deepsynth_min.batch import Batch
-from deepsynth_min.decoder import DecoderLayer
-from deepsynth_min.lora import LoraConfig, attach, choose
-from deepsynth_min.model import DeepseekOCR
 from test_golden import CASES, GRADIENT_TOLERANCE, expected, golden_batch
+
+from deepsynth_min.model.batch import Batch
+from deepsynth_min.model.decoder import DecoderLayer
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.tuning import freeze
+from deepsynth_min.tuning.lora import LoraConfig, attach, choose
 
 
 def ragged_batch() -> Batch:
@@ -67,7 +68,9 @@ def test_packed_samples_give_the_loss_and_gradients_of_padded_ones(small_config,
 @pytest.mark.parametrize("recompute", [0, 2])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("tune", ["decoder", "all", "lora"])
-def test_the_last_layer_s_mlp_is_asked_for_scored_tokens_alone(small_config, tune, packed, recompute):
+def test_the_last_layer_s_mlp_is_asked_for_scored_tokens_alone(
+    small_config, tune, packed, recompute
+):
     model, batch = build(small_config, tune).eval(), ragged_batch()
     batch = batch.packed() if packed else batch
     model.recompute, rows = recompute, []

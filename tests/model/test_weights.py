@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepsynth_min.config import UserError
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.weights import find_checkpoint, load_weights, official_views, save_weights
+from deepsynth_min.errors import UserError
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.weights import find_checkpoint, load_weights, official_views, save_weights
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("shard_bytes, files", [(10**9, 1), (500_000, 5)])

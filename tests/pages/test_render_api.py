@@ -12,14 +12,16 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from render_twin import embedded
+from reference_renderer import embedded
 
-from deepsynth_min.preview import main, parser
-from deepsynth_min.render import PageStyle, Renderer, render_batch, render_pages
+from deepsynth_min.pages.renderer import PageStyle, Renderer, render_batch, render_pages
+from deepsynth_min.render import main, parser
 
 STYLE = PageStyle(width=160, height=90, margin=5, font_size=11)
-TEXTS = [f"Text {i}: " + "wörds of every kind, " * (i % 7) + chr(0x100 + i) + "e\u0323 中" * (i % 3)
-         for i in range(40)] + ["", "\f", "שלום"]  # fmt: skip
+TEXTS = [
+    f"Text {i}: " + "wörds of every kind, " * (i % 7) + chr(0x100 + i) + "e\u0323 中" * (i % 3)
+    for i in range(40)
+] + ["", "\f", "שלום"]
 
 
 def test_a_batch_is_each_text_alone_in_one_contiguous_array():
@@ -51,8 +53,10 @@ def test_several_threads_fill_and_read_one_atlas():
     renderer, results = Renderer(STYLE), {}
 
     def work(number):
-        texts = ["".join(chr(0xA1 + (k * 7 + i) % 900) for k in range(60)) + f"q\u0302{i} x\u0323"
-                 for i in range(number, 120, 3)]  # fmt: skip
+        texts = [
+            "".join(chr(0xA1 + (k * 7 + i) % 900) for k in range(60)) + f"q\u0302{i} x\u0323"
+            for i in range(number, 120, 3)
+        ]
         results[number] = [(text, renderer.render_pages(text).pages) for text in texts]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
@@ -111,7 +115,7 @@ def test_a_renderer_pickles_as_its_style_and_works_in_other_processes():
 
 
 def test_clusters_beyond_the_limit_start_a_new_store(monkeypatch):
-    import deepsynth_min.render as module
+    import deepsynth_min.pages.renderer as module
 
     monkeypatch.setattr(module, "MOST_COMPOSITES", 50)
     renderer, stores = Renderer(STYLE), set()
@@ -130,8 +134,16 @@ def test_the_fingerprint_is_that_of_settings_and_font_bytes_not_names(tmp_path):
     (tmp_path / "c.ttf").write_bytes(embedded("notosit"))
     a, b, c = (replace(STYLE, main_font=str(tmp_path / f"{name}.ttf")) for name in "abc")
     assert a.fingerprint() == b.fingerprint() != c.fingerprint() != STYLE.fingerprint()
-    others = {"width": 161, "line_height": 1.3, "kerning": True, "fonts": (a.main_font,),
-              "hinting": "light", "align": "justify", "newline_mark": "¶", "tab": 5}  # fmt: skip
+    others = {
+        "width": 161,
+        "line_height": 1.3,
+        "kerning": True,
+        "fonts": (a.main_font,),
+        "hinting": "light",
+        "align": "justify",
+        "newline_mark": "¶",
+        "tab": 5,
+    }
     prints = {replace(STYLE, **{name: value}).fingerprint() for name, value in others.items()}
     assert len(prints | {STYLE.fingerprint()}) == len(others) + 1
     assert hash(PageStyle(width=160)) == hash(PageStyle(width=160))
@@ -205,15 +217,23 @@ def test_previews_overwrite_nothing_unless_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, what",
     [
-        (["none.txt"], "none.txt"), (["."], r"\."), (["bad.txt"], "bad.txt.*byte 2"),
-        (["in.txt", "--width", "0"], "width: 0"), (["in.txt", "--margin", "999"], "margin: 999"),
-        (["in.txt", "--nope"], "--nope"), (["in.txt", "--font", "none.ttf"], "none.ttf"),
-        (["in.txt", "--font-size", "big"], "font-size"), (["in.txt", "--fit", "0"], "pages: 0"),
+        (["none.txt"], "none.txt"),
+        (["."], r"\."),
+        (["bad.txt"], "bad.txt.*byte 2"),
+        (["in.txt", "--width", "0"], "width: 0"),
+        (["in.txt", "--margin", "999"], "margin: 999"),
+        (["in.txt", "--nope"], "--nope"),
+        (["in.txt", "--font", "none.ttf"], "none.ttf"),
+        (["in.txt", "--font-size", "big"], "font-size"),
+        (["in.txt", "--fit", "0"], "pages: 0"),
         (["cjk.txt", "--on-missing", "error"], "no font has 1"),
-        (["a\0b"], r"a\\x00b"), (["no\nfile"], r"no\\nfile"), (["pipe"], "pipe: not a regular file"),
-        (["in.txt", "--out", "a\0b"], r"--out a\\x00b"), (["in.txt", "--out", "x" * 300], "--out x"),
+        (["a\0b"], r"a\\x00b"),
+        (["no\nfile"], r"no\\nfile"),
+        (["pipe"], "pipe: not a regular file"),
+        (["in.txt", "--out", "a\0b"], r"--out a\\x00b"),
+        (["in.txt", "--out", "x" * 300], "--out x"),
     ],
-)  # fmt: skip
+)
 def test_a_users_mistake_is_one_line_and_exit_code_2(
     tmp_path, arguments, what, monkeypatch, capsys
 ):

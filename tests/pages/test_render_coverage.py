@@ -4,9 +4,9 @@ import unicodedata
 
 import numpy as np
 import pytest
-from render_twin import Twin, composite, embedded
+from reference_renderer import Twin, composite, embedded
 
-from deepsynth_min.render import PageStyle, render_pages
+from deepsynth_min.pages.renderer import PageStyle, render_pages
 
 LINE = PageStyle(width=400, height=60, font_size=20)
 LATIN = [chr(c) for c in range(0x21, 0x250) if chr(c).isprintable() and c != 0xAD]
@@ -28,7 +28,8 @@ def test_each_character_comes_from_the_first_font_that_has_it(tmp_path):
     last = PageStyle(width=400, height=60, font_size=20, fonts=(str(path),))
     first = PageStyle(width=400, height=60, font_size=20, main_font=str(path))
     assert same("abc", "abc", last) and np.array_equal(
-        render_pages("abc", last).pages, render_pages("abc", LINE).pages)  # fmt: skip
+        render_pages("abc", last).pages, render_pages("abc", LINE).pages
+    )
     for style in (first, last):
         assert np.array_equal(
             Twin(style).render("abc ★ é")[0], render_pages("abc ★ é", style).pages
@@ -127,8 +128,10 @@ def test_shaped_scripts_are_not_flagged_and_differ_from_unshaped_ones():
     pytest.importorskip("uharfbuzz")
     pytest.importorskip("bidi")
     for text in SHAPED.values():
-        shaped, plain = (render_pages(text, PageStyle(width=400, height=60, shaping=mode))
-                         for mode in ("require", "off"))  # fmt: skip
+        shaped, plain = (
+            render_pages(text, PageStyle(width=400, height=60, shaping=mode))
+            for mode in ("require", "off")
+        )
         assert len(shaped.unshaped) == 0
         assert not np.array_equal(shaped.pages, plain.pages), text
 
@@ -151,7 +154,7 @@ def test_hebrew_reads_from_right_to_left():
 
 
 def test_requiring_shaping_without_the_extra_is_an_error_that_says_what_to_install(monkeypatch):
-    import deepsynth_min.style as style_module
+    import deepsynth_min.pages.style as style_module
 
     def missing(name):
         raise style_module.PackageNotFoundError(name)
@@ -167,8 +170,13 @@ def test_requiring_shaping_without_the_extra_is_an_error_that_says_what_to_insta
 
 def test_cjk_wraps_between_characters_and_keeps_punctuation_in_place():
     style = PageStyle(width=100, height=400, margin=0, font_size=20)
-    for text in ("一二三四五六七八九十", "一二三四五。六七八九、十", "一二三四（五六）七八九「十」",
-                 "漢字とかなとカタカナ、ラーメンとコーヒー。", "中文 and English 混排，換行。"):  # fmt: skip
+    for text in (
+        "一二三四五六七八九十",
+        "一二三四五。六七八九、十",
+        "一二三四（五六）七八九「十」",
+        "漢字とかなとカタカナ、ラーメンとコーヒー。",
+        "中文 and English 混排，換行。",
+    ):
         lines = [text[a:b] for a, b in render_pages(text, page_per_line(style)).ranges.tolist()]
         assert len(lines) > 1
         for line in lines:

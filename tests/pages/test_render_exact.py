@@ -7,11 +7,10 @@ from dataclasses import replace
 import freetype
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from render_twin import ALPHABET, Twin, embedded
+from hypothesis import HealthCheck, given, settings, strategies as st
+from reference_renderer import ALPHABET, Twin, embedded
 
-from deepsynth_min.render import PageStyle, Renderer, render_pages
+from deepsynth_min.pages.renderer import PageStyle, Renderer, render_pages
 
 PROSE = (
     "It was the best of times, it was the worst of times; “the age of wisdom”, the age of folly.\n"
@@ -30,16 +29,24 @@ def assert_same(text, style):
 
 styles = st.fixed_dictionaries(
     {
-        "width": st.integers(1, 150), "height": st.integers(1, 120),
-        "font_size": st.integers(1, 28), "line_height": st.floats(0.3, 2),
+        "width": st.integers(1, 150),
+        "height": st.integers(1, 120),
+        "font_size": st.integers(1, 28),
+        "line_height": st.floats(0.3, 2),
         "hinting": st.sampled_from(["none", "none", "normal", "light", "auto"]),
-        "kerning": st.booleans(), "fractional": st.booleans(), "invert": st.booleans(),
-        "align": st.sampled_from(["left", "justify"]), "columns": st.integers(1, 3),
-        "column_gap": st.integers(0, 9), "tab": st.integers(1, 8),
-        "margin_left": st.integers(0, 30), "margin_right": st.integers(0, 30),
-        "margin_top": st.integers(0, 30), "margin_bottom": st.integers(0, 30),
+        "kerning": st.booleans(),
+        "fractional": st.booleans(),
+        "invert": st.booleans(),
+        "align": st.sampled_from(["left", "justify"]),
+        "columns": st.integers(1, 3),
+        "column_gap": st.integers(0, 9),
+        "tab": st.integers(1, 8),
+        "margin_left": st.integers(0, 30),
+        "margin_right": st.integers(0, 30),
+        "margin_top": st.integers(0, 30),
+        "margin_bottom": st.integers(0, 30),
     }
-)  # fmt: skip
+)
 
 
 def possible(settings_):
@@ -118,8 +125,9 @@ def test_kerned_prose_equals_the_twin(tmp_path, size):
     path = tmp_path / "kerned.ttf"
     path.write_bytes(with_kern_table(embedded("notos"), pairs))
     for align in ("left", "justify"):
-        style = PageStyle(width=500, height=300, font_size=size, kerning=True, align=align,
-                          main_font=str(path))  # fmt: skip
+        style = PageStyle(
+            width=500, height=300, font_size=size, kerning=True, align=align, main_font=str(path)
+        )
         assert Twin(style).kern("A", "V") < 0 < Twin(style).kern("f", "j")
         assert_same(PROSE, style)
     unkerned = render_pages(PROSE, replace(style, kerning=False)).pages

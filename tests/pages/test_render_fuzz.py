@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from deepsynth_min._raster import FLAGS, KINDS, UNITS, Atlas, Frame, Plan
+from hypothesis import given, settings, strategies as st
 
 HERE = Path(__file__).parent
-CSRC = HERE.parent / "csrc"
+HELPERS = HERE.parent / "helpers"
+CSRC = HERE.parents[1] / "csrc"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 CHECKED = ["test_render_hard.py", "test_render_coverage.py"]
 
@@ -26,12 +25,12 @@ def compile_command(*arguments):
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory):
     """The fuzz target as built for this machine and with portable loops, and the extension."""
-    folder, target = tmp_path_factory.mktemp("sanitized"), HERE / "raster_fuzz.cpp"
+    folder, target = tmp_path_factory.mktemp("sanitized"), HELPERS / "raster_fuzz.cpp"
     commands = {
         "fast": compile_command("-O1", "-DRASTER_MAIN", target, "-o", folder / "fast"),
         "portable": compile_command(
             "-O1", "-DRASTER_MAIN", "-DDEEPSYNTH_PORTABLE", target, "-o", folder / "portable"
-        ),  # fmt: skip
+        ),
     }
     try:
         import pybind11
@@ -39,9 +38,16 @@ def builds(tmp_path_factory):
         pass
     else:
         commands["extension"] = compile_command(
-            "-O0", "-shared", "-fPIC", "-fvisibility=hidden", f"-I{pybind11.get_include()}",
-            f"-I{sysconfig.get_paths()['include']}", CSRC / "bindings.cpp", "-o",
-            folder / "_raster.so")  # fmt: skip
+            "-O0",
+            "-shared",
+            "-fPIC",
+            "-fvisibility=hidden",
+            f"-I{pybind11.get_include()}",
+            f"-I{sysconfig.get_paths()['include']}",
+            CSRC / "bindings.cpp",
+            "-o",
+            folder / "_raster.so",
+        )
     running = [subprocess.Popen(command) for command in commands.values()]
     assert [process.wait() for process in running] == [0] * len(running)
     return folder
@@ -61,22 +67,48 @@ def test_random_fonts_styles_and_texts_draw_as_a_pixel_loop_does_without_a_findi
 
 def test_the_extension_draws_hard_texts_without_a_finding(builds):
     pytest.importorskip("pybind11")
-    runtimes = [subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True)
-                for name in ("libasan.so", "libstdc++.so")]  # fmt: skip
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True)
+        for name in ("libasan.so", "libstdc++.so")
+    ]
     # Leaks are Python's own: the interpreter frees little at exit.
-    env = os.environ | {"LD_PRELOAD": " ".join(done.stdout.strip() for done in runtimes),
-                        "ASAN_OPTIONS": "detect_leaks=0"}  # fmt: skip
-    command = [sys.executable, HERE / "sanitized.py", builds / "_raster.so", "--noconftest", "-q",
-               "-p", "no:cacheprovider", *(HERE / name for name in CHECKED)]  # fmt: skip
+    env = os.environ | {
+        "LD_PRELOAD": " ".join(done.stdout.strip() for done in runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    command = [
+        sys.executable,
+        HELPERS / "sanitized.py",
+        builds / "_raster.so",
+        "--noconftest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *(HERE / name for name in CHECKED),
+    ]
     done = subprocess.run([str(part) for part in command], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "passed" in done.stdout
 
 
 numbers = st.one_of(st.integers(-3, 40), st.integers(-(2**31), 2**31 - 1))
-FIELDS = ("width", "height", "left", "baseline", "step", "lines_per_column", "columns",
-          "column_step", "justify", "invert", "kerning", "limit", "tab", "gap",
-          "hyphen")  # fmt: skip
+FIELDS = (
+    "width",
+    "height",
+    "left",
+    "baseline",
+    "step",
+    "lines_per_column",
+    "columns",
+    "column_step",
+    "justify",
+    "invert",
+    "kerning",
+    "limit",
+    "tab",
+    "gap",
+    "hyphen",
+)
 
 
 @settings(max_examples=150, deadline=None)

@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 import pytest
-from render_twin import Twin, composite, embedded
+from reference_renderer import Twin, composite, embedded
 
-from deepsynth_min.render import PageStyle, Renderer, render_batch, render_pages
+from deepsynth_min.pages.renderer import PageStyle, Renderer, render_batch, render_pages
 
 SMALL = PageStyle(width=120, height=60, margin=4, font_size=12)
 
@@ -153,16 +153,23 @@ def test_accents_on_the_first_line_at_margin_0_are_not_cut(text):
 @pytest.mark.parametrize("text", ["j", "f", "fj jf", "jjjj ffff", "ƒ ʄ", "Àf"])
 def test_bearings_beyond_every_edge_are_clipped_exactly(tmp_path, name, text):
     for width, height in ((64, 64), (40, 20), (17, 99), (33, 70)):
-        style = PageStyle(width=width, height=height, margin=0, font_size=64,
-                          main_font=font_file(tmp_path, name))  # fmt: skip
+        style = PageStyle(
+            width=width, height=height, margin=0, font_size=64, main_font=font_file(tmp_path, name)
+        )
         assert equals_twin(text, style), (width, height)
 
 
 def test_overlapping_lines_clear_nothing(tmp_path):
     """Line boxes that overlap: each glyph's ink is multiplied into what was there."""
     for line_height in (0.1, 0.3, 0.6, 0.9):
-        style = PageStyle(width=150, height=120, margin=10, font_size=24, line_height=line_height,
-                          main_font=font_file(tmp_path, "notosit"))  # fmt: skip
+        style = PageStyle(
+            width=150,
+            height=120,
+            margin=10,
+            font_size=24,
+            line_height=line_height,
+            main_font=font_file(tmp_path, "notosit"),
+        )
         assert equals_twin("Ågjpq|()\nÅfffg\n|||ÅÅÅ\ngjÄÖÜ" * 2, style)
 
 
@@ -183,8 +190,10 @@ def test_one_character_changes_the_strs_kind_and_nothing_else():
         (np.zeros((2, 60, 240), np.uint8)[:, :, ::2], "contiguous"),
         (np.zeros((2, 120, 60), np.uint8).transpose(0, 2, 1), "contiguous"),
         (np.zeros((2, 60, 120), np.uint8)[::-1], "contiguous"),
-        (np.lib.stride_tricks.as_strided(np.zeros(9999, np.uint8), (2, 60, 120), (9, 120, 1)),
-         "contiguous"),
+        (
+            np.lib.stride_tricks.as_strided(np.zeros(9999, np.uint8), (2, 60, 120), (9, 120, 1)),
+            "contiguous",
+        ),
         (np.broadcast_to(np.uint8(0), (2, 60, 120)), "contiguous|read-only"),
         (np.frombuffer(bytes(2 * 60 * 120), np.uint8).reshape(2, 60, 120), "read-only"),
         (np.zeros((1, 60, 120), np.uint8), "shape"),
@@ -192,7 +201,7 @@ def test_one_character_changes_the_strs_kind_and_nothing_else():
         (np.zeros((60, 120), np.uint8), "shape"),
         ([[0]], "array"),
     ],
-)  # fmt: skip
+)
 def test_out_that_does_not_fit_is_refused_untouched(out, why):
     before = np.array(out)
     with pytest.raises(ValueError, match=f"out: .*({why})"):
@@ -250,8 +259,10 @@ def test_a_cluster_is_its_glyphs_composited_in_order():
 
 def test_towers_of_marks_stand_on_blanks_and_none_is_dropped():
     style = PageStyle(width=400, height=400, margin=150, font_size=10, shaping="off")
-    ink = [int((255 - render_pages("q" + "\u0307" * n, style).pages.astype(int)).sum())
-           for n in (0, 1, 30, 31, 60)]  # fmt: skip
+    ink = [
+        int((255 - render_pages("q" + "\u0307" * n, style).pages.astype(int)).sum())
+        for n in (0, 1, 30, 31, 60)
+    ]
     dot = ink[1] - ink[0]
     assert ink[2] == ink[0] + 30 * dot and ink[3] > ink[2] and ink[4] > ink[3]
 

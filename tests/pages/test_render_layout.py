@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from render_twin import Twin
+from hypothesis import given, settings, strategies as st
+from reference_renderer import Twin
 
-from deepsynth_min.render import PageStyle, Renderer, fit, render_pages
+from deepsynth_min.pages.renderer import PageStyle, Renderer, fit, render_pages
 
 WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps all day long in the sun. "
 
@@ -102,7 +101,7 @@ def test_justified_lines_end_at_the_right_margin_except_the_last_of_a_paragraph(
     text = WORDS.replace("f", "d").replace("j", "i") * 3
     twin = Twin(style)
     lines, page = twin.wrap(text), render_pages(text, style).pages[0]
-    for row, (start, shown, *_) in enumerate(lines):
+    for row, (_, shown, *_) in enumerate(lines):
         top = 20 + row * twin.step
         strip = page[top : top + twin.up + 1]
         last = text[shown - 1]
@@ -149,8 +148,10 @@ def test_too_many_pages_are_an_error_that_names_both_numbers():
 
 def test_truncation_keeps_the_first_pages_and_reports_the_rest():
     style = PageStyle(width=200, height=100, margin=8, max_pages=2, overflow="truncate")
-    cut, whole = render_pages(WORDS * 20, style), render_pages(
-        WORDS * 20, PageStyle(width=200, height=100, margin=8))  # fmt: skip
+    cut, whole = (
+        render_pages(WORDS * 20, style),
+        render_pages(WORDS * 20, PageStyle(width=200, height=100, margin=8)),
+    )
     assert np.array_equal(cut.pages, whole.pages[:2])
     assert cut.truncated == len(WORDS * 20) - cut.ranges[-1, 1] > 0
     assert render_pages("short", style).truncated == 0
@@ -179,8 +180,9 @@ def test_shrinking_takes_the_largest_size_that_fits():
 @pytest.mark.parametrize("pages", [1, 2, 5])
 def test_fit_is_the_largest_size_of_all_that_fit(pages):
     style, text = PageStyle(width=200, height=160, margin=8), WORDS * 6 + "中文 e\u0323"
-    fitting = [size for size in range(5, 40)
-               if Renderer(style.at_size(size)).count_pages(text) <= pages]  # fmt: skip
+    fitting = [
+        size for size in range(5, 40) if Renderer(style.at_size(size)).count_pages(text) <= pages
+    ]
     assert fit(text, style, pages, 5, 39) == max(fitting)
     assert fit(text * 99, style, 1, 30, 39) is None
 
@@ -188,13 +190,27 @@ def test_fit_is_the_largest_size_of_all_that_fit(pages):
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("width", 0), ("height", 99999), ("margin", -1), ("font_size", 0), ("line_height", 0.0),
-        ("hinting", "strong"), ("align", "right"), ("columns", 0), ("columns", 60), ("tab", 0),
-        ("spaces", "drop"), ("newline_mark", "a\n"), ("overflow", "ignore"), ("max_pages", -1),
-        ("on_missing", "skip"), ("shaping", "maybe"), ("fonts", "file.ttf"),
-        ("line_height", float("nan")), ("min_font_size", 0),
+        ("width", 0),
+        ("height", 99999),
+        ("margin", -1),
+        ("font_size", 0),
+        ("line_height", 0.0),
+        ("hinting", "strong"),
+        ("align", "right"),
+        ("columns", 0),
+        ("columns", 60),
+        ("tab", 0),
+        ("spaces", "drop"),
+        ("newline_mark", "a\n"),
+        ("overflow", "ignore"),
+        ("max_pages", -1),
+        ("on_missing", "skip"),
+        ("shaping", "maybe"),
+        ("fonts", "file.ttf"),
+        ("line_height", float("nan")),
+        ("min_font_size", 0),
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_makes_no_sense_is_named_with_its_value(field, value):
     with pytest.raises(ValueError) as error:
         PageStyle(**{field: value})

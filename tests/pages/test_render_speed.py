@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from render_twin import embedded
+from reference_renderer import embedded
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
-import render as bench  # noqa: E402  (the bench, by its own directory)
-import render_peers  # noqa: E402
+import render as bench
+import render_peers
 
 TEXTS = bench.documents(2)
 
@@ -23,8 +23,9 @@ def font(tmp_path_factory):
 
 
 def ours_at(size, font):
-    style = bench.PageStyle(margin=bench.MARGIN, font_size=size, line_height=bench.LINE_HEIGHT,
-                            main_font=font)  # fmt: skip
+    style = bench.PageStyle(
+        margin=bench.MARGIN, font_size=size, line_height=bench.LINE_HEIGHT, main_font=font
+    )
     return bench.Ours(TEXTS, style)
 
 

@@ -8,20 +8,20 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from adapter_runs import run, write_base, write_rows
 from conftest import SMALL
-from deepsynth_min import export
-from deepsynth_min.adapter import TENSORS
-from deepsynth_min.config import UserError
-from deepsynth_min.lora import pairs
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.quant import packed_weights
-from deepsynth_min.tokenizer import EMBEDDED
-from deepsynth_min.weights import official_views
 from official_rules import official_shapes, problems
+from safetensors.torch import load_file, save_file
 from test_golden import GOLDEN
+
+from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.errors import UserError
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.weights import official_views
+from deepsynth_min.publish import official as export
+from deepsynth_min.tuning.adapter import TENSORS
+from deepsynth_min.tuning.lora import pairs
+from deepsynth_min.tuning.quant import packed_weights
 
 INDEX = "model.safetensors.index.json"
 
@@ -67,8 +67,16 @@ def test_an_export_keeps_every_rule_and_loads_back_strictly(folder, tmp_path, wh
 
 
 def test_tiny_exported_keeps_every_rule(tmp_path):
-    run(tmp_path, "--model", "tiny", "--data", write_rows(tmp_path / "r.jsonl"),
-        "--max-steps", 1, out="tiny")  # fmt: skip
+    run(
+        tmp_path,
+        "--model",
+        "tiny",
+        "--data",
+        write_rows(tmp_path / "r.jsonl"),
+        "--max-steps",
+        1,
+        out="tiny",
+    )
     to = exported(tmp_path, tmp_path, "tiny")
     assert problems(to, EMBEDDED) == []
     config = json.loads((to / "config.json").read_text())
@@ -163,8 +171,9 @@ def test_a_merge_over_nf4_unpacks_the_base_or_takes_the_original(folder, tmp_pat
     unpacked = packed_weights(model)[f"{name}.base.weight"].unpack(torch.float32)
     delta = pairs(model)[name].delta()
     for folder_name, options, base in (
-        ("a", [], unpacked), ("b", ["--base", folder / "base"], original[f"{name}.weight"].float()),
-    ):  # fmt: skip
+        ("a", [], unpacked),
+        ("b", ["--base", folder / "base"], original[f"{name}.weight"].float()),
+    ):
         (tmp_path / folder_name).mkdir()
         to = exported(folder, tmp_path / folder_name, "qlora", "--merge", *options)
         written = official_views(DeepseekOCR.from_pretrained(to))
@@ -208,8 +217,9 @@ sys.exit(export.main(sys.argv[1:]))
 
 def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(folder, tmp_path):
     arguments = ["--run", folder / "full", "--to", tmp_path / "exported"]
-    done = subprocess.run([sys.executable, "-c", LIMITED, *map(str, arguments)],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, arguments)], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "could not be written" in done.stderr and "File too large" in done.stderr
     assert list(tmp_path.iterdir()) == []

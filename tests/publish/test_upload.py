@@ -5,14 +5,16 @@ import subprocess
 import sys
 
 import pytest
-from safetensors.torch import load_file
-
 from adapter_runs import run, write_base, write_rows
 from conftest import SMALL
-from deepsynth_min import hub, settings as settings_
-from deepsynth_min.adapter import CONFIG, TENSORS
-from deepsynth_min.weights import tensor_digest
 from hub_server import COMMIT, running_hub
+from safetensors.torch import load_file
+
+from deepsynth_min import settings as settings_
+from deepsynth_min.model.weights import tensor_digest
+from deepsynth_min.options import change
+from deepsynth_min.publish import upload as hub
+from deepsynth_min.tuning.adapter import CONFIG, TENSORS
 
 TOKEN = "hf_thisIsTheSecret"
 REPO = "someone/reader"
@@ -31,24 +33,39 @@ def folder(tmp_path_factory):
 def command(server, tmp_path, *words) -> subprocess.CompletedProcess:
     """Runs Python with the hub's address and a token in its environment."""
     environment = {
-        **os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",  # the other way to send has its own servers
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, *map(str, words)], env=environment,
-                          capture_output=True, text=True)  # fmt: skip
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",  # the other way to send has its own servers
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True
+    )
     assert TOKEN not in done.stdout + done.stderr
     return done
 
 
 def export(server, folder, tmp_path, *options) -> subprocess.CompletedProcess:
-    return command(server, tmp_path, "-m", "deepsynth_min.export", "--run", folder / "run",
-                   "--to", tmp_path / "e", "--push-to-hub", REPO, *options)  # fmt: skip
+    return command(
+        server,
+        tmp_path,
+        "-m",
+        "deepsynth_min.export",
+        "--run",
+        folder / "run",
+        "--to",
+        tmp_path / "e",
+        "--push-to-hub",
+        REPO,
+        *options,
+    )
 
 
 FETCH = """
 import sys
 from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.weights import find_checkpoint, tensor_digest
+from deepsynth_min.model.weights import find_checkpoint, tensor_digest
 for revision in sys.argv[2:]:
     print(find_checkpoint(sys.argv[1], revision).name, flush=True)
 model = DeepseekOCR.from_pretrained(sys.argv[1])
@@ -82,9 +99,26 @@ def test_a_merged_model_is_pushed_and_read_by_its_hub_id_from_the_cache_first(fo
 
 def test_an_adapter_is_pushed_at_the_end_of_training_with_its_card(folder, tmp_path):
     with running_hub() as server:
-        done = command(server, tmp_path, "-m", "deepsynth_min.train", "--model", folder / "base",
-                       "--tune", "lora", "--data", folder / "rows.jsonl", "--max-steps", 1,
-                       "--val-samples", 2, "--out", tmp_path / "run", "--push-to-hub", REPO)  # fmt: skip
+        done = command(
+            server,
+            tmp_path,
+            "-m",
+            "deepsynth_min.train",
+            "--model",
+            folder / "base",
+            "--tune",
+            "lora",
+            "--data",
+            folder / "rows.jsonl",
+            "--max-steps",
+            1,
+            "--val-samples",
+            2,
+            "--out",
+            tmp_path / "run",
+            "--push-to-hub",
+            REPO,
+        )
         assert done.returncode == 0, done.stderr
         files = server.repositories[REPO]
     assert files.keys() == {CONFIG, TENSORS, "README.md"} and not server.private[REPO]
@@ -120,7 +154,7 @@ def test_a_directory_without_weights_is_not_uploaded(tmp_path, capsys):
 def test_the_card_names_a_base_on_the_hub_and_its_revision(folder):
     run_directory = folder / "run"
     settings = settings_.load(run_directory / "config.toml")
-    settings = settings_.change(settings, model="deepseek-ai/DeepSeek-OCR", revision=COMMIT)
+    settings = change(settings, model="deepseek-ai/DeepSeek-OCR", revision=COMMIT)
     checkpoint = run_directory / "checkpoints" / "step-000001"
     card = hub.model_card(settings, run_directory, checkpoint, adapter=True)
     assert "\nbase_model: deepseek-ai/DeepSeek-OCR\n" in card

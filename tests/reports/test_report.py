@@ -11,9 +11,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from deepsynth_min import report, settings as S
-from deepsynth_min.charts import MOST, chart, ticks
-from deepsynth_min.preview import png
+from deepsynth_min import settings as S
+from deepsynth_min.options import change, to_toml
+from deepsynth_min.pages.png import png
+from deepsynth_min.reports import page as report
+from deepsynth_min.reports.charts import MOST, chart, ticks
 
 VOID = {"meta", "input", "img", "br"}
 
@@ -56,15 +58,33 @@ def make_run(path: Path, loss: float, **settings) -> Path:
     (path / "pages").mkdir(parents=True)
     lines = [{"kind": "eval", "step": 0, "loss": 9.0, "reads/shuffled": 0.0, "cer": 1.0}]
     for step in (10, 20, 30):
-        lines.append({"kind": "train", "step": step, "samples": 60 * step, "loss": loss + 1 / step,
-                      "lr": 1e-3, "grad_norm": math.nan if step == 20 else 1.0,
-                      "samples_per_s": 10.0 if step == 10 else 5.0, "peak_memory_bytes": 2**30})  # fmt: skip
-    lines.append({"kind": "eval", "step": 30, "loss": loss, "reads/shuffled": 0.001,
-                  "reads/text": -0.25, "cer": 0.5, "rougeL": 0.25})  # fmt: skip
+        lines.append(
+            {
+                "kind": "train",
+                "step": step,
+                "samples": 60 * step,
+                "loss": loss + 1 / step,
+                "lr": 1e-3,
+                "grad_norm": math.nan if step == 20 else 1.0,
+                "samples_per_s": 10.0 if step == 10 else 5.0,
+                "peak_memory_bytes": 2**30,
+            }
+        )
+    lines.append(
+        {
+            "kind": "eval",
+            "step": 30,
+            "loss": loss,
+            "reads/shuffled": 0.001,
+            "reads/text": -0.25,
+            "cer": 0.5,
+            "rougeL": 0.25,
+        }
+    )
     shown = [{"row": "val 0", "reference": "<b>Tea & cake</b>", "answer": "<script>alert(1)"}]
     lines.append({"kind": "answers", "step": 30, "shown": shown})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (path / "config.toml").write_text(S.to_toml(S.change(S.Settings(), **settings)), "utf-8")
+    (path / "config.toml").write_text(to_toml(change(S.Settings(), **settings)), "utf-8")
     image = np.full((8, 8), 255, np.uint8)
     (path / "pages" / "held-out-0.png").write_bytes(png(image))
     return path
@@ -89,11 +109,18 @@ def test_the_page_is_well_formed_and_needs_nothing_from_outside(one):
 
 def test_each_value_can_be_read_by_pointing_at_it_over_steps_and_over_time(one):
     titles = Page(report.page(one)).texts("title")
-    for expected in ("training, step 10: 4.1", "training, step 30: 4.0333", "held out, step 30: 4",
-                     "another page, step 30: 0.001", "mean, step 30: 0.5",
-                     # 600 samples at 10 a second, then 600 and 600 at 5: a minute, three, five
-                     "training, minutes 1: 4.1", "training, minutes 3: 4.05",
-                     "training, minutes 5: 4.0333", "held out, minutes 5: 4"):  # fmt: skip
+    for expected in (
+        "training, step 10: 4.1",
+        "training, step 30: 4.0333",
+        "held out, step 30: 4",
+        "another page, step 30: 0.001",
+        "mean, step 30: 0.5",
+        # 600 samples at 10 a second, then 600 and 600 at 5: a minute, three, five
+        "training, minutes 1: 4.1",
+        "training, minutes 3: 4.05",
+        "training, minutes 5: 4.0333",
+        "held out, minutes 5: 4",
+    ):
         assert expected in titles
     assert not [title for title in titles if "nan" in title]
 
@@ -110,8 +137,11 @@ def test_a_model_that_does_not_read_is_called_so_and_bars_go_both_ways(one):
     bars = [e for e in page.found if e["tag"] == "rect"]
     zero = float(next(e["x1"] for e in page.found if e["tag"] == "line" and e.get("y1") == "0"))
     ends = [(float(e["x"]), float(e["x"]) + float(e["width"])) for e in bars]
-    assert len(bars) == 2 and ends[0][0] == pytest.approx(zero, abs=0.2) and ends[1][1] == (
-        pytest.approx(zero, abs=0.2))  # shuffled: +0.001 to the right; text: -0.25 to the left
+    assert (
+        len(bars) == 2
+        and ends[0][0] == pytest.approx(zero, abs=0.2)
+        and ends[1][1] == (pytest.approx(zero, abs=0.2))
+    )  # shuffled: +0.001 to the right; text: -0.25 to the left
 
 
 def test_several_runs_share_the_charts_and_only_their_differences_are_set_side_by_side(
@@ -128,8 +158,11 @@ def test_several_runs_share_the_charts_and_only_their_differences_are_set_side_b
 def test_a_point_stands_where_its_value_is():
     text = chart("Line", [("c0", "y", [(0.0, 0.0), (5.0, 5.0), (10.0, 10.0)])], "step")
     svg = ElementTree.fromstring(re.search(r"<svg.*</svg>", text)[0])
-    spots = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter("circle")
-             if c.get("class") == "seen"]  # fmt: skip
+    spots = [
+        (float(c.get("cx")), float(c.get("cy")))
+        for c in svg.iter("circle")
+        if c.get("class") == "seen"
+    ]
     (x0, y0), (x1, y1), (x2, y2) = spots
     assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
     assert y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
@@ -164,8 +197,11 @@ def test_the_command_writes_one_file_and_names_mistakes(one, tmp_path, capsys):
     assert report.main([str(one), str(one), "--out", str(tmp_path / "both.html")]) == 0
     printed = capsys.readouterr().out.split()
     assert printed == [str(one / "report.html"), str(tmp_path / "both.html")]
-    for arguments, message in ((["/no/such"], "/no/such: not a run directory"), ([], "RUN"),
-                               ([str(one), "--out", "/no/such/x.html"], "No such file")):  # fmt: skip
+    for arguments, message in (
+        (["/no/such"], "/no/such: not a run directory"),
+        ([], "RUN"),
+        ([str(one), "--out", "/no/such/x.html"], "No such file"),
+    ):
         assert report.main(arguments) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and message in lines[0]

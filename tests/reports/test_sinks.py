@@ -6,11 +6,25 @@ import sys
 
 import pytest
 
-from deepsynth_min import sinks, train
+from deepsynth_min import train
+from deepsynth_min.reports import sinks
 
-COMMON = ["--model", "tiny",
-          "--max-steps", "2", "--batch-size", "1", "--val-samples", "1", "--log-every", "1",
-          "--answer-samples", "0", "--threads", "1"]  # fmt: skip
+COMMON = [
+    "--model",
+    "tiny",
+    "--max-steps",
+    "2",
+    "--batch-size",
+    "1",
+    "--val-samples",
+    "1",
+    "--log-every",
+    "1",
+    "--answer-samples",
+    "0",
+    "--threads",
+    "1",
+]
 
 
 def test_tensorboard_gets_every_figure_of_the_metrics(tmp_path):
@@ -21,19 +35,27 @@ def test_tensorboard_gets_every_figure_of_the_metrics(tmp_path):
     assert train.main([*COMMON, "--tensorboard", "--out", str(out)]) == 0
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
-    found = {(name, event.step): event.value
-             for name in events.Tags()["scalars"] for event in events.Scalars(name)}  # fmt: skip
+    found = {
+        (name, event.step): event.value
+        for name in events.Tags()["scalars"]
+        for event in events.Scalars(name)
+    }
     expected = {}
     for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
         kind, step = line.pop("kind"), line.pop("step")
-        expected |= {(f"{kind}/{name}", step): value for name, value in line.items()
-                     if not isinstance(value, list)}  # fmt: skip
+        expected |= {
+            (f"{kind}/{name}", step): value
+            for name, value in line.items()
+            if not isinstance(value, list)
+        }
     assert found == pytest.approx(expected, rel=1e-6) and ("eval/reads/blank", 2) in found
 
 
 def test_without_being_asked_for_neither_package_is_imported():
-    code = ("import sys, deepsynth_min.train; "
-            "print([m for m in sys.modules if m.split('.')[0] in ('tensorboard', 'wandb')])")  # fmt: skip
+    code = (
+        "import sys, deepsynth_min.train; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('tensorboard', 'wandb')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from deepsynth_min.batch import Batch
-from deepsynth_min.corpus import documents
-from deepsynth_min.data import SampleBuilder, collate
-from deepsynth_min.guide import HEADS, Guide, copied
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.presets import TINY_READER_CONFIG
-from deepsynth_min.random_text import Letters, Words
-from deepsynth_min.render import line_ranges, render_pages
-from deepsynth_min.row import Row
+from deepsynth_min.corpus.documents import documents
+from deepsynth_min.data.row import Row
+from deepsynth_min.data.samples import SampleBuilder, collate
+from deepsynth_min.data.tokenizer import load_tokenizer
+from deepsynth_min.model.batch import Batch
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.presets import TINY_READER_CONFIG
+from deepsynth_min.model.weights import SHIPPED
+from deepsynth_min.pages.renderer import line_ranges, render_pages
 from deepsynth_min.settings import Settings
-from deepsynth_min.tokenizer import load_tokenizer
-from deepsynth_min.weights import SHIPPED
+from deepsynth_min.tiny_reader.guide import HEADS, Guide, copied
+from deepsynth_min.tiny_reader.random_text import Letters, Words
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,9 @@ def test_a_text_that_is_read_has_each_letter_at_its_place():
 def test_the_lines_of_a_text_make_its_pages(builder, number):
     text = documents("val")[number].text
     lines = [text[start:stop] for start, stop in line_ranges(text, builder.style)]
-    assert np.array_equal(render_pages("\n".join(lines), builder.style).pages,
-                          render_pages(text, builder.style).pages)  # fmt: skip
+    assert np.array_equal(
+        render_pages("\n".join(lines), builder.style).pages, render_pages(text, builder.style).pages
+    )
 
 
 def test_a_letter_is_on_the_visual_token_that_its_ink_is_on(builder):
@@ -82,8 +83,10 @@ def test_a_letter_is_on_the_visual_token_that_its_ink_is_on(builder):
         for i in range(start + number % 5, stop, 5):
             if not text[i].isalnum():
                 continue
-            upto, with_ = (render_pages("\n".join([*above, text[start:end]]), builder.style).pages
-                           for end in (i, i + 1))  # fmt: skip
+            upto, with_ = (
+                render_pages("\n".join([*above, text[start:end]]), builder.style).pages
+                for end in (i, i + 1)
+            )
             ink = with_.astype(int)
             ink[: len(upto)] -= upto
             ink[len(upto) :] -= 255
@@ -104,8 +107,9 @@ def slowly(attention, x: torch.Tensor, theta: float) -> torch.Tensor:
         y = project(x).view(T, -1, d)
         angle = torch.arange(T)[:, None, None] * theta ** (-torch.arange(0, d, 2) / d)
         a, b = y[..., : d // 2], y[..., d // 2 :]
-        turned.append(torch.cat([a * angle.cos() - b * angle.sin(),
-                                 b * angle.cos() + a * angle.sin()], -1))  # fmt: skip
+        turned.append(
+            torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+        )
     scores = torch.einsum("qhd,khd->hqk", *turned) / d**0.5
     return scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
 

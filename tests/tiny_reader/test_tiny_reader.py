@@ -7,27 +7,34 @@ import numpy as np
 import pytest
 import torch
 
-from deepsynth_min import checkpoint
-from deepsynth_min.config import ModelConfig
-from deepsynth_min.corpus import documents
-from deepsynth_min.curriculum import ENDS, READS, STAGES, learning_rate, place
-from deepsynth_min.data import SampleBuilder
-from deepsynth_min.guide import copied
-from deepsynth_min.loss import IGNORE
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.presets import TINY_READER, TINY_READER_CONFIG
-from deepsynth_min.random_text import SLOTS, UNSEEN, Letters, Words, document
-from deepsynth_min.reading import READ, Reading, answers, nearest, statements, summarised
-from deepsynth_min.render import render_pages
-from deepsynth_min.row import Row
-from deepsynth_min.settings import Settings, change
-from deepsynth_min.text_metrics import character_error_rate
-from deepsynth_min.tiny_reader import Training
-from deepsynth_min.tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
-from deepsynth_min.weights import SHIPPED, find_checkpoint
+from deepsynth_min.corpus.documents import documents
+from deepsynth_min.data.row import Row
+from deepsynth_min.data.samples import SampleBuilder
+from deepsynth_min.data.tokenizer import letter_tokenizer, load_tokenizer, tokenizer_files
+from deepsynth_min.evaluation.text_metrics import character_error_rate
+from deepsynth_min.model.config import ModelConfig
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.loss import IGNORE
+from deepsynth_min.model.presets import TINY_READER, TINY_READER_CONFIG
+from deepsynth_min.model.weights import SHIPPED, find_checkpoint
+from deepsynth_min.options import change
+from deepsynth_min.pages.renderer import render_pages
+from deepsynth_min.settings import Settings
+from deepsynth_min.tiny_reader.curriculum import ENDS, READS, STAGES, learning_rate, place
+from deepsynth_min.tiny_reader.guide import copied
+from deepsynth_min.tiny_reader.random_text import SLOTS, UNSEEN, Letters, Words, document
+from deepsynth_min.tiny_reader.reading import (
+    READ,
+    Reading,
+    answers,
+    nearest,
+    statements,
+    summarised,
+)
+from deepsynth_min.tiny_reader.recipe import Training
+from deepsynth_min.training import checkpoint
 
-
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROVENANCE = json.loads((SHIPPED / "provenance.json").read_text())
 with open(ROOT / "bench" / "tiny_reader_curve.jsonl", encoding="utf-8") as lines:
     CURVE = [json.loads(line) for line in lines]
@@ -98,8 +105,9 @@ def test_a_visual_token_is_asked_for_the_letters_that_begin_in_its_place(words, 
     for n in range(3):
         page, labels = letters.page(n)
         for number, places in enumerate(labels.tolist()):
-            said = [builder.tokenizer.decode([i for i in ids if i not in (IGNORE, 1)])
-                    for ids in places]  # fmt: skip
+            said = [
+                builder.tokenizer.decode([i for i in ids if i not in (IGNORE, 1)]) for ids in places
+            ]
             line = ""
             for column, shown in enumerate(filter(None, said)):
                 start = joined(line, shown)
@@ -203,8 +211,11 @@ def test_the_first_stage_teaches_the_encoder_and_leaves_the_decoder_alone(traini
     before = {name: p.clone() for name, p in training.model.named_parameters()}
     first = training._batch(0)
     losses = [total / count for total, count in (training._train_step(first) for _ in range(30))]
-    moved = {name.split(".")[1] for name, p in training.model.named_parameters()
-             if not p.equal(before[name])}  # fmt: skip
+    moved = {
+        name.split(".")[1]
+        for name, p in training.model.named_parameters()
+        if not p.equal(before[name])
+    }
     assert losses[-1] < losses[0] - 0.5
     assert moved == {"sam_model", "vision_model", "projector"}
 
@@ -216,8 +227,15 @@ def test_taken_up_again_it_goes_on_as_if_undisturbed(tmp_path, stage):
 
     training = at(Training(tmp_path, 0, 1), stage)
     losses(training, 2)
-    facts = {**training.facts, "step": training.step, "best": None, "best_metric": "cer",
-             "stale": 0, "score": 1.0, "unlogged": []}  # fmt: skip
+    facts = {
+        **training.facts,
+        "step": training.step,
+        "best": None,
+        "best_metric": "cer",
+        "stale": 0,
+        "score": 1.0,
+        "unlogged": [],
+    }
     taken = checkpoint.take(training.model, training.optimizer, training.scaler, facts)
     checkpoint.save(tmp_path / "checkpoints", taken, training.model, training.tokenizer_files)
     after = losses(training, 2)

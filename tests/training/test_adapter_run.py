@@ -6,19 +6,24 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from adapter_runs import QUICK, held_out, run, write_base, write_rows
 from conftest import SMALL
-from deepsynth_min import evaluate, train
-from deepsynth_min.adapter import CONFIG, OTHERS, TENSORS
-from deepsynth_min.config import UserError
-from deepsynth_min.disk import WriteError, whole_directory
-from deepsynth_min.settings import Settings, change
-from deepsynth_min.build import resolve
+from safetensors.torch import load_file
 
-KINDS = [("lora", ["--lora-plus-ratio", 4]), ("projector+qlora", ["--quant", "nf4"]),
-         ("qlora", ["--quant", "int8", "--precision", "bf16"])]  # fmt: skip
+from deepsynth_min import train
+from deepsynth_min.errors import UserError
+from deepsynth_min.evaluation import evaluator as evaluate
+from deepsynth_min.files.disk import WriteError, whole_directory
+from deepsynth_min.options import change
+from deepsynth_min.settings import Settings
+from deepsynth_min.training.build import resolve
+from deepsynth_min.tuning.adapter import CONFIG, OTHERS, TENSORS
+
+KINDS = [
+    ("lora", ["--lora-plus-ratio", 4]),
+    ("projector+qlora", ["--quant", "nf4"]),
+    ("qlora", ["--quant", "int8", "--precision", "bf16"]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,8 @@ def test_the_loss_falls_and_the_checkpoint_holds_no_base(folder, tune, _):
     checkpoint = folder / tune / "checkpoints" / "step-000004"
     names = {CONFIG, TENSORS, "optimizer.safetensors", "training.json", "manifest.json"}
     assert {path.name for path in checkpoint.iterdir()} == (
-        names | {OTHERS} if "projector" in tune else names)  # fmt: skip
+        names | {OTHERS} if "projector" in tune else names
+    )
     config = json.loads((checkpoint / CONFIG).read_text())
     assert config["base_model_name_or_path"] == str(folder / "base")
 
@@ -75,8 +81,17 @@ def test_a_run_over_a_preset_keeps_the_random_weights_it_stands_on(folder, tmp_p
 def test_training_goes_on_from_an_adapter_with_its_rank_and_scale(folder, tmp_path):
     shutil.copyfile(folder / "rows.jsonl", tmp_path / "rows.jsonl")
     first = folder / "lora"
-    out = run(tmp_path, "--model", folder / "base", "--tune", "lora", "--max-steps", 1,
-              "--adapter", first / "checkpoints" / "step-000004")  # fmt: skip
+    out = run(
+        tmp_path,
+        "--model",
+        folder / "base",
+        "--tune",
+        "lora",
+        "--max-steps",
+        1,
+        "--adapter",
+        first / "checkpoints" / "step-000004",
+    )
     assert abs(held_out(out)[0] - held_out(first)[-1]) < 1e-6
     assert held_out(out)[0] != held_out(first)[0]
 
@@ -97,8 +112,18 @@ def test_settings_that_contradict_an_adapter_are_one_line(
     folder, tmp_path, capsys, options, message
 ):
     adapter = folder / "lora" / "checkpoints" / "step-000004"
-    words = ["--model", folder / "base", "--data", folder / "rows.jsonl", "--out", tmp_path / "r",
-             "--adapter", adapter, *QUICK, *options]  # fmt: skip
+    words = [
+        "--model",
+        folder / "base",
+        "--data",
+        folder / "rows.jsonl",
+        "--out",
+        tmp_path / "r",
+        "--adapter",
+        adapter,
+        *QUICK,
+        *options,
+    ]
     assert train.main(list(map(str, words))) == 2
     error = capsys.readouterr().err.strip()
     assert re.search(message, error) and len(error.splitlines()) == 1
@@ -108,8 +133,19 @@ def test_settings_that_contradict_an_adapter_are_one_line(
 def test_an_adapter_of_another_base_is_refused(folder, tmp_path, capsys):
     other = write_base(tmp_path / "other", SMALL, seed=5)
     adapter = folder / "lora" / "checkpoints" / "step-000004"
-    words = ["--model", other, "--data", folder / "rows.jsonl", "--out", tmp_path / "r", *QUICK,
-             "--tune", "lora", "--adapter", adapter]  # fmt: skip
+    words = [
+        "--model",
+        other,
+        "--data",
+        folder / "rows.jsonl",
+        "--out",
+        tmp_path / "r",
+        *QUICK,
+        "--tune",
+        "lora",
+        "--adapter",
+        adapter,
+    ]
     assert train.main(list(map(str, words))) == 2
     assert "trained over another base model" in capsys.readouterr().err
 

@@ -6,12 +6,12 @@ has become a graph; what inductor makes of a graph is torch's affair, and takes 
 
 import pytest
 import torch
+from test_packing import assert_equal, build, ragged_batch, step
 
 from deepsynth_min import train
-from deepsynth_min.compiling import compile_parts
-from deepsynth_min.precision import autocast
 from deepsynth_min.settings import Settings
-from test_packing import assert_equal, build, ragged_batch, step
+from deepsynth_min.training.compile import compile_parts
+from deepsynth_min.training.precision import autocast
 
 
 class Counted:
@@ -35,12 +35,19 @@ def fresh():
 def shorter(batch):
     """The second of its samples alone, which has no page; then the others."""
     keep = torch.tensor([1])
-    return type(batch)(batch.input_ids[keep], batch.attention_mask[keep], batch.image_mask[keep],
-                       batch.labels[keep], batch.pages[:0]).packed()  # fmt: skip
+    return type(batch)(
+        batch.input_ids[keep],
+        batch.attention_mask[keep],
+        batch.image_mask[keep],
+        batch.labels[keep],
+        batch.pages[:0],
+    ).packed()
 
 
-@pytest.mark.parametrize("tune, precision", [("decoder", "fp32"), ("all", "fp32"), ("lora", "fp32"),
-                                             ("decoder", "bf16"), ("lora", "bf16")])  # fmt: skip
+@pytest.mark.parametrize(
+    "tune, precision",
+    [("decoder", "fp32"), ("all", "fp32"), ("lora", "fp32"), ("decoder", "bf16"), ("lora", "bf16")],
+)
 def test_compiled_parts_give_the_same_loss_and_gradients(small_config, tune, precision):
     plain, compiled, backend = build(small_config, tune), build(small_config, tune), Counted()
     compile_parts(compiled, precision, backend)
@@ -58,7 +65,7 @@ def test_another_number_of_tokens_compiles_nothing_again(small_config):
     compile_parts(model, "fp32", backend)
     step(model, ragged_batch().packed())
     before = backend.graphs
-    for sample in range(2):
+    for _ in range(2):
         step(model, shorter(ragged_batch()))
     assert backend.graphs == before > 0
 
@@ -66,4 +73,6 @@ def test_another_number_of_tokens_compiles_nothing_again(small_config):
 def test_it_is_refused_with_shards(tmp_path, capsys):
     assert not Settings().optim.compile
     assert train.main(["--compile", "--shard", "--out", str(tmp_path / "r")]) == 2
-    assert capsys.readouterr().err == "error: --compile: not with --shard, whose layers come and go\n"
+    assert (
+        capsys.readouterr().err == "error: --compile: not with --shard, whose layers come and go\n"
+    )

@@ -11,9 +11,9 @@ import torch
 import workers
 from safetensors import safe_open
 
-from deepsynth_min.distributed import GradientReducer, World, _buckets
+from deepsynth_min.training.distributed import GradientReducer, World, _buckets
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SPLITS = {  # name: (processes, options); all have a global batch of 8
     "1x8": (1, dict(size=8, accumulate=1)),
     "1x2x4": (1, dict(size=2, accumulate=4)),
@@ -30,13 +30,27 @@ SPLITS = {  # name: (processes, options); all have a global batch of 8
 def runs(tmp_path_factory) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
     """Every split, trained: name -> (losses, final weights). One launch per number of processes."""
     folder = tmp_path_factory.mktemp("splits")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
-        [str(HERE), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(TESTS), str(TESTS / "helpers"), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
     for processes in (1, 2, 4):
-        mine = [{"name": name, **options} for name, (n, options) in SPLITS.items() if n == processes]
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                   "--nproc-per-node", str(processes), workers.__file__, str(folder),
-                   json.dumps(mine)]  # fmt: skip
+        mine = [
+            {"name": name, **options} for name, (n, options) in SPLITS.items() if n == processes
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            workers.__file__,
+            str(folder),
+            json.dumps(mine),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
     results = {}
@@ -72,8 +86,11 @@ def test_the_runs_moved(runs):
 
 
 def test_buckets_hold_every_parameter_once_and_never_mix_types():
-    parameters = [torch.empty(n, dtype=t) for n in (3, 2**20, 7, 2**18)
-                  for t in (torch.float32, torch.bfloat16)]  # fmt: skip
+    parameters = [
+        torch.empty(n, dtype=t)
+        for n in (3, 2**20, 7, 2**18)
+        for t in (torch.float32, torch.bfloat16)
+    ]
     buckets = _buckets(parameters)
     assert [id(p) for bucket in buckets for p in bucket] == [id(p) for p in parameters]
     assert all(len({p.dtype for p in bucket}) == 1 for bucket in buckets)

@@ -6,21 +6,40 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepsynth_min import features, train
-from deepsynth_min.batch import Batch
-from deepsynth_min.features import FeatureCache, keyed
-from deepsynth_min.model import DeepseekOCR
+from deepsynth_min import train
+from deepsynth_min.model.batch import Batch
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.settings import parse
+from deepsynth_min.training import feature_cache as features
+from deepsynth_min.training.feature_cache import FeatureCache, keyed
 
 CPU = torch.device("cpu")
 NAMES = ("step", "loss", "grad_norm", "lr")
 
 
 def run(out: Path, jsonl: Path, *arguments) -> list[list]:
-    common = ["--model", "tiny", "--data", jsonl,
-              "--batch-size", 6, "--max-steps", 6, "--val-samples", 2,
-              "--log-every", 1, "--answer-samples", 0, "--eval-every", 0, "--save-every", 3,
-              "--ablation-samples", 0]  # fmt: skip
+    common = [
+        "--model",
+        "tiny",
+        "--data",
+        jsonl,
+        "--batch-size",
+        6,
+        "--max-steps",
+        6,
+        "--val-samples",
+        2,
+        "--log-every",
+        1,
+        "--answer-samples",
+        0,
+        "--eval-every",
+        0,
+        "--save-every",
+        3,
+        "--ablation-samples",
+        0,
+    ]
     assert train.main([*map(str, (*common, *arguments)), "--out", str(out)]) == 0
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [[line.get(name) for name in NAMES] for line in lines if line["kind"] != "answers"]
@@ -54,8 +73,15 @@ def batch(pages: int = 3) -> Batch:
     mask = torch.zeros(pages, 12, dtype=torch.bool)
     mask[:, 1:8] = True
     drawn = torch.randint(0, 256, (pages, 1, 128, 128), dtype=torch.uint8)
-    return keyed(Batch(torch.full(mask.shape, 5), torch.ones_like(mask), mask,
-                       torch.full(mask.shape, -100), drawn))  # fmt: skip
+    return keyed(
+        Batch(
+            torch.full(mask.shape, 5),
+            torch.ones_like(mask),
+            mask,
+            torch.full(mask.shape, -100),
+            drawn,
+        )
+    )
 
 
 def test_what_one_process_wrote_another_finds_and_it_is_what_the_encoder_gives(model, tmp_path):

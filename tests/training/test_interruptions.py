@@ -15,12 +15,32 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepsynth_min import checkpoint, train
-from deepsynth_min.batch import Batch
+from deepsynth_min import train
+from deepsynth_min.model.batch import Batch
+from deepsynth_min.training import checkpoint
 
-COMMON = ["--model", "tiny", "--batch-size", "2", "--val-samples", "2", "--log-every", "3",
-          "--max-new-tokens", "16", "--eval-every", "4",
-          "--save-every", "2", "--tune", "lora", "--lora-dropout", "0.2", "--keep", "99"]  # fmt: skip
+COMMON = [
+    "--model",
+    "tiny",
+    "--batch-size",
+    "2",
+    "--val-samples",
+    "2",
+    "--log-every",
+    "3",
+    "--max-new-tokens",
+    "16",
+    "--eval-every",
+    "4",
+    "--save-every",
+    "2",
+    "--tune",
+    "lora",
+    "--lora-dropout",
+    "0.2",
+    "--keep",
+    "99",
+]
 STEPS = 16
 EXACT = ("kind", "step", "loss", "grad_norm", "lr", "samples")
 
@@ -29,14 +49,24 @@ def command(out: Path, jsonl: Path, processes: int = 1, *more: str) -> list[str]
     arguments = [*COMMON, "--data", str(jsonl), "--max-steps", str(STEPS), "--out", str(out), *more]
     if processes == 1:
         return [sys.executable, "-m", "deepsynth_min.train", *arguments]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-            str(processes), "-m", "deepsynth_min.train", *arguments]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "deepsynth_min.train",
+        *arguments,
+    ]
 
 
 def two_processes(out: Path, jsonl: Path, *more: str) -> tuple[subprocess.Popen, list[int]]:
     """(a launcher whose two ranks have begun to train, their process numbers)."""
-    process = subprocess.Popen(command(out, jsonl, 2, *more), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        command(out, jsonl, 2, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not (out / "metrics.jsonl").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
@@ -158,7 +188,7 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_with_thei
     tmp_path, jsonl, monkeypatch
 ):
     """From step 5 on, a page of the batch makes the loss not a number."""
-    from deepsynth_min.model import DeepseekOCR
+    from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 
     honest, calls = DeepseekOCR.loss_terms, []
 
@@ -174,7 +204,9 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_with_thei
     out = tmp_path / "r"
     with pytest.raises(RuntimeError, match="4 steps in a row"):
         run_main(out, jsonl, "--max-skips", "4", "--log-every", "1", "--eval-every", "0")
-    lines = [line for line in map(json.loads, open(out / "metrics.jsonl")) if line["kind"] == "train"]
+    lines = [
+        line for line in map(json.loads, open(out / "metrics.jsonl")) if line["kind"] == "train"
+    ]
     assert [line["skipped_steps"] for line in lines] == [0, 0, 0, 0, 0, 1, 2, 3, 4]
     skipped = json.loads((out / "skipped.json").read_text())
     assert list(skipped) == ["5", "6", "7", "8"] and len(skipped["5"]) == 2
@@ -183,8 +215,9 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_with_thei
 
 def test_a_lost_rank_ends_the_others(tmp_path, jsonl):
     out = tmp_path / "lost"
-    process, ranks = two_processes(out, jsonl, "--timeout", "20", "--max-steps", "5000",
-                                   "--eval-every", "0")  # fmt: skip
+    process, ranks = two_processes(
+        out, jsonl, "--timeout", "20", "--max-steps", "5000", "--eval-every", "0"
+    )
     os.kill(ranks[-1], signal.SIGKILL)
     began = time.monotonic()
     _, errors = process.communicate(timeout=60)
@@ -195,8 +228,9 @@ def test_a_lost_rank_ends_the_others(tmp_path, jsonl):
 def test_a_process_that_hangs_ends_the_others_and_is_named(tmp_path, jsonl):
     """It is stopped rather than killed: no connection breaks, and only --timeout can tell."""
     out = tmp_path / "hung"
-    process, ranks = two_processes(out, jsonl, "--timeout", "5", "--max-steps", "5000",
-                                   "--eval-every", "0")  # fmt: skip
+    process, ranks = two_processes(
+        out, jsonl, "--timeout", "5", "--max-steps", "5000", "--eval-every", "0"
+    )
     hung = ranks[-1]
     environment = Path(f"/proc/{hung}/environ").read_bytes().split(b"\0")
     rank = next(int(entry[5:]) for entry in environment if entry.startswith(b"RANK="))
@@ -217,9 +251,31 @@ def test_a_batch_that_does_not_fit_into_memory_is_told_what_to_lower(tmp_path, j
     """The limit on address space stands for a small machine."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30,) * 2); "
     call = "from deepsynth_min.train import main; sys.exit(main(sys.argv[1:]))"
-    more = command(tmp_path / "r", jsonl, 1, "--batch-size", "512", "--mode", "1280",
-                   "--max-pages", "1", "--overflow", "truncate", "--eval-every", "0",
-                   "--answer-samples", "0", "--ablation-samples", "0", "--tune", "all")[3:]  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", limit + call, *more], capture_output=True, text=True)
+    more = command(
+        tmp_path / "r",
+        jsonl,
+        1,
+        "--batch-size",
+        "512",
+        "--mode",
+        "1280",
+        "--max-pages",
+        "1",
+        "--overflow",
+        "truncate",
+        "--eval-every",
+        "0",
+        "--answer-samples",
+        "0",
+        "--ablation-samples",
+        "0",
+        "--tune",
+        "all",
+    )[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", limit + call, *more], capture_output=True, text=True
+    )
     assert done.returncode == 2, done.stderr[-2000:]
-    assert done.stderr.strip().splitlines()[-1].startswith("error: out of memory: lower --batch-size")
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("error: out of memory: lower --batch-size")
+    )

@@ -17,25 +17,72 @@ from safetensors.torch import load_file
 KILLS = 20
 STEPS = 150
 EXACT = ("kind", "step", "loss", "grad_norm", "lr", "samples", "reads/blank", "cer")
-COMMON = ["--model", "tiny", "--tune", "lora", "--lora-dropout", "0.2", "--augment",
-          "--log-every", "3", "--keep", "2",
-          "--save-every", "2", "--eval-every", "50", "--val-samples", "2", "--answer-samples", "1",
-          "--ablation-samples", "2", "--max-new-tokens", "4", "--max-steps", str(STEPS),
-          "--device", "cpu", "--threads", "1"]  # fmt: skip
+COMMON = [
+    "--model",
+    "tiny",
+    "--tune",
+    "lora",
+    "--lora-dropout",
+    "0.2",
+    "--augment",
+    "--log-every",
+    "3",
+    "--keep",
+    "2",
+    "--save-every",
+    "2",
+    "--eval-every",
+    "50",
+    "--val-samples",
+    "2",
+    "--answer-samples",
+    "1",
+    "--ablation-samples",
+    "2",
+    "--max-new-tokens",
+    "4",
+    "--max-steps",
+    str(STEPS),
+    "--device",
+    "cpu",
+    "--threads",
+    "1",
+]
 
 
 def launch(out: Path, jsonl: Path, processes: int, *more: str, launcher=()) -> subprocess.Popen:
     """A run that says what it has to say in OUT.log."""
     start = [sys.executable, "-m", "deepsynth_min.train"]
     if processes > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", *launcher,
-                 "--nproc-per-node", str(processes), "-m", "deepsynth_min.train"]  # fmt: skip
+        start = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            *launcher,
+            "--nproc-per-node",
+            str(processes),
+            "-m",
+            "deepsynth_min.train",
+        ]
     with open(out.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
-            [*start, *COMMON, "--batch-size", str(2 // processes), "--data", str(jsonl), "--out",
-             str(out), "--resume", "auto", *more],
-            stdout=log, stderr=log,
-        )  # fmt: skip
+            [
+                *start,
+                *COMMON,
+                "--batch-size",
+                str(2 // processes),
+                "--data",
+                str(jsonl),
+                "--out",
+                str(out),
+                "--resume",
+                "auto",
+                *more,
+            ],
+            stdout=log,
+            stderr=log,
+        )
 
 
 def ranks_of(launcher: subprocess.Popen) -> list[int]:
@@ -151,8 +198,20 @@ def test_torchrun_restarts_a_job_whose_rank_was_killed_and_the_result_is_the_sam
 
 def test_two_one_and_again_two_processes_see_the_same_samples_and_losses(tmp_path, jsonl):
     """Without dropout, which differs from rank to rank; a line for every step."""
-    plain = ["--lora-dropout", "0", "--log-every", "1", "--max-steps", "30", "--eval-every", "10",
-             "--save-every", "10", "--keep", "9"]  # fmt: skip
+    plain = [
+        "--lora-dropout",
+        "0",
+        "--log-every",
+        "1",
+        "--max-steps",
+        "30",
+        "--eval-every",
+        "10",
+        "--save-every",
+        "10",
+        "--keep",
+        "9",
+    ]
     twin, out = tmp_path / "two", tmp_path / "changing"
     finish(twin, jsonl, 2, *plain)
     shutil.copytree(twin, out)

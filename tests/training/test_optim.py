@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.optim import LossScaler, clip_and_step, cosine_rate, make_adamw
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.training.optim import LossScaler, clip_and_step, cosine_rate, make_adamw
 
 
 def test_the_schedule_rises_linearly_and_falls_along_a_half_cosine():
@@ -37,8 +37,9 @@ def reference_step(weight, gradient, m, v, step, rate, betas, decay):
 def test_a_step_equals_the_papers_formula_with_clipping_and_scaling(clip, scale):
     torch.manual_seed(0)
     layer = nn.Linear(5, 4, bias=False)
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=0, betas=(0.9, 0.95), weight_decay=0.1,
-                                  fused=True)  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        layer.parameters(), lr=0, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     scaler = LossScaler(scale != 1, "cpu", initial=scale)
     weight = layer.weight.detach().double()
     m = v = torch.zeros_like(weight)
@@ -90,7 +91,12 @@ def test_decay_falls_on_matrices_only(small_config):
     decay = {names[id(p)]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert decay["model.layers.1.mlp.experts.gate_up"] == 0.3
     assert decay["lm_head.weight"] == decay["model.sam_model.net_2.weight"] == 0.3
-    for name in ("model.embed_tokens.weight", "model.norm.weight", "model.image_newline",
-                 "model.sam_model.pos_embed", "model.projector.layers.bias",
-                 "model.sam_model.blocks.0.attn.rel_pos_h"):  # fmt: skip
+    for name in (
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.image_newline",
+        "model.sam_model.pos_embed",
+        "model.projector.layers.bias",
+        "model.sam_model.blocks.0.attn.rel_pos_h",
+    ):
         assert decay[name] == 0.0

@@ -5,19 +5,25 @@ import warnings
 
 import pytest
 import torch
+from adapter_runs import QUICK, held_out, write_base
 from torch import nn
 
-from adapter_runs import QUICK, held_out, write_base
-from deepsynth_min import freeze, train
-from deepsynth_min.checkpoint import load, save, take
-from deepsynth_min.config import UserError
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.optim import (
-    LossScaler, RoundingAdamW, clip_and_step, make_adamw, prepare_state, round_at_random,
+from deepsynth_min import train
+from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.errors import UserError
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.training.checkpoint import load, save, take
+from deepsynth_min.training.optim import (
+    LossScaler,
+    RoundingAdamW,
+    clip_and_step,
+    make_adamw,
+    prepare_state,
+    round_at_random,
     total_norm,
-)  # fmt: skip
-from deepsynth_min.precision import set_parameter_types
-from deepsynth_min.tokenizer import EMBEDDED
+)
+from deepsynth_min.training.precision import set_parameter_types
+from deepsynth_min.tuning import freeze
 
 KINDS = ["adamw", "adamw8bit", "paged_adamw8bit"]
 BETAS = (0.9, 0.95)
@@ -142,10 +148,31 @@ def test_a_resumed_optimizer_goes_on_exactly(small_config, kind, weights, tmp_pa
 def test_bf16_weights_reach_the_loss_of_float32_ones_on_the_embedded_task(small_config, tmp_path):
     base, losses = write_base(tmp_path / "base", small_config), {}
     for weights in ("fp32", "bf16"):
-        words = [*QUICK, "--model", base, "--precision", "bf16", "--weights", weights,
-                 "--batch-size", 8, "--max-steps", 80, "--val-samples", 8, "--eval-every", 0,
-                 "--save-every", 0, "--max-pages", 1, "--overflow", "truncate",
-                 "--out", tmp_path / weights]  # fmt: skip
+        words = [
+            *QUICK,
+            "--model",
+            base,
+            "--precision",
+            "bf16",
+            "--weights",
+            weights,
+            "--batch-size",
+            8,
+            "--max-steps",
+            80,
+            "--val-samples",
+            8,
+            "--eval-every",
+            0,
+            "--save-every",
+            0,
+            "--max-pages",
+            1,
+            "--overflow",
+            "truncate",
+            "--out",
+            tmp_path / weights,
+        ]
         assert train.main(list(map(str, words))) == 0
         losses[weights] = held_out(tmp_path / weights)
     assert losses["fp32"][-1] < losses["fp32"][0] - 2
@@ -162,8 +189,11 @@ def test_8_bit_moments_take_a_byte_each_and_move_like_32_bit_ones(small_config, 
             step(model, optimizer, scaler, seed)
         moved[which] = model.lm_head.weight.detach() - start
         large = model.lm_head.weight
-        size[which] = sum(v.nbytes for k, v in optimizer.state[large].items()
-                          if torch.is_tensor(v) and "qmap" not in k)  # fmt: skip
+        size[which] = sum(
+            v.nbytes
+            for k, v in optimizer.state[large].items()
+            if torch.is_tensor(v) and "qmap" not in k
+        )
         numbers = large.numel()
     assert size["adamw"] == 8 * numbers + 4
     assert size[kind] == 2 * numbers + 2 * 4 * numbers / 256

@@ -14,10 +14,12 @@ from adapter_runs import QUICK, write_base, write_rows
 from conftest import SMALL
 from safetensors import safe_open
 
-from deepsynth_min import evaluate, export, generate, train
+from deepsynth_min import generate, train
+from deepsynth_min.evaluation import evaluator as evaluate
+from deepsynth_min.publish import official as export
 
 TUNES = ("decoder", "projector+lora")
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PAIRS = {  # what differs from the run of the same name without shards: nothing but the shards
     "decoder 2x4": dict(size=4, accumulate=1),
     "decoder 2x2x2": dict(size=2, accumulate=2),
@@ -30,10 +32,22 @@ PAIRS = {  # what differs from the run of the same name without shards: nothing 
 
 
 def torchrun(*command) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(
-        [str(HERE), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", "2", *map(str, command)]  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(
+            [str(TESTS), str(TESTS / "helpers"), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *map(str, command),
+    ]
     done = subprocess.run(launcher, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
@@ -86,9 +100,28 @@ def runs(tmp_path_factory) -> Path:
     write_rows(folder / "rows.jsonl")
 
     def words(tune: str, out: str, size: int, *more) -> list[str]:
-        given = [*QUICK, "--model", folder / "base", "--data", folder / "rows.jsonl", "--tune", tune,
-                 "--max-steps", 3, "--save-every", 1, "--keep", 3, "--eval-every", 0,
-                 "--batch-size", size, "--out", folder / tune / out, *more]  # fmt: skip
+        given = [
+            *QUICK,
+            "--model",
+            folder / "base",
+            "--data",
+            folder / "rows.jsonl",
+            "--tune",
+            tune,
+            "--max-steps",
+            3,
+            "--save-every",
+            1,
+            "--keep",
+            3,
+            "--eval-every",
+            0,
+            "--batch-size",
+            size,
+            "--out",
+            folder / tune / out,
+            *more,
+        ]
         return [str(word) for word in given]
 
     def step(tune: str, out: str, number: int) -> list:

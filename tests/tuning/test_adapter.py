@@ -7,18 +7,29 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_golden import GOLDEN, golden_batch
 from torch import nn
 
-from deepsynth_min.adapter import (
-    CONFIG, TENSORS, base_digest, load_adapter, read_config, save_adapter, selected,
-)  # fmt: skip
-from deepsynth_min.config import UserError
-from deepsynth_min.lora import (
-    Base, LoraConfig, attach, choose, official_paths, pairs, target_modules,
-)  # fmt: skip
-from deepsynth_min.model import DeepseekOCR
-from test_golden import GOLDEN, golden_batch
-
+from deepsynth_min.errors import UserError
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.tuning.adapter import (
+    CONFIG,
+    TENSORS,
+    base_digest,
+    load_adapter,
+    read_config,
+    save_adapter,
+    selected,
+)
+from deepsynth_min.tuning.lora import (
+    Base,
+    LoraConfig,
+    attach,
+    choose,
+    official_paths,
+    pairs,
+    target_modules,
+)
 
 BASE = Base("base", None, base_digest(GOLDEN))
 
@@ -76,7 +87,14 @@ def test_target_modules_select_the_adapted_linears_and_no_other(small_config):
         assert not set(vision) & set(targets)
     chosen = choose(model, ("all",))
     assert target_modules(paths, chosen) == (
-        "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")  # fmt: skip
+        "down_proj",
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    )
 
 
 # -- PEFT itself ----------------------------------------------------------------------------------
@@ -115,7 +133,7 @@ def official_tree(tensors: dict[str, torch.Tensor]) -> nn.Module:
 
 def use_weights_of(tree: nn.Module, model: DeepseekOCR) -> None:
     """Puts the tree's (adapted or merged) linears in place of a model's."""
-    from deepsynth_min.weights import official_views
+    from deepsynth_min.model.weights import official_views
 
     for name, view in official_views(model).items():
         if name.startswith("model.layers.") and name.endswith("_proj.weight"):
@@ -133,8 +151,9 @@ def test_peft_loads_our_adapter_and_its_merge_gives_our_logits(tmp_path, targets
         warnings.simplefilter("error")  # PEFT warns of keys that it misses or does not expect
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         loaded = peft.PeftModel.from_pretrained(tree, tmp_path)
-    assert sum(hasattr(m, "lora_A") for m in loaded.modules()) == len(choose(
-        DeepseekOCR.from_pretrained(GOLDEN), (targets,)))  # fmt: skip
+    assert sum(hasattr(m, "lora_A") for m in loaded.modules()) == len(
+        choose(DeepseekOCR.from_pretrained(GOLDEN), (targets,))
+    )
     merged = loaded.merge_and_unload()
     other = DeepseekOCR.from_pretrained(GOLDEN)
     use_weights_of(merged, other)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from deepsynth_min import freeze
-from deepsynth_min.freeze import FreezeError
-from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.optim import make_adamw
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.training.optim import make_adamw
+from deepsynth_min.tuning import freeze
+from deepsynth_min.tuning.freeze import FreezeError
 
 ENCODER = "model.sam_model.net_2.weight"
 PROJECTOR = "model.projector.layers.weight"
@@ -52,6 +52,7 @@ def set_grad(model, name, flag):
 )
 def test_the_start_check_names_what_breaks_the_policy(model, break_it, name):
     policy, optimizer = prepared(model)
+
     # `remove` compares tensors by value; make each parameter list find by identity instead.
     class ById(list):
         def remove(self, wanted):

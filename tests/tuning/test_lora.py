@@ -4,19 +4,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-
-from deepsynth_min import freeze
-from deepsynth_min.adapter import base_digest, load_adapter
-from deepsynth_min.config import UserError
-from deepsynth_min.experts import experts_by_loop
-from deepsynth_min.lora import (
-    Base, LoraConfig, LoraExperts, LoraLinear, adapter_views, attach, choose, pairs,
-)  # fmt: skip
-from deepsynth_min.model import DeepseekOCR, parameter_summary
-from deepsynth_min.optim import make_adamw
-from deepsynth_min.presets import PRESETS
-from deepsynth_min.search import greedy
 from test_golden import GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, golden_batch
+
+from deepsynth_min.errors import UserError
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
+from deepsynth_min.model.experts import experts_by_loop
+from deepsynth_min.model.generation import greedy
+from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.training.optim import make_adamw
+from deepsynth_min.tuning import freeze
+from deepsynth_min.tuning.adapter import base_digest, load_adapter
+from deepsynth_min.tuning.lora import (
+    Base,
+    LoraConfig,
+    LoraExperts,
+    LoraLinear,
+    adapter_views,
+    attach,
+    choose,
+    pairs,
+)
 
 
 def expected() -> dict[str, torch.Tensor]:
@@ -150,7 +157,9 @@ def test_adapter_sizes_at_rank_16_on_the_official_model(targets, size):
 
 def test_a_pattern_selects_by_path_and_never_leaves_the_decoder(model):
     assert choose(model, ("layers.1.self_attn.[qv]_proj",)) == {
-        "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"}  # fmt: skip
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.v_proj",
+    }
     assert all(path.startswith("model.layers.") for path in choose(model, ("*",)))
     for pattern in ("qkv_proj", "model.sam_model.*", "lm_head", "mlp.gate", "nothing"):
         with pytest.raises(UserError, match="fits no linear"):

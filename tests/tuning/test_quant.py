@@ -2,27 +2,46 @@
 
 import pytest
 import torch
+from test_golden import GOLDEN, golden_batch
 from torch import nn
 
-from deepsynth_min import freeze, quant
-from deepsynth_min.config import ModelConfig
-from deepsynth_min.freeze import FreezeError
-from deepsynth_min.lora import LoraConfig, attach, choose, pairs
-from deepsynth_min.model import DeepseekOCR, parameter_summary
-from deepsynth_min.optim import LossScaler, clip_and_step, make_adamw
-from deepsynth_min.quant import (
-    Packed, QuantConfig, QuantExperts, QuantLinear, packed_weights, quantise,
-)  # fmt: skip
-from deepsynth_min.weights import load_weights
-from test_golden import GOLDEN, golden_batch
+from deepsynth_min.model.config import ModelConfig
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
+from deepsynth_min.model.weights import load_weights
+from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
+from deepsynth_min.tuning import freeze, quant
+from deepsynth_min.tuning.freeze import FreezeError
+from deepsynth_min.tuning.lora import LoraConfig, attach, choose, pairs
+from deepsynth_min.tuning.quant import (
+    Packed,
+    QuantConfig,
+    QuantExperts,
+    QuantLinear,
+    packed_weights,
+    quantise,
+)
 
 KINDS = [("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)]
 
 # The 16 levels of NF4 as the paper's appendix E prints them.
-NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-       -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-       0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-       0.7229568362236023, 1.0]  # fmt: skip
+NF4 = [
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+]
 
 
 def test_nf4_takes_the_nearest_of_the_papers_levels_times_the_blocks_absmax():

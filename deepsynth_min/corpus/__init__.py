@@ -1,0 +1,1 @@
+"""The embedded documents: (text, summary) pairs in four languages, made from LANGUAGE.toml."""

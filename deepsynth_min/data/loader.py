@@ -1,0 +1,72 @@
+"""Rows -> a stream of batches for one rank, in an exact order.
+
+In: rows, a `SampleBuilder`, the step to begin at. Out: for each step a list of `Batch`es.
+
+The one idea: which rows a step trains on is a pure function of seed and step (order.py), and making
+a sample holds no state, so threads work ahead, and a run can be taken up at any step.
+"""
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+from ..model.batch import Batch
+from ..settings import Settings
+from .order import Order, share
+from .samples import SampleBuilder, collate
+
+
+class Loader:
+    """Iterates over steps, each a list of `accumulate` batches; works ahead in threads."""
+
+    def __init__(
+        self,
+        rows,
+        builder: SampleBuilder,
+        settings: Settings,
+        rank=0,
+        world=1,
+        step=0,
+        finish=lambda batch: batch,
+    ):
+        self.finish = finish  # what else is to be done to a batch ahead of its step
+        self.rows, self.builder, self.settings = rows, builder, settings
+        self.rank, self.world, self.step = rank, world, step
+        optim = settings.optim
+        global_batch = optim.batch_size * optim.accumulate * world
+        self.order = Order(rows, optim.seed, global_batch, settings.data.bucket)
+        self.pool = ThreadPoolExecutor(settings.data.workers, thread_name_prefix="data")
+        self.ahead: deque = deque()
+        self.next_micro = step * settings.optim.accumulate
+
+    def _submit(self) -> None:
+        step, micro = divmod(self.next_micro, self.settings.optim.accumulate)
+        size, rows = self.settings.optim.batch_size, self.order.step(step)
+        chosen = tuple(share(rows, micro, self.rank, self.world, size))
+        self.ahead.append(self.pool.submit(self._make, chosen))
+        self.next_micro += 1
+
+    def _make(self, chosen: tuple[int, ...]) -> Batch:
+        samples = [self.builder(self.rows[i]) for i in chosen]
+        batch = collate(samples, self.builder.special, chosen, self.settings.optim.pack)
+        return self.finish(batch)
+
+    def __next__(self) -> list[Batch]:
+        accumulate = self.settings.optim.accumulate
+        while len(self.ahead) < max(self.settings.data.prefetch, accumulate) + accumulate:
+            self._submit()
+        return [self.ahead.popleft().result() for _ in range(accumulate)]
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def held_out_shares(ends: tuple[int, ...], size: int, rank: int, world: int) -> list[range]:
+    """Rows 0 .. ends[-1] in batches of `size`, none across one of `ends`, every `world`-th of them.
+
+    Whole batches are dealt, so that what is scored together does not depend on the processes.
+    """
+    pieces = zip((0, *ends), ends)
+    batches = [
+        range(i, min(i + size, end)) for begin, end in pieces for i in range(begin, end, size)
+    ]
+    return batches[rank::world]

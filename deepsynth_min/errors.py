@@ -1,0 +1,84 @@
+"""What a user can get wrong: one line naming what and where, and exit code 2.
+
+In: whatever a command runs. Out: its exit code. Also here, since their errors are of this kind:
+reading a file that the user named, as text or as JSON.
+
+The idea: a mistake of the user's is a `UserError` wherever it is found, and `exit_code` alone turns
+it into a line on stderr. Everything else keeps its traceback.
+"""
+
+import json
+import os
+import re
+import stat
+import sys
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake of the user's: shown as one line naming what and where, exit code 2."""
+
+
+def without_credentials(text: str) -> str:
+    """A message in which no address shows the name and password that it may carry."""
+    return re.sub(r"(\w://)[^\s/@]*@", r"\1***@", text)
+
+
+def one_line(error: object, most: int = 1000) -> str:
+    """A message on one line: what cannot be printed is escaped, a long one loses its middle."""
+    text = without_credentials(str(error))
+    if len(text) > most:
+        text = f"{text[: most // 2]} ... {text[-(most // 2) :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def exit_code(run, arguments: list[str] | None, finish=lambda: None, first=lambda: None) -> int:
+    """Runs a command: 0 done, 2 the user's mistake in one line; anything else is a traceback.
+
+    run(arguments) does the work, of the command line if none are given; `first()` comes before the
+    line of a mistake is printed, `finish()` comes last.
+    """
+    try:
+        run(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        first()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    finally:
+        finish()
+    return 0
+
+
+def find_file(path: str | os.PathLike, where: str = "", missing: str = "no such file") -> Path:
+    """The path of a regular file; reading a pipe or a device might never end. Raises UserError."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise UserError(f"{where}{path}: {missing}") from None
+    except OSError as error:
+        raise UserError(f"{where}{path}: {error.strerror}") from None
+    except ValueError:  # a NUL, or half of a surrogate pair
+        raise UserError(f"{where}{path}: not a possible file name") from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{where}{path}: not a regular file")
+    return Path(path)
+
+
+def read_text(path: str | os.PathLike, where: str = "") -> str:
+    """Content of a UTF-8 file that the user named. Raises UserError."""
+    try:
+        return find_file(path, where).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{where}{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}{path}: not UTF-8 at byte {error.start}") from None
+
+
+def read_json(path: str | os.PathLike) -> object:
+    """Content of a JSON file that the user named. Raises UserError."""
+    try:
+        return json.loads(read_text(path))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None

@@ -1,0 +1,1 @@
+"""Held-out loss, whether the model reads its page, and how near its answers are."""

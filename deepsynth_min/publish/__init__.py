@@ -1,0 +1,1 @@
+"""A run's model for others: the official layout, the model card, the upload."""

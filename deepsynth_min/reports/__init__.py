@@ -1,0 +1,1 @@
+"""Metrics for people: charts, one HTML page, TensorBoard and Weights & Biases."""

@@ -1,0 +1,1 @@
+"""Around the step: building, precision, optimizer, processes, checkpoints, the run directory."""
