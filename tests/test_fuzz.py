@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import SMALL
 from fuzz import DEEP, ODD, fresh, mutate_bytes, mutate_file, mutate_json, mutate_value, outcome
 from safetensors.torch import load_file
+from small_model import SMALL
 
 from deepsynth_min import settings as settings_
 from deepsynth_min.data.rows import open_files
@@ -124,16 +124,16 @@ def test_json_lines_are_refused_or_read_as_json_reads_them(folder):
         content = b"\n".join(lines)
         path.write_bytes(content)
         try:
-            twin = [
+            reference = [
                 meaning(json.loads(line.decode("utf-8-sig")), folder)
                 for line in content.split(b"\n")
                 if line.strip()
             ]
         except (ValueError, RecursionError):
-            twin = []
+            reference = []
         got = outcome(lambda: read_all(path))
         accepted += got is not None
-        expected = None if not twin or None in twin else twin
+        expected = None if not reference or None in reference else reference
         assert (got and list(map(shown, got))) == expected, content
     assert JSONL * 0.1 < accepted < JSONL * 0.6
 
@@ -170,8 +170,10 @@ def test_parquet_files_are_refused_or_read_as_pyarrow_reads_them(folder):
         if got is not None:
             accepted += 1
             names = ["text", "summary", "instruction"]  # a column of another name may be damaged
-            twin = pq.ParquetFile(io.BytesIO(content)).read(names, use_threads=False).to_pylist()
-            assert list(map(shown, got)) == [meaning(values, folder) for values in twin]
+            reference = (
+                pq.ParquetFile(io.BytesIO(content)).read(names, use_threads=False).to_pylist()
+            )
+            assert list(map(shown, got)) == [meaning(values, folder) for values in reference]
     assert 0 < accepted < PARQUET * 0.8
 
 
@@ -203,18 +205,18 @@ def test_parquet_tables_of_any_columns_are_refused_or_read_as_they_are(folder):
         names = chance.choice((["text", "summary"], names, ["image", "summary", "x"]))
         table = pa.table({name: column(chance, n) for name in names})
         pq.write_table(table, path)
-        twin = []
+        reference = []
         for values in table.to_pylist():
             texts = [values.get(name) for name in ("text", "summary", "instruction")]
             values |= {
                 k: v["path"] for k, v in values.items() if isinstance(v, dict) and k[0] == "i"
             }
             fits = all(value is None or isinstance(value, str) for value in texts)
-            twin.append(meaning(values, folder) if fits else None)
+            reference.append(meaning(values, folder) if fits else None)
         got = outcome(lambda: read_all(path))
         accepted += got is not None
         if got is not None:
-            assert list(map(shown, got)) == twin
+            assert list(map(shown, got)) == reference
     assert 0 < accepted < TABLES * 0.8
 
 

@@ -73,7 +73,7 @@ def loaded(checkpoint: Path):
 
 
 def answer_of(trained: Path, row: Row, most: int = 5) -> str:
-    """The twin: the sequence decoded again for each token, from the settings the run wrote."""
+    """The reference: the sequence decoded again for each token, from the settings the run wrote."""
     checkpoint = trained / "checkpoints" / "step-000001"
     model, tokenizer = loaded(checkpoint)
     builder = SampleBuilder(S.load(trained / "config.toml"), model.config, tokenizer)

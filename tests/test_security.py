@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
 from safetensors.torch import load_file, save_file
+from small_model import SMALL
 
 import deepsynth_min
 from deepsynth_min import render as preview, train

@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepsynth_min import train
-from deepsynth_min.evaluation import evaluator as evaluate
+from deepsynth_min import evaluate, train
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.presets import PRESETS
 
@@ -184,8 +183,8 @@ def test_resuming_gives_the_metrics_and_weights_of_an_undisturbed_run(tmp_path, 
     names = ("step", "loss", "grad_norm", "lr")
     runs = [[[line[n] for n in names] for line in metrics(o, "train")] for o in (whole, parts)]
     assert runs[0] == runs[1]
-    ours, twin = weights(parts), weights(whole)
-    assert all(ours[name].equal(twin[name]) for name in twin)
+    ours, reference = weights(parts), weights(whole)
+    assert all(ours[name].equal(reference[name]) for name in reference)
 
 
 def test_a_run_gone_on_with_elsewhere_and_at_its_end_names_the_checkpoint_there_is(
@@ -268,8 +267,8 @@ def test_two_processes_do_what_one_process_does(tmp_path, jsonl):
     for kind in ("train", "eval"):
         for a, b in zip(metrics(one, kind), metrics(two, kind), strict=True):
             assert a["step"] == b["step"] and abs(a["loss"] - b["loss"]) < 2e-5
-    ours, twin = weights(two), weights(one)
-    worst = max((ours[n] - twin[n]).abs().max().item() for n in twin)
+    ours, reference = weights(two), weights(one)
+    worst = max((ours[n] - reference[n]).abs().max().item() for n in reference)
     assert worst < 5e-4  # two AdamW steps of 1e-3, whose direction is that of rounding near zero
 
 

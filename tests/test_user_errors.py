@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from deepsynth_min import generate, train
+from deepsynth_min import evaluate, export, generate, report, train
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
-from deepsynth_min.evaluation import evaluator as evaluate
-from deepsynth_min.publish import official as export
-from deepsynth_min.reports import page as report
 from deepsynth_min.training.checkpoint import base_files
 from deepsynth_min.training.run_directory import find_run_checkpoint
 

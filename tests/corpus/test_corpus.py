@@ -69,7 +69,7 @@ def test_ids_are_unique():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_splits_share_no_entity_combination(seed):
-    """The twin of Document.combinations: full names, and all unordered pairs."""
+    """The reference of Document.combinations: full names, and all unordered pairs."""
     found = {}
     for split in SPLITS:
         documents = corpus.documents(split, seed)
@@ -163,8 +163,10 @@ def test_another_seed_gives_other_documents():
 
 
 def test_the_draw_uses_no_method_of_random_but_random():
-    twin, draw = Random(5), corpus.Draw(5)
-    assert [draw.below(1000) for _ in range(50)] == [int(twin.random() * 1000) for _ in range(50)]
+    reference, draw = Random(5), corpus.Draw(5)
+    assert [draw.below(1000) for _ in range(50)] == [
+        int(reference.random() * 1000) for _ in range(50)
+    ]
 
 
 def test_a_shuffle_is_a_permutation():

@@ -1,4 +1,4 @@
-"""Augmentation: the one warp against slow twins and against Pillow; what a page gets, and when."""
+"""Augmentation: the one warp against slow references and Pillow; what a page gets, and when."""
 
 import json
 import math

@@ -68,10 +68,12 @@ def test_rows_are_those_of_the_same_data_in_json_lines(tmp_path, options, kind):
     lines = [json.dumps(dict(zip(values, row))) for row in zip(*values.values())]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     names = DataSettings(text_field="doc")
-    ours, twin = (open_files(str(tmp_path / f"a.{end}"), names) for end in ("parquet", "jsonl"))
-    assert len(ours) == len(twin) == 40
+    ours, reference = (
+        open_files(str(tmp_path / f"a.{end}"), names) for end in ("parquet", "jsonl")
+    )
+    assert len(ours) == len(reference) == 40
     for i in np.random.default_rng(1).permutation(40):
-        a, b = ours[i], twin[i]
+        a, b = ours[i], reference[i]
         assert (a.text, a.summary, a.instruction) == (b.text, b.summary, b.instruction)
         assert a.where == f"{tmp_path / 'a.parquet'}:row {i + 1}"
         assert ours.size(i) == len(a.text.encode()) + len(a.summary.encode())

@@ -295,8 +295,8 @@ def test_the_loader_gives_the_same_batches_from_any_step_on_with_any_number_of_t
         return steps
 
     whole, resumed = batches(0, 1), batches(3, 3)
-    for step, twin in zip(whole[3:], resumed):
-        for a, b in zip(step, twin):
+    for step, reference in zip(whole[3:], resumed):
+        for a, b in zip(step, reference):
             assert a.rows == b.rows and a.input_ids.equal(b.input_ids) and a.pages.equal(b.pages)
 
 

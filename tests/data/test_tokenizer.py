@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-from deepsynth_min.corpus import documents as corpus
+from deepsynth_min.corpus import __main__ as corpus_command, documents as corpus
 from deepsynth_min.data import tokenizer as tk
 from deepsynth_min.errors import UserError
 
@@ -263,7 +263,7 @@ def test_the_command_makes_the_files_and_never_overwrites(tmp_path):
     assert again.stderr.startswith("error: ") and not (tmp_path / FILES[0]).exists()
 
 
-@pytest.mark.parametrize("module", [tk, corpus])
+@pytest.mark.parametrize("module", [tk, corpus_command])
 @pytest.mark.parametrize(
     "arguments", [[], ["--no-such"], ["--out", "a\0b"], ["--out", "x\ny" + "x" * 3000]]
 )

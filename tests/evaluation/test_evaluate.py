@@ -10,13 +10,13 @@ import jiwer
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL
+from small_model import SMALL
 
-from deepsynth_min import train
+from deepsynth_min import evaluate, train
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import encode, load_tokenizer
-from deepsynth_min.evaluation import ablations, evaluator as evaluate
+from deepsynth_min.evaluation import ablations, evaluator
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.generation import greedy
 from deepsynth_min.options import change
@@ -57,7 +57,7 @@ def reader() -> tuple[DeepseekOCR, SampleBuilder]:
 
 
 def loss_with(model, builder, row: Row, pages=None, ids=None) -> tuple[float, int]:
-    """The twin: one row, its sequence laid out by hand, scored from all logits."""
+    """The reference: one row, its sequence laid out by hand, scored from all logits."""
     paper = pages == "paper"
     pages = None if paper else pages
     sample = builder(row)
@@ -81,7 +81,7 @@ def test_ablations_are_differences_of_losses_in_nats_per_token(reader):
     model, builder = reader
     data = rows(5)
     partner = ablations.partners(5, seed=0)
-    result = evaluate.Evaluator(model, data, builder, WORLD).losses()
+    result = evaluator.Evaluator(model, data, builder, WORLD).losses()
     plain = [loss_with(model, builder, row) for row in data]
     tokens = sum(count for _, count in plain)
     assert result["loss"] == pytest.approx(sum(loss for loss, _ in plain) / tokens, abs=1e-4)
@@ -103,7 +103,7 @@ def test_ablations_are_differences_of_losses_in_nats_per_token(reader):
 
 
 def test_a_model_that_must_copy_from_the_page_loses_much_without_it(reader):
-    result, _ = evaluate.Evaluator(reader[0], rows(), reader[1], WORLD)()
+    result, _ = evaluator.Evaluator(reader[0], rows(), reader[1], WORLD)()
     assert result["reads/shuffled"] > 0.3 and result["reads/without"] > 0.1
     assert ablations.warning(result) is None
     assert result["exact_match"] == result["eos_rate"] == 1 and result["cer"] == 0
@@ -114,7 +114,7 @@ def test_a_model_that_cannot_see_the_page_loses_nothing_and_a_warning_says_so():
     with torch.no_grad():  # attention adds nothing: each token knows itself only
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
-    result, _ = evaluate.Evaluator(model, rows(), builder, WORLD)()
+    result, _ = evaluator.Evaluator(model, rows(), builder, WORLD)()
     for kind in ablations.ABLATIONS:
         assert abs(result[f"reads/{kind}"]) < 1e-5
     assert "does not read the page" in ablations.warning(result)
@@ -131,7 +131,7 @@ def test_partners_are_others_the_same_for_a_seed_and_each_row_is_one_once():
 def test_figures_about_answers_are_those_of_the_answers_taken_one_by_one():
     model, builder = make(max_new_tokens=12, answer_samples=4)
     data = rows(6)
-    result, shown = evaluate.Evaluator(model, data, builder, WORLD).answers()
+    result, shown = evaluator.Evaluator(model, data, builder, WORLD).answers()
     texts = []
     for row in data[:4]:
         ids = greedy(model, collate([builder.prompt(row)], builder.special), 12)[0]
@@ -148,11 +148,11 @@ def test_rows_of_images_have_no_text_to_put_in_the_place_of_their_page(tmp_path)
     Image.new("L", (128, 128), 90).save(tmp_path / "a.png")
     images = [Row("i", "dark", images=(tmp_path / "a.png",)) for _ in range(2)]
     model, builder = make()
-    result = evaluate.Evaluator(model, images, builder, WORLD).losses()
+    result = evaluator.Evaluator(model, images, builder, WORLD).losses()
     assert "reads/text" not in result and "compression" not in result
     assert result["reads/blank"] != 0 and result["reads/shuffled"] == pytest.approx(0, abs=1e-6)
-    mixed = evaluate.Evaluator(model, [*images, *rows(2)], builder, WORLD).losses()
-    alone = evaluate.Evaluator(model, rows(2), builder, WORLD).losses()
+    mixed = evaluator.Evaluator(model, [*images, *rows(2)], builder, WORLD).losses()
+    alone = evaluator.Evaluator(model, rows(2), builder, WORLD).losses()
     assert mixed["reads/text"] == pytest.approx(alone["reads/text"], abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Text metrics against the packages that others use, and against slow twins."""
+"""Text metrics against the packages that others use, and against slow references."""
 
 import random
 

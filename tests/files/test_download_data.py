@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from adapter_runs import QUICK
-from hub_server import COMMIT, running_hub
+from hub_server import COMMIT, TOKEN, command, running_hub
 from PIL import Image
-from test_upload import TOKEN, command
 
 from deepsynth_min import settings as settings_
 from deepsynth_min.data.rows import pinned

@@ -7,11 +7,15 @@ repository. `fail` maps a kind of request to the status codes that its next requ
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+TOKEN = "hf_thisIsTheSecret"
 COMMIT = "c0ffee" * 6 + "c0ff"  # 40 digits
 LARGE = 2000  # bytes from which a file is sent apart from the commit
 
@@ -189,3 +193,19 @@ def running_hub():
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+def command(server, tmp_path, *words) -> subprocess.CompletedProcess:
+    """Runs Python with the hub's address and a token in its environment."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",  # the other way to send has its own servers
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True
+    )
+    assert TOKEN not in done.stdout + done.stderr
+    return done

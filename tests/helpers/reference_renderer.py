@@ -34,7 +34,7 @@ _LOAD = {
 embedded = lru_cache(pymupdf_fonts.myfont)
 
 
-class Twin:
+class ReferenceRenderer:
     """Pages of a text in a PageStyle: `render(text)` -> (pages [N, H, W], ranges)."""
 
     def __init__(self, style):

@@ -15,8 +15,8 @@ import sys
 from dataclasses import replace
 
 import torch
-from conftest import SMALL
 from safetensors.torch import save_file
+from small_model import SMALL
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -1,4 +1,4 @@
-"""The decoder against slow, readable twins."""
+"""The decoder against slow, readable references."""
 
 from dataclasses import replace
 
@@ -72,10 +72,10 @@ def test_experts_equal_the_loop_forward_and_backward(unused, form):
     mixed = form(experts, x, chosen, weight)
     looped = experts_by_loop(experts, x, chosen, weight)
     assert torch.allclose(mixed, looped, atol=1e-5)
-    for ours, twin in zip(
+    for ours, reference in zip(
         torch.autograd.grad(mixed, inputs, upstream), torch.autograd.grad(looped, inputs, upstream)
     ):
-        assert torch.allclose(ours, twin, atol=1e-4)
+        assert torch.allclose(ours, reference, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -83,11 +83,11 @@ def test_frozen_experts_pass_the_gradient_on(form):
     experts = random_experts().requires_grad_(False)
     x, chosen = torch.randn(20, 32, requires_grad=True), torch.rand(20, 6).topk(3).indices
     weight, upstream = torch.rand(20, 3, requires_grad=True), torch.randn(20, 32)
-    ours, twin = (
+    ours, reference = (
         torch.autograd.grad(form(experts, x, chosen, weight), [x, weight], upstream)
         for form in (form, experts_by_loop)
     )
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, twin))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, reference))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -151,11 +151,11 @@ def test_rotary_attention_depends_on_distances_only():
     assert not torch.allclose(products(0), q @ k.transpose(-1, -2), atol=1e-2)
 
 
-def same(ours, twin, inputs: list[torch.Tensor]) -> bool:
+def same(ours, reference, inputs: list[torch.Tensor]) -> bool:
     """Whether two outputs and their gradients are equal but for rounding."""
     upstream = torch.randn_like(ours)
-    gradients = [torch.autograd.grad(out, inputs, upstream) for out in (ours, twin)]
-    pairs = zip((ours, *gradients[0]), (twin, *gradients[1]))
+    gradients = [torch.autograd.grad(out, inputs, upstream) for out in (ours, reference)]
+    pairs = zip((ours, *gradients[0]), (reference, *gradients[1]))
     return all(torch.allclose(a, b, atol=2e-5) for a, b in pairs)
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_golden import CASES, GOLDEN, golden_batch
+from golden import CASES, GOLDEN, golden_batch
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.batch import Batch
@@ -89,18 +89,18 @@ def test_cached_equals_uncached_token_for_token_and_a_batch_equals_one_by_one(mo
 
 
 def test_an_answer_ends_at_eos_while_others_go_on(model):
-    """The token that the slow twin finds fourth is made the end, for one row of two."""
+    """The token that the slow reference finds fourth is made the end, for one row of two."""
     first = slow_greedy(model, "base", 0, 5, 8)
-    twin = DeepseekOCR.from_pretrained(GOLDEN).eval()
+    reference = DeepseekOCR.from_pretrained(GOLDEN).eval()
     with torch.no_grad():  # the rows of EOS and of that token change places, in and out
-        swapped = torch.arange(twin.lm_head.weight.shape[0])
+        swapped = torch.arange(reference.lm_head.weight.shape[0])
         swapped[[EOS, first[3]]] = torch.tensor([first[3], EOS])
-        twin.lm_head.weight.copy_(twin.lm_head.weight[swapped])
-        twin.model.embed_tokens.weight.copy_(twin.model.embed_tokens.weight[swapped])
+        reference.lm_head.weight.copy_(reference.lm_head.weight[swapped])
+        reference.model.embed_tokens.weight.copy_(reference.model.embed_tokens.weight[swapped])
     rows = [(0, 5), (1, 3)]
     batch = together(*(prompt("base", row, text) for row, text in rows))
-    answers = generate(twin, batch, GenerationSettings(max_new_tokens=8))
-    assert [a.ids for a in answers] == [slow_greedy(twin, "base", *r, 8) for r in rows]
+    answers = generate(reference, batch, GenerationSettings(max_new_tokens=8))
+    assert [a.ids for a in answers] == [slow_greedy(reference, "base", *r, 8) for r in rows]
     assert answers[0].ended and len(answers[0].ids) <= 3
     assert len(answers[1].ids) > len(answers[0].ids)
 

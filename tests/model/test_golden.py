@@ -2,14 +2,11 @@
 
 import gzip
 import json
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from golden import CASES, GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, expected, golden_batch
 
-from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.config import ModelConfig
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
 from deepsynth_min.model.generation import greedy
@@ -17,48 +14,18 @@ from deepsynth_min.model.loss import summed_cross_entropy
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.model.weights import official_views
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-CASES = ("base", "small", "gundam")
-TOLERANCE = 2e-4  # absolute, features and logits
-GRADIENT_TOLERANCE = 1e-3  # relative, in the norm of a tensor
-
-
-@cache
-def expected() -> dict[str, torch.Tensor]:
-    with safe_open(GOLDEN / "expected.safetensors", framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
-
 
 @pytest.fixture
 def model() -> DeepseekOCR:
     return DeepseekOCR.from_pretrained(GOLDEN)
 
 
-def golden_batch(case: str, rows=slice(None), tokens=slice(None)) -> Batch:
-    e = expected()
-    text = {
-        name: e[f"{case}.{name}"][rows, tokens]
-        for name in ("input_ids", "attention_mask", "image_mask", "labels")
-    }
-    text["attention_mask"] = text["attention_mask"].bool()
-    pages = e[f"{case}.pages"][rows]
-    if f"{case}.tiles" not in e:
-        return Batch(pages=pages, **text)
-    grids = e[f"{case}.grid"].expand(len(pages), 2)
-    return Batch(pages=pages, tiles=e[f"{case}.tiles"][rows].flatten(0, 1), grids=grids, **text)
-
-
-def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return (ours - theirs).abs().max().item()
-
-
 def gradients(model: DeepseekOCR) -> dict[str, torch.Tensor]:
     """Official name -> gradient, by reading the gradients as if they were the weights."""
-    twin = DeepseekOCR(model.config)
-    for mine, parameter in zip(twin.parameters(), model.parameters()):
+    reference = DeepseekOCR(model.config)
+    for mine, parameter in zip(reference.parameters(), model.parameters()):
         mine.data = torch.zeros_like(mine) if parameter.grad is None else parameter.grad
-    return official_views(twin)
+    return official_views(reference)
 
 
 def assert_gradients_agree(model: DeepseekOCR, prefix: str, at_least: int) -> None:

@@ -4,7 +4,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from reference_renderer import Twin, composite, embedded
+from reference_renderer import ReferenceRenderer, composite, embedded
 
 from deepsynth_min.pages.renderer import PageStyle, render_pages
 
@@ -32,7 +32,7 @@ def test_each_character_comes_from_the_first_font_that_has_it(tmp_path):
     )
     for style in (first, last):
         assert np.array_equal(
-            Twin(style).render("abc ★ é")[0], render_pages("abc ★ é", style).pages
+            ReferenceRenderer(style).render("abc ★ é")[0], render_pages("abc ★ é", style).pages
         )
 
 
@@ -41,11 +41,11 @@ def test_missing_glyphs_are_boxes_counted_with_their_positions():
     pages = render_pages(text, LINE)
     assert pages.missing.tolist() == [i for i, char in enumerate(text) if char not in "abcd"]
     page = render_pages("\ue000", PageStyle(width=60, height=60, font_size=20, margin=10)).pages[0]
-    twin = Twin(PageStyle(font_size=20))
+    reference = ReferenceRenderer(PageStyle(font_size=20))
     expected = np.full((60, 60), 255, np.uint8)
     box = np.full((14, 10), 255, np.uint8)
     box[1:-1, 1:-1] = 0
-    composite(expected, box, 11, 10 + twin.up - 14)
+    composite(expected, box, 11, 10 + reference.up - 14)
     assert np.array_equal(page, expected)
 
 

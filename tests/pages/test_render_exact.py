@@ -1,4 +1,4 @@
-"""Pages are exact: equal, in every pixel, to a slow twin and to Pillow."""
+"""Pages are exact: equal, in every pixel, to a slow reference and to Pillow."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ import freetype
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from reference_renderer import ALPHABET, Twin, embedded
+from reference_renderer import ALPHABET, ReferenceRenderer, embedded
 
 from deepsynth_min.pages.renderer import PageStyle, Renderer, render_pages
 
@@ -20,7 +20,7 @@ PROSE = (
 
 
 def assert_same(text, style):
-    expected, ranges = Twin(style).render(text)
+    expected, ranges = ReferenceRenderer(style).render(text)
     got = render_pages(text, style)
     assert got.ranges.tolist() == ranges
     assert got.pages.shape == expected.shape
@@ -102,14 +102,14 @@ def test_prose_equals_pillows_basic_layout(size):
         style = PageStyle(width=520, height=400, font_size=size, hinting="normal", main_font=name)
         font = ImageFont.truetype(io.BytesIO(data), size, layout_engine=ImageFont.Layout.BASIC)
         text = PROSE.replace("\t", "").replace("…", "...")
-        twin, expected, drawn = Twin(style), [], 0
-        rows = 1 + (style.height - 32 - twin.up - twin.down) // twin.step
-        lines = twin.wrap(text)
+        reference, expected, drawn = ReferenceRenderer(style), [], 0
+        rows = 1 + (style.height - 32 - reference.up - reference.down) // reference.step
+        lines = reference.wrap(text)
         for first in range(0, len(lines), rows):
             image = Image.new("L", (style.width, style.height), 255)
             canvas = ImageDraw.Draw(image)
             for row, (start, shown, *_) in enumerate(lines[first : first + rows]):
-                place = (16, 16 + twin.up + row * twin.step)
+                place = (16, 16 + reference.up + row * reference.step)
                 canvas.text(place, text[start:shown], font=font, fill=0, anchor="ls")
                 drawn += shown > start
             expected.append(np.asarray(image))
@@ -128,7 +128,7 @@ def test_kerned_prose_equals_the_twin(tmp_path, size):
         style = PageStyle(
             width=500, height=300, font_size=size, kerning=True, align=align, main_font=str(path)
         )
-        assert Twin(style).kern("A", "V") < 0 < Twin(style).kern("f", "j")
+        assert ReferenceRenderer(style).kern("A", "V") < 0 < ReferenceRenderer(style).kern("f", "j")
         assert_same(PROSE, style)
     unkerned = render_pages(PROSE, replace(style, kerning=False)).pages
     assert not np.array_equal(render_pages(PROSE, style).pages, unkerned)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from reference_renderer import Twin, composite, embedded
+from reference_renderer import ReferenceRenderer, composite, embedded
 
 from deepsynth_min.pages.renderer import PageStyle, Renderer, render_batch, render_pages
 
@@ -17,8 +17,8 @@ def tiled(ranges, length):
     return flat[::2] == flat[1::2] and all(a <= b for a, b in ranges.tolist())
 
 
-def equals_twin(text, style):
-    pages, ranges = Twin(style).render(text)
+def equals_reference(text, style):
+    pages, ranges = ReferenceRenderer(style).render(text)
     got = render_pages(text, style)
     return got.ranges.tolist() == ranges and np.array_equal(got.pages, pages)
 
@@ -30,8 +30,8 @@ def font_file(folder, name):
 
 
 def width_of(text, style):
-    """Pixels that a line of text needs, from the twin."""
-    return (Twin(style).pens(text)[-1] + 63) // 64
+    """Pixels that a line of text needs, from the reference."""
+    return (ReferenceRenderer(style).pens(text)[-1] + 63) // 64
 
 
 def test_empty_text_is_one_blank_page():
@@ -63,7 +63,7 @@ def test_a_line_exactly_at_the_limit_fits_and_one_pixel_less_wraps():
         style = PageStyle(width=need + 8 + slack, height=60, margin=4, font_size=12)
         one_line_pages = PageStyle(width=need + 8 + slack, height=24, margin=4, font_size=12)
         assert len(render_pages(text, one_line_pages)) == lines
-        assert equals_twin(text, style)
+        assert equals_reference(text, style)
 
 
 def test_trailing_space_hangs_over_the_limit():
@@ -77,16 +77,18 @@ def test_trailing_space_hangs_over_the_limit():
 
 def test_a_word_wider_than_the_page_is_split_between_characters():
     text = "a " + "incomprehensibilities" * 3 + " b"
-    assert equals_twin(text, SMALL)
+    assert equals_reference(text, SMALL)
     ink = sum(int((255 - page.astype(int)).sum()) for page in render_pages(text, SMALL).pages)
-    assert ink == sum(int(Twin(SMALL).glyph(char)[0].sum()) for char in text)  # nothing is lost
+    assert ink == sum(
+        int(ReferenceRenderer(SMALL).glyph(char)[0].sum()) for char in text
+    )  # nothing is lost
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 9])
 def test_a_glyph_wider_than_the_page_takes_its_own_line(width):
     style = PageStyle(width=width, height=30, margin=0, font_size=20)
     text = "WMW i W"
-    assert equals_twin(text, style)
+    assert equals_reference(text, style)
     pages = render_pages(text, style)
     assert tiled(pages.ranges, len(text)) and pages.clipped >= 3
 
@@ -156,7 +158,7 @@ def test_bearings_beyond_every_edge_are_clipped_exactly(tmp_path, name, text):
         style = PageStyle(
             width=width, height=height, margin=0, font_size=64, main_font=font_file(tmp_path, name)
         )
-        assert equals_twin(text, style), (width, height)
+        assert equals_reference(text, style), (width, height)
 
 
 def test_overlapping_lines_clear_nothing(tmp_path):
@@ -170,7 +172,7 @@ def test_overlapping_lines_clear_nothing(tmp_path):
             line_height=line_height,
             main_font=font_file(tmp_path, "notosit"),
         )
-        assert equals_twin("Ågjpq|()\nÅfffg\n|||ÅÅÅ\ngjÄÖÜ" * 2, style)
+        assert equals_reference("Ågjpq|()\nÅfffg\n|||ÅÅÅ\ngjÄÖÜ" * 2, style)
 
 
 def test_one_character_changes_the_strs_kind_and_nothing_else():
@@ -222,7 +224,7 @@ def test_widths_that_are_no_multiple_of_16(width):
     for margin in (0, 1):
         if width > 2 * margin:
             style = PageStyle(width=width, height=50, margin=margin, font_size=11)
-            assert equals_twin("Fluffy wolves jump.\nOver it", style)
+            assert equals_reference("Fluffy wolves jump.\nOver it", style)
 
 
 def test_a_page_of_one_pixel():
@@ -245,15 +247,15 @@ def test_huge_glyphs_and_unusual_units_stay_inside_the_page():
 
 def test_a_cluster_is_its_glyphs_composited_in_order():
     style = PageStyle(width=60, height=60, margin=10, font_size=20, shaping="off")
-    twin, renderer = Twin(style), Renderer(style)
+    reference, renderer = ReferenceRenderer(style), Renderer(style)
     got = renderer.render_pages("q\u0303").pages[0]
-    base, mark = twin.glyph("q"), twin.glyph("\u0303")
+    base, mark = reference.glyph("q"), reference.glyph("\u0303")
     width = mark[0].shape[1]
     x = round(base[1] + base[0].shape[1] / 2 - width / 2)
     lift = max(0, base[2] + 1 - (mark[2] - len(mark[0])))
     expected = np.full((60, 60), 255, np.uint8)
-    composite(expected, base[0], 10 + base[1], 10 + twin.up - base[2])
-    composite(expected, mark[0], 10 + x, 10 + twin.up - mark[2] - lift)
+    composite(expected, base[0], 10 + base[1], 10 + reference.up - base[2])
+    composite(expected, mark[0], 10 + x, 10 + reference.up - mark[2] - lift)
     assert np.array_equal(got, expected)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from reference_renderer import Twin
+from reference_renderer import ReferenceRenderer
 
 from deepsynth_min.pages.renderer import PageStyle, Renderer, fit, render_pages
 
@@ -53,7 +53,7 @@ def test_indentation_and_runs_of_spaces_are_kept_or_collapsed():
     def left_edges(text, **settings_):
         return ink_box(render_pages(text, PageStyle(width=400, height=40, **settings_)).pages[0])
 
-    space = Twin(PageStyle()).glyph(" ")[3] // 64
+    space = ReferenceRenderer(PageStyle()).glyph(" ")[3] // 64
     plain = left_edges("a b")
     assert left_edges("    a b")[0] == plain[0] + 4 * space
     assert left_edges("a    b")[2] == plain[2] + 3 * space
@@ -65,8 +65,8 @@ def test_indentation_and_runs_of_spaces_are_kept_or_collapsed():
 
 
 def test_tabs_go_to_stops_measured_in_spaces():
-    space = Twin(PageStyle()).glyph(" ")[3] // 64
-    bearing = Twin(PageStyle()).glyph("I")[1]
+    space = ReferenceRenderer(PageStyle()).glyph(" ")[3] // 64
+    bearing = ReferenceRenderer(PageStyle()).glyph("I")[1]
     for text, stops in (("\tI", 1), ("\t\tI", 2), (" " * 7 + "\tI", 1), (" " * 8 + "\tI", 2)):
         page = render_pages(text, PageStyle(width=400, height=40)).pages[0]
         assert ink_box(page)[0] == 16 + stops * 8 * space + bearing
@@ -99,13 +99,17 @@ def test_justified_lines_end_at_the_right_margin_except_the_last_of_a_paragraph(
     style = PageStyle(width=300, height=300, margin=20, align="justify")
     left = PageStyle(width=300, height=300, margin=20)
     text = WORDS.replace("f", "d").replace("j", "i") * 3
-    twin = Twin(style)
-    lines, page = twin.wrap(text), render_pages(text, style).pages[0]
+    reference = ReferenceRenderer(style)
+    lines, page = reference.wrap(text), render_pages(text, style).pages[0]
     for row, (_, shown, *_) in enumerate(lines):
-        top = 20 + row * twin.step
-        strip = page[top : top + twin.up + 1]
+        top = 20 + row * reference.step
+        strip = page[top : top + reference.up + 1]
         last = text[shown - 1]
-        room = twin.glyph(last)[3] // 64 - twin.glyph(last)[1] - twin.glyph(last)[0].shape[1]
+        room = (
+            reference.glyph(last)[3] // 64
+            - reference.glyph(last)[1]
+            - reference.glyph(last)[0].shape[1]
+        )
         end = np.flatnonzero((strip < 255).any(0))[-1] + 1
         assert (end == 280 - room) == (row < len(lines) - 1)
     assert len(render_pages(text, left)) == len(render_pages(text, style))

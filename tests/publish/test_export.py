@@ -9,16 +9,20 @@ import sys
 import pytest
 import torch
 from adapter_runs import run, write_base, write_rows
-from conftest import SMALL
+from golden import GOLDEN
 from official_rules import official_shapes, problems
 from safetensors.torch import load_file, save_file
-from test_golden import GOLDEN
+from small_model import SMALL
 
+from deepsynth_min import export
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.weights import official_views
-from deepsynth_min.publish import official as export
+from deepsynth_min.publish import official
+from deepsynth_min.settings import load
+from deepsynth_min.training.build import load_run_model
+from deepsynth_min.training.run_directory import find_run_checkpoint
 from deepsynth_min.tuning.adapter import TENSORS
 from deepsynth_min.tuning.lora import pairs
 from deepsynth_min.tuning.quant import packed_weights
@@ -163,9 +167,9 @@ def test_a_merged_export_equals_pefts_merge(folder, tmp_path):
 
 
 def test_a_merge_over_nf4_unpacks_the_base_or_takes_the_original(folder, tmp_path):
-    settings = export.settings_.load(folder / "qlora" / "config.toml")
-    checkpoint = export.find_run_checkpoint(folder / "qlora", "last")
-    model, _ = export.load_run_model(settings, folder / "qlora", checkpoint, torch.device("cpu"))
+    settings = load(folder / "qlora" / "config.toml")
+    checkpoint = find_run_checkpoint(folder / "qlora", "last")
+    model, _ = load_run_model(settings, folder / "qlora", checkpoint, torch.device("cpu"))
     original = load_file(folder / "base" / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj"
     unpacked = packed_weights(model)[f"{name}.base.weight"].unpack(torch.float32)
@@ -193,7 +197,7 @@ def test_an_adapter_exported_without_merging_is_the_checkpoints(folder, tmp_path
 
 
 def test_an_export_that_computes_something_else_is_withdrawn(folder, tmp_path, monkeypatch, capsys):
-    honest = export.merged_tensors
+    honest = official.merged_tensors
 
     def without_an_adapter(model):
         for pair in pairs(model).values():
@@ -211,6 +215,9 @@ LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 from deepsynth_min import export
+from deepsynth_min.settings import load
+from deepsynth_min.training.build import load_run_model
+from deepsynth_min.training.run_directory import find_run_checkpoint
 sys.exit(export.main(sys.argv[1:]))
 """
 

@@ -1,22 +1,19 @@
 """Uploads and downloads, by huggingface_hub itself, against an HTTP server on loopback."""
 
-import os
 import subprocess
-import sys
 
 import pytest
 from adapter_runs import run, write_base, write_rows
-from conftest import SMALL
-from hub_server import COMMIT, running_hub
+from hub_server import COMMIT, TOKEN, command, running_hub
 from safetensors.torch import load_file
+from small_model import SMALL
 
-from deepsynth_min import settings as settings_
+from deepsynth_min import hub, settings as settings_
 from deepsynth_min.model.weights import tensor_digest
 from deepsynth_min.options import change
-from deepsynth_min.publish import upload as hub
+from deepsynth_min.publish import model_card
 from deepsynth_min.tuning.adapter import CONFIG, TENSORS
 
-TOKEN = "hf_thisIsTheSecret"
 REPO = "someone/reader"
 
 
@@ -28,22 +25,6 @@ def folder(tmp_path_factory):
     write_rows(folder / "rows.jsonl")
     run(folder, "--tune", "lora", "--max-steps", 1)
     return folder
-
-
-def command(server, tmp_path, *words) -> subprocess.CompletedProcess:
-    """Runs Python with the hub's address and a token in its environment."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",  # the other way to send has its own servers
-    }
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True
-    )
-    assert TOKEN not in done.stdout + done.stderr
-    return done
 
 
 def export(server, folder, tmp_path, *options) -> subprocess.CompletedProcess:
@@ -156,6 +137,6 @@ def test_the_card_names_a_base_on_the_hub_and_its_revision(folder):
     settings = settings_.load(run_directory / "config.toml")
     settings = change(settings, model="deepseek-ai/DeepSeek-OCR", revision=COMMIT)
     checkpoint = run_directory / "checkpoints" / "step-000001"
-    card = hub.model_card(settings, run_directory, checkpoint, adapter=True)
+    card = model_card.model_card(settings, run_directory, checkpoint, adapter=True)
     assert "\nbase_model: deepseek-ai/DeepSeek-OCR\n" in card
     assert f"| base model | deepseek-ai/DeepSeek-OCR at {COMMIT} |" in card

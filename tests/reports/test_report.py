@@ -11,11 +11,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from deepsynth_min import settings as S
+from deepsynth_min import report, settings as S
 from deepsynth_min.options import change, to_toml
 from deepsynth_min.pages.png import png
-from deepsynth_min.reports import page as report
 from deepsynth_min.reports.charts import MOST, chart, ticks
+from deepsynth_min.reports.page import page as render_report
 
 VOID = {"meta", "input", "img", "br"}
 
@@ -96,7 +96,7 @@ def one(tmp_path) -> Path:
 
 
 def test_the_page_is_well_formed_and_needs_nothing_from_outside(one):
-    text = report.page(one)
+    text = render_report(one)
     page = Page(text)
     assert not [e for e in page.found if e["tag"] in ("script", "link", "iframe", "object")]
     sources = [v for e in page.found for k, v in e.items() if k in ("src", "href", "srcset")]
@@ -108,7 +108,7 @@ def test_the_page_is_well_formed_and_needs_nothing_from_outside(one):
 
 
 def test_each_value_can_be_read_by_pointing_at_it_over_steps_and_over_time(one):
-    titles = Page(report.page(one)).texts("title")
+    titles = Page(render_report(one)).texts("title")
     for expected in (
         "training, step 10: 4.1",
         "training, step 30: 4.0333",
@@ -126,13 +126,13 @@ def test_each_value_can_be_read_by_pointing_at_it_over_steps_and_over_time(one):
 
 
 def test_answers_are_text_beside_their_page(one):
-    page = Page(report.page(one))
+    page = Page(render_report(one))
     cells = [e["text"] for e in page.found if e["tag"] == "td" and "details" not in e["inside"]]
     assert "<b>Tea & cake</b>" in cells and "<script>alert(1)" in cells
 
 
 def test_a_model_that_does_not_read_is_called_so_and_bars_go_both_ways(one):
-    page = Page(report.page(one))
+    page = Page(render_report(one))
     assert any("does not read the page" in text for text in page.texts("p"))
     bars = [e for e in page.found if e["tag"] == "rect"]
     zero = float(next(e["x1"] for e in page.found if e["tag"] == "line" and e.get("y1") == "0"))
@@ -148,7 +148,7 @@ def test_several_runs_share_the_charts_and_only_their_differences_are_set_side_b
     one, tmp_path
 ):
     two = make_run(tmp_path / "two", 3.0, lr=0.5)
-    page = Page(report.page(one, two))
+    page = Page(render_report(one, two))
     titles = page.texts("title")
     assert "one, held out, step 30: 4" in titles and "two, held out, step 30: 3" in titles
     rows = [e["text"] for e in page.found if e["tag"] == "tr"]
@@ -186,14 +186,14 @@ def test_ticks_are_round_evenly_apart_and_inside(low, high):
 def test_an_empty_or_torn_run_still_has_a_report(tmp_path, capsys):
     run = tmp_path / "new"
     run.mkdir()
-    assert Page(report.page(run)).texts("h1") == ["new"]
+    assert Page(render_report(run)).texts("h1") == ["new"]
     (run / "metrics.jsonl").write_text('{"kind": "eval", "step": 0, "loss": 5.0}\n{"kind": "tra')
-    assert "5.0000 at step 0" in report.page(run)
+    assert "5.0000 at step 0" in render_report(run)
 
 
 def test_the_command_writes_one_file_and_names_mistakes(one, tmp_path, capsys):
     assert report.main([str(one)]) == 0
-    assert (one / "report.html").read_text("utf-8") == report.page(one)
+    assert (one / "report.html").read_text("utf-8") == render_report(one)
     assert report.main([str(one), str(one), "--out", str(tmp_path / "both.html")]) == 0
     printed = capsys.readouterr().out.split()
     assert printed == [str(one / "report.html"), str(tmp_path / "both.html")]

@@ -66,8 +66,8 @@ def test_the_lines_of_a_text_make_its_pages(builder, number):
 
 
 def test_a_letter_is_on_the_visual_token_that_its_ink_is_on(builder):
-    """Twin: the visual tokens counted up as a prompt has them; the pages drawn up to the letter and
-    with it, most of what changed being in one of their places."""
+    """By other means: the visual tokens counted up as a prompt has them; the pages drawn up to the
+    letter and with it, most of what changed being in one of their places."""
     text, side = documents("val")[0].text, builder.side // 64
     places = Letters(Words(0), builder).places_of(text)
     counted, position = {}, 1  # after BOS

@@ -100,7 +100,7 @@ def joined(line: str, more: str) -> int:
 
 
 def test_a_visual_token_is_asked_for_the_letters_that_begin_in_its_place(words, builder):
-    """Twin: each line put together again, and drawn up to the first letter of a place."""
+    """By other means: each line put together again, and drawn up to the first letter of a place."""
     letters, style = Letters(words, builder), builder.style
     for n in range(3):
         page, labels = letters.page(n)

@@ -7,12 +7,11 @@ import shutil
 import pytest
 import torch
 from adapter_runs import QUICK, held_out, run, write_base, write_rows
-from conftest import SMALL
 from safetensors.torch import load_file
+from small_model import SMALL
 
-from deepsynth_min import train
+from deepsynth_min import evaluate, train
 from deepsynth_min.errors import UserError
-from deepsynth_min.evaluation import evaluator as evaluate
 from deepsynth_min.files.disk import WriteError, whole_directory
 from deepsynth_min.options import change
 from deepsynth_min.settings import Settings

@@ -6,7 +6,7 @@ has become a graph; what inductor makes of a graph is torch's affair, and takes 
 
 import pytest
 import torch
-from test_packing import assert_equal, build, ragged_batch, step
+from small_steps import assert_equal, build, ragged_batch, step
 
 from deepsynth_min import train
 from deepsynth_min.settings import Settings
@@ -55,8 +55,8 @@ def test_compiled_parts_give_the_same_loss_and_gradients(small_config, tune, pre
     for batch in (ragged_batch(), ragged_batch().packed(), shorter(ragged_batch())):
         for balance in (0.02, 0.0):
             with autocast(torch.device("cpu"), precision):
-                ours, twin = step(compiled, batch, balance), step(plain, batch, balance)
-            assert_equal(ours, twin)
+                ours, reference = step(compiled, batch, balance), step(plain, batch, balance)
+            assert_equal(ours, reference)
     assert backend.graphs
 
 

@@ -32,9 +32,7 @@ def runs(tmp_path_factory) -> dict[str, tuple[list[float], dict[str, torch.Tenso
     folder = tmp_path_factory.mktemp("splits")
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(
-            [str(TESTS), str(TESTS / "helpers"), os.environ.get("PYTHONPATH", "")]
-        ),
+        "PYTHONPATH": os.pathsep.join([str(TESTS / "helpers"), os.environ.get("PYTHONPATH", "")]),
     }
     for processes in (1, 2, 4):
         mine = [
@@ -65,15 +63,15 @@ def runs(tmp_path_factory) -> dict[str, tuple[list[float], dict[str, torch.Tenso
 def test_a_divided_run_has_the_losses_and_weights_of_the_whole_one(runs, name):
     """Very uneven answers, a third of the samples without a page; float32."""
     losses, weights = runs[name]
-    whole, twin = runs["lora 1x8" if name.startswith("lora") else "1x8"]
+    whole, reference = runs["lora 1x8" if name.startswith("lora") else "1x8"]
     assert losses == pytest.approx(whole, rel=1e-6)
-    assert max((weights[n] - twin[n]).abs().max().item() for n in twin) < 1e-6
+    assert max((weights[n] - reference[n]).abs().max().item() for n in reference) < 1e-6
 
 
 def test_our_reduction_gives_what_torch_ddp_gives(runs):
-    (losses, weights), (whole, twin) = runs["2x4"], runs["ddp 2x4"]
+    (losses, weights), (whole, reference) = runs["2x4"], runs["ddp 2x4"]
     assert losses == pytest.approx(whole, rel=1e-7)
-    assert max((weights[n] - twin[n]).abs().max().item() for n in twin) < 1e-7
+    assert max((weights[n] - reference[n]).abs().max().item() for n in reference) < 1e-7
 
 
 def test_the_runs_moved(runs):

@@ -84,11 +84,11 @@ def final_weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(newest / "adapter_model.safetensors")
 
 
-def assert_same_run(out: Path, twin: Path) -> None:
-    assert exact_metrics(out) == exact_metrics(twin)
-    ours, theirs = final_weights(out), final_weights(twin)
+def assert_same_run(out: Path, reference: Path) -> None:
+    assert exact_metrics(out) == exact_metrics(reference)
+    ours, theirs = final_weights(out), final_weights(reference)
     assert ours.keys() == theirs.keys() and all(ours[n].equal(theirs[n]) for n in theirs)
-    assert (out / "best").read_text() == (twin / "best").read_text()
+    assert (out / "best").read_text() == (reference / "best").read_text()
 
 
 def run_main(out: Path, jsonl: Path, *more: str) -> int:
@@ -160,8 +160,8 @@ def test_two_processes_stop_together_on_a_signal_and_go_on_as_one(
     step = int(re.search(r"stopped after step (\d+)", printed)[1])
     assert step < STEPS
     assert run_main(out, jsonl, "--resume", "auto", "--lora-dropout", "0.2") == 0
-    ours, twin = exact_metrics(out), exact_metrics(undisturbed)
-    assert [line["step"] for line in ours] == [line["step"] for line in twin]
+    ours, reference = exact_metrics(out), exact_metrics(undisturbed)
+    assert [line["step"] for line in ours] == [line["step"] for line in reference]
 
 
 def test_a_save_that_the_disk_refuses_is_a_warning_and_training_goes_on(

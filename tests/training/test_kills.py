@@ -123,10 +123,10 @@ def weights(out: Path, file: str = "adapter_model.safetensors") -> dict:
     return load_file(newest / file)
 
 
-def assert_bit_identical(out: Path, twin: Path) -> None:
-    assert lines(out) == lines(twin)
+def assert_bit_identical(out: Path, reference: Path) -> None:
+    assert lines(out) == lines(reference)
     for file in ("adapter_model.safetensors", "optimizer.safetensors"):
-        ours, theirs = weights(out, file), weights(twin, file)
+        ours, theirs = weights(out, file), weights(reference, file)
         assert ours.keys() == theirs.keys() and all(ours[n].equal(theirs[n]) for n in theirs)
 
 
@@ -212,18 +212,18 @@ def test_two_one_and_again_two_processes_see_the_same_samples_and_losses(tmp_pat
         "--keep",
         "9",
     ]
-    twin, out = tmp_path / "two", tmp_path / "changing"
-    finish(twin, jsonl, 2, *plain)
-    shutil.copytree(twin, out)
+    reference, out = tmp_path / "two", tmp_path / "changing"
+    finish(reference, jsonl, 2, *plain)
+    shutil.copytree(reference, out)
     for processes, last in ((1, 10), (2, 20)):
         for path in (out / "checkpoints").iterdir():
             if int(path.name.removeprefix("step-")) > last:
                 shutil.rmtree(path)
         finish(out, jsonl, processes, *plain)
     assert re.findall(r"resuming after step (\d+)", log_of(out)) == ["10", "20"]
-    ours, theirs = lines(out), lines(twin)
+    ours, theirs = lines(out), lines(reference)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     losses = [[line["loss"] for line in run if line["kind"] != "answers"] for run in (ours, theirs)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    final, other = weights(out), weights(twin)
+    final, other = weights(out), weights(reference)
     assert max((final[n] - other[n]).abs().max().item() for n in other) < 1e-6

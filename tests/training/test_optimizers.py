@@ -213,11 +213,11 @@ def test_bf16_weights_without_bf16_computing_are_refused(small_config):
 def test_prepared_state_is_that_of_a_first_step_before_it(small_config):
     for kind in KINDS:
         model, optimizer = prepared(small_config, kind)
-        twin, other = prepared(small_config, kind)
+        reference, other = prepared(small_config, kind)
         prepare_state(optimizer)
-        for m, o in ((model, optimizer), (twin, other)):
+        for m, o in ((model, optimizer), (reference, other)):
             step(m, o, LossScaler(False, "cpu"), 0)
-        a, b = snapshot(model, optimizer), snapshot(twin, other)
+        a, b = snapshot(model, optimizer), snapshot(reference, other)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), kind
 
 

@@ -11,12 +11,10 @@ import pytest
 import torch
 import workers
 from adapter_runs import QUICK, write_base, write_rows
-from conftest import SMALL
 from safetensors import safe_open
+from small_model import SMALL
 
-from deepsynth_min import generate, train
-from deepsynth_min.evaluation import evaluator as evaluate
-from deepsynth_min.publish import official as export
+from deepsynth_min import evaluate, export, generate, train
 
 TUNES = ("decoder", "projector+lora")
 TESTS = Path(__file__).parents[1]
@@ -35,9 +33,7 @@ def torchrun(*command) -> None:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(
-            [str(TESTS), str(TESTS / "helpers"), os.environ.get("PYTHONPATH", "")]
-        ),
+        "PYTHONPATH": os.pathsep.join([str(TESTS / "helpers"), os.environ.get("PYTHONPATH", "")]),
     }
     launcher = [
         sys.executable,
@@ -77,10 +73,10 @@ def test_a_run_in_shards_has_the_losses_and_weights_of_one_without(trained, name
     """Very uneven answers, a third of the samples without a page; `spoilt`: one rank's loss of the
     second step is no number, so that all must skip it; `bf16`: weights rounded at random."""
     losses, weights = trained[f"sharded {name}"]
-    expected, twin = trained[name]
+    expected, reference = trained[name]
     assert losses == pytest.approx(expected, rel=1e-5, nan_ok=True)
-    assert weights.keys() == twin.keys()
-    assert max((weights[n] - twin[n]).abs().max().item() for n in twin) < 1e-5
+    assert weights.keys() == reference.keys()
+    assert max((weights[n] - reference[n]).abs().max().item() for n in reference) < 1e-5
 
 
 def test_the_spoilt_step_was_one(trained):
@@ -153,8 +149,8 @@ def test_checkpoints_go_from_shards_to_one_process_and_back(runs, tune):
         losses = lines(runs / tune / out)
         assert list(losses) == list(range(first, 4))
         assert losses == pytest.approx({step: expected[step] for step in losses}, rel=1e-5)
-        end, twin = (lines(runs / tune / name, "eval")[3] for name in (out, "one"))
-        assert end == pytest.approx(twin, rel=1e-5)
+        end, reference = (lines(runs / tune / name, "eval")[3] for name in (out, "one"))
+        assert end == pytest.approx(reference, rel=1e-5)
 
 
 @pytest.mark.parametrize("tune", TUNES)

@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
+from golden import GOLDEN, golden_batch
 from safetensors.torch import load_file, save_file
-from test_golden import GOLDEN, golden_batch
 from torch import nn
 
 from deepsynth_min.errors import UserError

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from golden import GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, golden_batch
 from safetensors import safe_open
-from test_golden import GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, golden_batch
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
@@ -117,9 +117,9 @@ def test_stacked_experts_equal_a_loop_over_experts_with_merged_weights(model, ra
         for kind in ("gate", "up", "down")
     )
     merged.gate_up, merged.down = base.gate_up + torch.cat([gate, up], 1), base.down + down
-    twin = experts_by_loop(merged, x, chosen, weight)
-    assert torch.allclose(ours, twin, atol=1e-4)
-    for mine, theirs in zip(ours_grad, torch.autograd.grad(twin, wanted, probe)):
+    reference = experts_by_loop(merged, x, chosen, weight)
+    assert torch.allclose(ours, reference, atol=1e-4)
+    for mine, theirs in zip(ours_grad, torch.autograd.grad(reference, wanted, probe)):
         assert torch.allclose(mine, theirs, atol=1e-4)
 
 

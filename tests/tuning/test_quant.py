@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_golden import GOLDEN, golden_batch
+from golden import GOLDEN, golden_batch
 from torch import nn
 
 from deepsynth_min.model.config import ModelConfig
@@ -51,9 +51,9 @@ def test_nf4_takes_the_nearest_of_the_papers_levels_times_the_blocks_absmax():
     absmax = blocks.abs().amax(1, keepdim=True)
     levels = torch.tensor(NF4)
     nearest = (blocks[..., None] / absmax[..., None] - levels).abs().argmin(-1)
-    twin = (levels[nearest] * absmax).view_as(weight)
+    reference = (levels[nearest] * absmax).view_as(weight)
     ours = Packed(weight, QuantConfig("nf4", double=False)).unpack(torch.float32)
-    assert torch.allclose(ours, twin, atol=1e-7)
+    assert torch.allclose(ours, reference, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind, double", KINDS[:3])
@@ -180,8 +180,8 @@ def test_the_loss_of_qlora_falls_and_its_base_does_not_move():
 def test_under_autocast_the_packed_product_is_computed_in_16_bit():
     model = quantised(QuantConfig(), torch.bfloat16)
     plain = unpacked(model).bfloat16()
-    linear, twin = (m.model.layers[0].self_attn.q_proj for m in (model, plain))
+    linear, reference = (m.model.layers[0].self_attn.q_proj for m in (model, plain))
     x = torch.randn(4, 64)
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x).dtype == torch.bfloat16
-        assert torch.equal(linear(x), twin(x))
+        assert torch.equal(linear(x), reference(x))
