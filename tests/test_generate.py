@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -31,18 +32,10 @@ def trained(tmp_path_factory) -> Path:
     assert (
         train.main(
             [
-                "--model",
-                "tiny",
+                *"--model tiny".split(),
                 "--out",
                 str(out),
-                "--max-steps",
-                "1",
-                "--batch-size",
-                "2",
-                "--val-samples",
-                "1",
-                "--lr",
-                "1e-6",
+                *"--max-steps 1 --batch-size 2 --val-samples 1 --lr 1e-6".split(),
                 "--instruction",
                 "In short: ",
             ]
@@ -79,7 +72,7 @@ def answer_of(trained: Path, row: Row, most: int = 5) -> str:
     builder = SampleBuilder(S.load(trained / "config.toml"), model.config, tokenizer)
     prompt, ids = builder.prompt(row), []
     for _ in range(most):
-        sample = S.dataclasses.replace(prompt, ids=[*prompt.ids, *ids])
+        sample = replace(prompt, ids=[*prompt.ids, *ids])
         with torch.no_grad():
             token = int(model(collate([sample], builder.special))[0, -1].argmax())
         if token == builder.special.eos:
@@ -113,21 +106,23 @@ def test_answers_are_those_of_slow_decoding_with_the_settings_of_the_run(
     assert all(line["visual_tokens"] == 21 * line["pages"] for line in found)
 
 
-@pytest.mark.parametrize("how", [[], ["--temperature", "1", "--top-p", "0.9"], ["--beams", "2"]])
-def test_one_by_one_gives_what_a_batch_gives(trained, documents, tmp_path, how):
+@pytest.mark.parametrize(
+    "options", [[], ["--temperature", "1", "--top-p", "0.9"], ["--beams", "2"]]
+)
+def test_one_by_one_gives_what_a_batch_gives(trained, documents, tmp_path, options):
     for size in (1, 8):
         out = tmp_path / str(size)
-        assert run(trained, *how, "--batch-size", size, "--out", out, *documents) == 0
+        assert run(trained, *options, "--batch-size", size, "--out", out, *documents) == 0
     assert (tmp_path / "1").read_bytes() == (tmp_path / "8").read_bytes()
 
 
-@pytest.mark.parametrize("how", [[], ["--temperature", "1", "--seed", "5"], ["--beams", "2"]])
+@pytest.mark.parametrize("options", [[], ["--temperature", "1", "--seed", "5"], ["--beams", "2"]])
 def test_a_single_answer_on_standard_output_is_the_one_in_the_file(
-    trained, documents, tmp_path, capsys, how
+    trained, documents, tmp_path, capsys, options
 ):
-    assert run(trained, *how, documents[0]) == 0
+    assert run(trained, *options, documents[0]) == 0
     shown = capsys.readouterr().out
-    assert run(trained, *how, "--out", tmp_path / "a.jsonl", documents[0]) == 0
+    assert run(trained, *options, "--out", tmp_path / "a.jsonl", documents[0]) == 0
     assert shown == json.loads((tmp_path / "a.jsonl").read_text())["summary"] + "\n"
 
 
@@ -155,16 +150,7 @@ def test_a_checkpoint_with_an_adapter_answers_as_the_run_that_made_it(trained, d
             [
                 "--model",
                 str(base),
-                "--tune",
-                "lora",
-                "--max-steps",
-                "2",
-                "--lr",
-                "0.5",
-                "--batch-size",
-                "2",
-                "--val-samples",
-                "1",
+                *"--tune lora --max-steps 2 --lr 0.5 --batch-size 2 --val-samples 1".split(),
                 "--out",
                 str(adapted),
             ]

@@ -333,15 +333,10 @@ def test_a_marker_that_cannot_be_written_is_one_line(tmp_path, adapter_checkpoin
 
 def test_what_is_wrong_for_all_processes_is_said_once(tmp_path):
     words = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "3",
-        "-m",
-        "deepsynth_min.train",
-        "--data",
-        "none.jsonl",
+        *(
+            "-m torch.distributed.run --standalone --nproc-per-node 3 -m deepsynth_min.train "
+            "--data none.jsonl"
+        ).split(),
         "--out",
         str(tmp_path / "r"),
     ]

@@ -1,7 +1,6 @@
 """The main job, run as a user runs it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,26 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import TRAIN, python, torchrun, words
 from safetensors.torch import load_file
 
 from deepsynth_min import evaluate, train
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.presets import PRESETS
 
-QUICK = [
-    "--model",
-    "tiny",
-    "--batch-size",
-    "2",
-    "--val-samples",
-    "4",
-    "--log-every",
-    "1",
-    "--answer-samples",
-    "1",
-    "--max-new-tokens",
-    "4",
-]
+QUICK = (
+    "--model tiny --batch-size 2 --val-samples 4 --log-every 1 --answer-samples 1 "
+    "--max-new-tokens 4"
+).split()
 
 
 def run(*arguments, out: Path) -> int:
@@ -103,8 +93,7 @@ def test_the_held_out_loss_falls(finished):
 
 
 def test_the_checkpoint_gives_the_same_held_out_loss_in_a_new_process(finished):
-    command = [sys.executable, "-m", "deepsynth_min.evaluate", "--run", str(finished)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = python("-m", "deepsynth_min.evaluate", "--run", finished, check=True)
     result = json.loads(done.stdout)
     logged = metrics(finished, "eval")[-1]
     assert result["checkpoint"].endswith("step-000006")
@@ -137,40 +126,15 @@ def test_a_file_with_many_held_out_rows_is_trained_on_and_told_whether_it_is_rea
 @pytest.mark.parametrize("tune", ["projector+decoder", "all"])
 def test_every_policy_trains_in_every_precision(tmp_path, jsonl, tune, precision, capsys):
     out = tmp_path / "r"
-    code = run(
-        "--data",
-        jsonl,
-        "--max-steps",
-        3,
-        "--tune",
-        tune,
-        "--precision",
-        precision,
-        "--balance",
-        0.01,
-        "--val-samples",
-        1,
-        out=out,
-    )
-    assert code == 0
+    options = words("--max-steps 3 --balance 0.01 --val-samples 1 --data {}", jsonl)
+    assert run(*options, "--tune", tune, "--precision", precision, out=out) == 0
     assert "frozen parameters unchanged" in capsys.readouterr().out
     start, end = metrics(out, "eval")[0]["loss"], metrics(out, "eval")[-1]["loss"]
     assert end < start
 
 
 def test_resuming_gives_the_metrics_and_weights_of_an_undisturbed_run(tmp_path, jsonl):
-    common = [
-        "--data",
-        jsonl,
-        "--max-steps",
-        6,
-        "--eval-every",
-        0,
-        "--save-every",
-        2,
-        "--val-samples",
-        1,
-    ]
+    common = words("--data {} --max-steps 6 --eval-every 0 --save-every 2 --val-samples 1", jsonl)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(*common, out=whole) == 0
     assert run(*common, "--keep", 3, out=parts) == 0
@@ -206,18 +170,8 @@ def test_resuming_as_another_run_is_an_error(finished, capsys):
 
 def test_sigterm_saves_and_ends_with_exit_code_0_and_the_run_can_go_on(tmp_path):
     out = tmp_path / "r"
-    command = [
-        sys.executable,
-        "-m",
-        "deepsynth_min.train",
-        *QUICK,
-        "--max-steps",
-        "500",
-        "--eval-every",
-        "0",
-        "--out",
-        str(out),
-    ]
+    more = words("--max-steps 500 --eval-every 0 --out {}", out)
+    command = [sys.executable, *TRAIN, *QUICK, *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (out / "metrics.jsonl").exists() or len(metrics(out, "train")) < 2:
         assert process.poll() is None, process.stderr.read()
@@ -229,40 +183,12 @@ def test_sigterm_saves_and_ends_with_exit_code_0_and_the_run_can_go_on(tmp_path)
     assert [line["step"] for line in metrics(out, "train")] == list(range(1, step + 2))
 
 
-def torchrun(processes: int, *arguments) -> subprocess.CompletedProcess:
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        "-m",
-        "deepsynth_min.train",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, *map(str, arguments)], capture_output=True, text=True, env=environment
-    )
-
-
 def test_two_processes_do_what_one_process_does(tmp_path, jsonl):
     """Uneven answers, two micro-steps: same losses and weights as one process, up to rounding."""
-    common = [
-        "--model",
-        "tiny",
-        "--data",
-        jsonl,
-        "--max-steps",
-        2,
-        "--log-every",
-        1,
-        "--val-samples",
-        3,
-    ]
+    common = words("--model tiny --data {} --max-steps 2 --log-every 1 --val-samples 3", jsonl)
     one, two = tmp_path / "one", tmp_path / "two"
-    assert train.main([*map(str, common), "--batch-size", "4", "--out", str(one)]) == 0
-    done = torchrun(2, *common, "--batch-size", 1, "--accumulate", 2, "--out", two)
+    assert train.main([*common, "--batch-size", "4", "--out", str(one)]) == 0
+    done = torchrun(2, *TRAIN, *common, "--batch-size", 1, "--accumulate", 2, "--out", two)
     assert done.returncode == 0, done.stderr
     for kind in ("train", "eval"):
         for a, b in zip(metrics(one, kind), metrics(two, kind), strict=True):
@@ -273,7 +199,7 @@ def test_two_processes_do_what_one_process_does(tmp_path, jsonl):
 
 
 def test_a_users_mistake_under_torchrun_is_one_line_per_process(tmp_path):
-    done = torchrun(2, "--data", tmp_path / "none.jsonl", "--out", tmp_path / "r")
+    done = torchrun(2, *TRAIN, "--data", tmp_path / "none.jsonl", "--out", tmp_path / "r")
     assert done.returncode != 0 and not (tmp_path / "r").exists()
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert 1 <= len(errors) <= 2 and "none.jsonl: no such file" in errors[0]

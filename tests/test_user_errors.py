@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from golden import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from deepsynth_min import evaluate, export, generate, report, train
@@ -14,7 +15,6 @@ from deepsynth_min.errors import UserError
 from deepsynth_min.training.checkpoint import base_files
 from deepsynth_min.training.run_directory import find_run_checkpoint
 
-GOLDEN = Path(__file__).parent / "golden"
 ROW = '{"text": "A document.", "summary": "Its answer."}\n'
 
 

@@ -73,9 +73,9 @@ def test_the_decoders_formula_equals_torchs_counter(model, passes):
 def test_the_mlp_that_only_scored_tokens_need_is_counted_as_torch_counts_it(model):
     x, wanted = torch.randn(2, 24, CONFIG.decoder.hidden_size), torch.arange(40, 48)
 
-    def work(**how):
+    def work(**options):
         with torch.no_grad():
-            decode(model.model.layers, model.model.norm, CONFIG.decoder, x, **how)
+            decode(model.model.layers, model.model.norm, CONFIG.decoder, x, **options)
 
     spared = 2 * 40 * flops.mlp_weights(CONFIG.decoder, 3)
     assert counted(work) - counted(lambda: work(wanted=wanted)) == spared
@@ -153,17 +153,7 @@ def test_the_decoders_bench_runs_against_an_equal_peer(tune):
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
     result = last_line(
-        "decoder.py",
-        "--preset",
-        "tiny",
-        "--tokens",
-        "16",
-        "--batch-size",
-        "1",
-        "--repeats",
-        "1",
-        "--threads",
-        "1",
+        *"decoder.py --preset tiny --tokens 16 --batch-size 1 --repeats 1 --threads 1".split(),
         "--tune",
         tune,
     )
@@ -175,20 +165,10 @@ def test_the_decoders_bench_runs_against_an_equal_peer(tune):
 
 def test_the_steps_bench_gives_utilisation_and_the_whole_split():
     result = last_line(
-        "train_step.py",
-        "--batch-size",
-        "1",
-        "--answer",
-        "8",
-        "--repeats",
-        "1",
-        "--warmup",
-        "1",
-        "--threads",
-        "1",
-        "--cached",
-        "--tune",
-        "lora",
+        *(
+            "train_step.py --batch-size 1 --answer 8 --repeats 1 --warmup 1 --threads 1 "
+            "--cached --tune lora"
+        ).split()
     )
     assert 0 < result["utilisation"] < 2
     assert {"data", "encode", "forward", "backward", "optimizer"} <= set(result["split_s"])
@@ -196,19 +176,10 @@ def test_the_steps_bench_gives_utilisation_and_the_whole_split():
 
 def test_the_loss_needs_less_memory_than_the_naive_one():
     result = last_line(
-        "loss_memory.py",
-        "--batch-size",
-        "4",
-        "--tokens",
-        "256",
-        "--answer",
-        "16",
-        "--width",
-        "64",
-        "--vocabulary",
-        "16384",
-        "--threads",
-        "1",
+        *(
+            "loss_memory.py --batch-size 4 --tokens 256 --answer 16 --width 64 "
+            "--vocabulary 16384 --threads 1"
+        ).split()
     )
     assert result["share"] < 0.5
 
@@ -275,16 +246,7 @@ def test_the_official_peer_s_bench_runs_with_code_from_a_directory(model, tmp_pa
         str(directory),
         "--tune",
         tune,
-        "--device",
-        "cpu",
-        "--mode",
-        "auto",
-        "--batch-size",
-        "2",
-        "--answer",
-        "8",
-        "--repeats",
-        "1",
+        *"--device cpu --mode auto --batch-size 2 --answer 8 --repeats 1".split(),
         env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
     )
     assert set(result["seconds"]) == {"deepsynth_min", "official"} and result["ratio"] > 0

@@ -80,7 +80,7 @@ def slow_warp(page: np.ndarray, values: dict) -> np.ndarray:
 
 
 @pytest.mark.parametrize("values", [{n: v} for n, v in GEOMETRY.items()] + [GEOMETRY])
-def test_the_warp_is_that_of_a_slow_twin(page, values):
+def test_the_warp_is_that_of_a_slow_reference(page, values):
     small = page[:, :, 40:104, 40:104]
     ours = warp(small.float(), matrices(changed(**values)), 255.0)[0, 0].numpy()
     assert np.abs(ours - slow_warp(small[0, 0].numpy().astype(float), values)).max() < 0.05
@@ -128,8 +128,8 @@ def test_paper_comes_in_from_outside_in_every_channel(channels):
 
 
 def test_what_is_drawn_lies_within_the_settings_and_flips_only_when_asked():
-    how = AugmentSettings(augment=True)
-    changes = draw(how, 0, list(range(400)))
+    settings = AugmentSettings(augment=True)
+    changes = draw(settings, 0, list(range(400)))
     limits = {
         "angle": (-3, 3),
         "scale": (0.8, 1.2),
@@ -151,7 +151,7 @@ def test_what_is_drawn_lies_within_the_settings_and_flips_only_when_asked():
 
 def test_a_page_gets_the_same_whatever_batch_and_process_it_is_in(page):
     pages = page.expand(4, -1, -1, -1)
-    how = AugmentSettings(augment=True)
+    settings = AugmentSettings(augment=True)
 
     def batch(owners) -> Batch:
         visual = 13 * len(owners)
@@ -163,11 +163,11 @@ def test_a_page_gets_the_same_whatever_batch_and_process_it_is_in(page):
             ids, mask, images, torch.full_like(ids, -100), pages[: len(owners)], owners=owners
         )
 
-    whole = augment_batch(batch((0, 0, 1, 2)), how, 7, range(10, 13), 255.0).pages
-    assert augment_batch(batch((0, 0)), how, 7, [10], 255.0).pages.equal(whole[:2])
-    assert augment_batch(batch((0, 1)), how, 7, range(11, 15), 255.0).pages.equal(whole[2:])
+    whole = augment_batch(batch((0, 0, 1, 2)), settings, 7, range(10, 13), 255.0).pages
+    assert augment_batch(batch((0, 0)), settings, 7, [10], 255.0).pages.equal(whole[:2])
+    assert augment_batch(batch((0, 1)), settings, 7, range(11, 15), 255.0).pages.equal(whole[2:])
     assert not whole[0].equal(whole[1])  # two pages of one sample differ
-    assert not augment_batch(batch((0, 0)), how, 8, [10], 255.0).pages.equal(whole[:2])
+    assert not augment_batch(batch((0, 0)), settings, 8, [10], 255.0).pages.equal(whole[:2])
     off = AugmentSettings()
     assert augment_batch(batch((0, 0)), off, 7, [10], 255.0).pages.equal(pages[:2])
 
@@ -176,26 +176,13 @@ def test_training_with_augmentation_resumes_exactly_and_leaves_evaluation_alone(
     tmp_path, jsonl, capsys
 ):
     common = [
-        "--model",
-        "tiny",
+        *"--model tiny".split(),
         "--data",
         str(jsonl),
-        "--max-steps",
-        "2",
-        "--batch-size",
-        "2",
-        "--val-samples",
-        "1",
-        "--log-every",
-        "1",
-        "--save-every",
-        "1",
-        "--eval-every",
-        "0",
-        "--answer-samples",
-        "0",
-        "--threads",
-        "1",
+        *(
+            "--max-steps 2 --batch-size 2 --val-samples 1 --log-every 1 --save-every 1 "
+            "--eval-every 0 --answer-samples 0 --threads 1"
+        ).split(),
     ]
 
     def run(name, *more) -> list:

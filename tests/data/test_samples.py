@@ -57,14 +57,14 @@ def test_a_sequence_is_bos_page_instruction_answer_eos_and_only_the_answer_is_sc
 
 
 def test_text_is_drawn_as_the_model_learned_it_unless_settings_say_otherwise(tokenizer):
-    taught = replace(PRESETS["tiny"], text=TextConfig(font_size=30, line_height=2.0, margin=7))
+    trained = replace(PRESETS["tiny"], text=TextConfig(font_size=30, line_height=2.0, margin=7))
     given = change(Settings(), font_size=12, line_height=1.5, margin=0)
     drawn = [
         (style.font_size, style.line_height, style.margin)
         for style in (
             SampleBuilder(settings, config, tokenizer).style
             for settings in (Settings(), given)
-            for config in (taught, PRESETS["tiny"])
+            for config in (trained, PRESETS["tiny"])
         )
     ]
     assert drawn == [(30, 2.0, 7), (10, 1.25, 8), (12, 1.5, 0), (12, 1.5, 0)]

@@ -158,22 +158,10 @@ def test_rows_of_images_have_no_text_to_put_in_the_place_of_their_page(tmp_path)
 
 # -- in training ----------------------------------------------------------------------------------
 
-QUICK = [
-    "--model",
-    "tiny",
-    "--batch-size",
-    "2",
-    "--val-samples",
-    "5",
-    "--max-new-tokens",
-    "3",
-    "--save-every",
-    "0",
-    "--eval-every",
-    "1",
-    "--threads",
-    "1",
-]
+QUICK = (
+    "--model tiny --batch-size 2 --val-samples 5 --max-new-tokens 3 --save-every 0 "
+    "--eval-every 1 --threads 1"
+).split()
 
 
 def train_with(out, *arguments) -> list[dict]:

@@ -154,8 +154,7 @@ def test_an_error_of_the_hub_is_one_line_without_token_or_password(tmp_path, sta
             done = command(
                 server,
                 tmp_path,
-                "-m",
-                "deepsynth_min.train",
+                *"-m deepsynth_min.train".split(),
                 option,
                 REPO,
                 "--out",

@@ -11,22 +11,10 @@ from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.training.checkpoint import save_model
 
-QUICK = [
-    "--batch-size",
-    "2",
-    "--val-samples",
-    "2",
-    "--log-every",
-    "1",
-    "--lr",
-    "0.01",
-    "--answer-samples",
-    "0",
-    "--ablation-samples",
-    "0",
-    "--threads",
-    "1",
-]
+QUICK = (
+    "--batch-size 2 --val-samples 2 --log-every 1 --lr 0.01 --answer-samples 0 "
+    "--ablation-samples 0 --threads 1"
+).split()
 
 
 def write_base(directory: Path, config, seed: int = 0) -> Path:

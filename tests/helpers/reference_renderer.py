@@ -160,8 +160,8 @@ class ReferenceRenderer:
     def render(self, text):
         style = self.style
         left, top, _, bottom = style.margins()
-        room = style.height - top - bottom - self.up - self.down
-        rows = 1 + max(0, room) // self.step
+        free = style.height - top - bottom - self.up - self.down
+        rows = 1 + max(0, free) // self.step
         pages, ranges, page, count = [], [], None, 0
         for start, shown, after, hyphen, wrapped, ends_page in self.wrap(text):
             if page is None:

@@ -2,15 +2,14 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
+from golden import GOLDEN
 
 from deepsynth_min.errors import UserError, one_line
 from deepsynth_min.model.config import ModelConfig
 from deepsynth_min.model.presets import PRESETS, TINY_READER_CONFIG
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "config.json"
 SAM, CLIP = "vision_config/width/sam_vit_b/", "vision_config/width/clip-l-14-224/"
 LANGUAGE = "language_config/"
 
@@ -68,7 +67,7 @@ LANGUAGE = "language_config/"
     ],
 )
 def test_a_value_that_no_model_has_is_refused_by_file_and_field(tmp_path, place, value):
-    official = json.loads(GOLDEN.read_text())
+    official = json.loads((GOLDEN / "config.json").read_text())
     *path, name = place.split("/")
     part = official
     for step in path:

@@ -80,27 +80,27 @@ def slow_greedy(model, case, row, text, most) -> list[int]:
 @pytest.mark.parametrize("case", CASES)
 def test_cached_equals_uncached_token_for_token_and_a_batch_equals_one_by_one(model, case):
     rows = [(0, 5), (1, 2), (0, 1)]
-    how = GenerationSettings(max_new_tokens=16)
+    options = GenerationSettings(max_new_tokens=16)
     expected = [slow_greedy(model, case, row, text, 16) for row, text in rows]
     batch = together(*(prompt(case, row, text) for row, text in rows))
-    assert [answer.ids for answer in generate(model, batch, how)] == expected
+    assert [answer.ids for answer in generate(model, batch, options)] == expected
     for (row, text), answer in zip(rows, expected):
-        assert generate(model, prompt(case, row, text), how)[0].ids == answer
+        assert generate(model, prompt(case, row, text), options)[0].ids == answer
 
 
 def test_an_answer_ends_at_eos_while_others_go_on(model):
     """The token that the slow reference finds fourth is made the end, for one row of two."""
     first = slow_greedy(model, "base", 0, 5, 8)
-    reference = DeepseekOCR.from_pretrained(GOLDEN).eval()
+    ending = DeepseekOCR.from_pretrained(GOLDEN).eval()
     with torch.no_grad():  # the rows of EOS and of that token change places, in and out
-        swapped = torch.arange(reference.lm_head.weight.shape[0])
+        swapped = torch.arange(ending.lm_head.weight.shape[0])
         swapped[[EOS, first[3]]] = torch.tensor([first[3], EOS])
-        reference.lm_head.weight.copy_(reference.lm_head.weight[swapped])
-        reference.model.embed_tokens.weight.copy_(reference.model.embed_tokens.weight[swapped])
+        ending.lm_head.weight.copy_(ending.lm_head.weight[swapped])
+        ending.model.embed_tokens.weight.copy_(ending.model.embed_tokens.weight[swapped])
     rows = [(0, 5), (1, 3)]
     batch = together(*(prompt("base", row, text) for row, text in rows))
-    answers = generate(reference, batch, GenerationSettings(max_new_tokens=8))
-    assert [a.ids for a in answers] == [slow_greedy(reference, "base", *r, 8) for r in rows]
+    answers = generate(ending, batch, GenerationSettings(max_new_tokens=8))
+    assert [a.ids for a in answers] == [slow_greedy(ending, "base", *r, 8) for r in rows]
     assert answers[0].ended and len(answers[0].ids) <= 3
     assert len(answers[1].ids) > len(answers[0].ids)
 
@@ -113,15 +113,15 @@ def test_an_answer_ends_where_its_own_context_is_full(model):
         model.config.decoder.max_position_embeddings,
     )
     try:
-        for how in (
+        for options in (
             GenerationSettings(max_new_tokens=50),
             GenerationSettings(max_new_tokens=50, beams=2),
         ):
-            answers = generate(model, together(short, long), how)
-            alone = [generate(model, p, how)[0] for p in (short, long)]
+            answers = generate(model, together(short, long), options)
+            alone = [generate(model, p, options)[0] for p in (short, long)]
             assert answers == alone and [len(a.ids) for a in answers] == [8, 3]
         with pytest.raises(ValueError, match="fills the context"):
-            generate(model, prompt("small", 0, 6, [5, 5, 5]), how)
+            generate(model, prompt("small", 0, 6, [5, 5, 5]), options)
     finally:
         model.config.decoder.__dict__["max_position_embeddings"] = whole
 
@@ -143,11 +143,11 @@ def test_no_n_tokens_occur_twice_and_only_repeats_are_blocked(n):
 def test_generation_honours_n_gram_blocking(model):
     batch = together(prompt("base", 0, 5), prompt("base", 1, 2))
     free = generate(model, batch, GenerationSettings(max_new_tokens=40))
-    for how in (
+    for options in (
         GenerationSettings(max_new_tokens=40, no_repeat_ngram=1),
         GenerationSettings(max_new_tokens=12, no_repeat_ngram=1, beams=3),
     ):
-        for answer in generate(model, batch, how):
+        for answer in generate(model, batch, options):
             assert len(set(answer.ids)) == len(answer.ids)
     assert any(len(set(answer.ids)) < len(answer.ids) for answer in free)
 
@@ -155,24 +155,24 @@ def test_generation_honours_n_gram_blocking(model):
 # -- beams ----------------------------------------------------------------------------------------
 
 
-def slow_beams(model, case, row, text, how) -> list[int]:
+def slow_beams(model, case, row, text, options) -> list[int]:
     """Beam search on lists, every beginning decoded anew."""
     beams, finished = [(0.0, [])], []
-    for length in range(1, how.max_new_tokens + 1):
+    for length in range(1, options.max_new_tokens + 1):
         found = []
         for score, ids in beams:
             logp = next_logits(model, case, row, text, ids).log_softmax(-1)
             found += [(score + float(p), [*ids, token]) for token, p in enumerate(logp)]
-        found = sorted(found, key=lambda f: -f[0])[: 2 * how.beams]
-        ends = [f for f in found[: how.beams] if f[1][-1] == EOS]
-        finished += [(s / length**how.length_penalty, ids[:-1]) for s, ids in ends]
-        finished = sorted(finished, key=lambda f: -f[0])[: how.beams]
-        beams = [f for f in found if f[1][-1] != EOS][: how.beams]
-        if len(finished) == how.beams and (
-            finished[-1][0] >= beams[0][0] / length**how.length_penalty
+        found = sorted(found, key=lambda f: -f[0])[: 2 * options.beams]
+        ends = [f for f in found[: options.beams] if f[1][-1] == EOS]
+        finished += [(s / length**options.length_penalty, ids[:-1]) for s, ids in ends]
+        finished = sorted(finished, key=lambda f: -f[0])[: options.beams]
+        beams = [f for f in found if f[1][-1] != EOS][: options.beams]
+        if len(finished) == options.beams and (
+            finished[-1][0] >= beams[0][0] / length**options.length_penalty
         ):
             return finished[0][1]
-    finished += [(score / length**how.length_penalty, ids) for score, ids in beams]
+    finished += [(score / length**options.length_penalty, ids) for score, ids in beams]
     return max(finished)[1]
 
 
@@ -186,20 +186,20 @@ def ending_model() -> DeepseekOCR:
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
 def test_beam_search_equals_the_slow_one_in_a_batch_and_alone(ending_model, penalty):
-    how = GenerationSettings(max_new_tokens=6, beams=3, length_penalty=penalty)
+    options = GenerationSettings(max_new_tokens=6, beams=3, length_penalty=penalty)
     rows = [(0, 5), (1, 2), (0, 1)]
-    expected = [slow_beams(ending_model, "small", *row, how) for row in rows]
+    expected = [slow_beams(ending_model, "small", *row, options) for row in rows]
     batch = together(*(prompt("small", *row) for row in rows))
-    assert [a.ids for a in beam_search(ending_model, batch, how)] == expected
+    assert [a.ids for a in beam_search(ending_model, batch, options)] == expected
     for row, ids in zip(rows, expected):
-        assert beam_search(ending_model, prompt("small", *row), how)[0].ids == ids
+        assert beam_search(ending_model, prompt("small", *row), options)[0].ids == ids
     lengths = {len(ids) for ids in expected}
     assert len(lengths) > 1  # some ended early
 
 
 def test_a_beam_for_every_token_finds_the_best_of_all_answers(ending_model):
     V = ending_model.config.decoder.vocab_size
-    how = GenerationSettings(max_new_tokens=2, beams=V, length_penalty=1.0)
+    options = GenerationSettings(max_new_tokens=2, beams=V, length_penalty=1.0)
     first = next_logits(ending_model, "small", 0, 3, []).log_softmax(-1)
     starts = [prompt("small", 0, 3, [token]) for token in range(V)]
     with torch.no_grad():
@@ -215,7 +215,7 @@ def test_a_beam_for_every_token_finds_the_best_of_all_answers(ending_model):
     expected = [int(best // V)] + [int(best % V)] * (int(best % V) != EOS)
     if first[EOS] > pairs.max():
         expected = []
-    assert beam_search(ending_model, prompt("small", 0, 3), how)[0].ids == expected
+    assert beam_search(ending_model, prompt("small", 0, 3), options)[0].ids == expected
 
 
 # -- sampling -------------------------------------------------------------------------------------
@@ -234,32 +234,32 @@ def test_sampled_tokens_have_the_probabilities_of_the_truncated_softmax(temperat
             break
     N = 20_000
     chance = (torch.arange(N) + 0.5) / N  # evenly spread, so that frequencies are exact to 1/N
-    how = GenerationSettings(temperature=temperature, top_p=top_p)
-    drawn = choose(logits.expand(N, -1), how, chance).bincount(minlength=12) / N
+    options = GenerationSettings(temperature=temperature, top_p=top_p)
+    drawn = choose(logits.expand(N, -1), options, chance).bincount(minlength=12) / N
     expected = torch.zeros(12).double()
     expected[kept] = p[kept] / p[kept].sum()
     assert (drawn - expected).abs().max() < 3 / N
 
 
 def test_a_chance_that_rounds_to_one_takes_the_last_token_that_is_kept():
-    how = GenerationSettings(temperature=1.0, top_p=0.5)
+    options = GenerationSettings(temperature=1.0, top_p=0.5)
     logits = torch.tensor([[3.0, 3.0, 0.0, 0.0]])
-    assert choose(logits, how, torch.tensor([1.0])).item() in (0, 1)
+    assert choose(logits, options, torch.tensor([1.0])).item() in (0, 1)
 
 
 def test_sampling_is_seeded_for_each_row_whatever_else_is_in_the_batch(model):
-    how = GenerationSettings(max_new_tokens=10, temperature=1.0, top_p=0.95)
+    options = GenerationSettings(max_new_tokens=10, temperature=1.0, top_p=0.95)
     rows = [prompt("base", 0, 5), prompt("base", 1, 2), prompt("base", 0, 1)]
-    whole = generate(model, together(*rows), how, seed=7, numbers=[10, 11, 12])
-    alone = [generate(model, p, how, seed=7, numbers=[10 + i])[0] for i, p in enumerate(rows)]
+    whole = generate(model, together(*rows), options, seed=7, numbers=[10, 11, 12])
+    alone = [generate(model, p, options, seed=7, numbers=[10 + i])[0] for i, p in enumerate(rows)]
     assert whole == alone
-    assert generate(model, together(*rows), how, seed=8, numbers=[10, 11, 12]) != whole
+    assert generate(model, together(*rows), options, seed=8, numbers=[10, 11, 12]) != whole
 
 
 def test_streamed_tokens_are_those_of_the_answer(model):
-    how = GenerationSettings(max_new_tokens=10)
-    streamed = [int(token) for token in tokens(model, prompt("base", 0, 5), how)]
-    assert streamed == generate(model, prompt("base", 0, 5), how)[0].ids
+    options = GenerationSettings(max_new_tokens=10)
+    streamed = [int(token) for token in tokens(model, prompt("base", 0, 5), options)]
+    assert streamed == generate(model, prompt("base", 0, 5), options)[0].ids
 
 
 def test_beams_that_sample_are_a_users_mistake():

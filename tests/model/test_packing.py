@@ -3,7 +3,7 @@ reference."""
 
 import pytest
 import torch
-from golden import CASES, GRADIENT_TOLERANCE, expected, golden_batch
+from golden import CASES, GOLDEN, GRADIENT_TOLERANCE, expected, golden_batch
 from small_steps import assert_equal, build, ragged_batch, step
 
 from deepsynth_min.model.batch import Batch
@@ -58,7 +58,7 @@ def test_a_packed_sample_sees_itself_only(small_config):
 
 @pytest.mark.parametrize("case", CASES)
 def test_packed_batches_give_the_official_loss_and_gradients(case):
-    model = DeepseekOCR.from_pretrained("tests/golden")
+    model = DeepseekOCR.from_pretrained(GOLDEN)
     total, count = model.loss(golden_batch(case).packed())
     assert abs(total.item() / count - expected()[f"{case}.loss"].item()) < 1e-5
     names = [n for n in expected() if n.startswith(f"{case}.train.grad.") and "experts." not in n]

@@ -1,17 +1,15 @@
 """Official files in and out: what is written is what was read, in one file or in shards."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from golden import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.weights import find_checkpoint, load_weights, official_views, save_weights
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("shard_bytes, files", [(10**9, 1), (500_000, 5)])

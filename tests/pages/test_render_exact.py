@@ -58,7 +58,7 @@ def possible(settings_):
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(styles.map(possible).filter(bool), st.text(ALPHABET, max_size=120))
-def test_random_texts_in_random_styles_equal_the_twin(style, text):
+def test_random_texts_in_random_styles_equal_the_reference(style, text):
     assert_same(text, style)
 
 
@@ -70,14 +70,14 @@ def test_random_texts_in_random_styles_equal_the_twin(style, text):
     st.lists(st.text("abcdefgijmtvwATV.,漢字（。\u00ad", max_size=9), max_size=40),
     st.sampled_from([" ", "  ", "\u200b", " \t"]),
 )
-def test_random_words_wrap_as_in_the_twin(width, size, align, words, space):
+def test_random_words_wrap_as_in_the_reference(width, size, align, words, space):
     style = PageStyle(width=width, height=90, margin=3, font_size=size, align=align, kerning=True)
     assert_same(space.join(words), style)
 
 
 @pytest.mark.parametrize("size", [7, 8, 12, 16, 24, 33])
 @pytest.mark.parametrize("columns", [1, 2])
-def test_prose_equals_the_twin(size, columns):
+def test_prose_equals_the_reference(size, columns):
     assert_same(PROSE, PageStyle(width=500, height=300, font_size=size, columns=columns))
 
 
@@ -119,7 +119,7 @@ def test_prose_equals_pillows_basic_layout(size):
 
 
 @pytest.mark.parametrize("size", [25, 40])
-def test_kerned_prose_equals_the_twin(tmp_path, size):
+def test_kerned_prose_equals_the_reference(tmp_path, size):
     """With the kern table of a font made here, as FreeType itself scales it."""
     pairs = {"AV": -80, "VA": -80, "To": -120, "Ty": -90, "A ": -40, "fj": 250, "WA": -60}
     path = tmp_path / "kerned.ttf"

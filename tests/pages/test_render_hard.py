@@ -234,7 +234,7 @@ def test_a_page_of_one_pixel():
 
 
 @pytest.mark.parametrize("margin", [60, 61, 500])
-def test_margins_that_leave_no_room_are_refused(margin):
+def test_margins_that_leave_no_space_are_refused(margin):
     with pytest.raises(ValueError, match=f"margin: {margin}"):
         PageStyle(width=120, height=300, margin=margin)
 

@@ -11,6 +11,7 @@ import torch
 from adapter_runs import run, write_base, write_rows
 from golden import GOLDEN
 from official_rules import official_shapes, problems
+from official_tree import official_tree
 from safetensors.torch import load_file, save_file
 from small_model import SMALL
 
@@ -73,12 +74,10 @@ def test_an_export_keeps_every_rule_and_loads_back_strictly(folder, tmp_path, wh
 def test_tiny_exported_keeps_every_rule(tmp_path):
     run(
         tmp_path,
-        "--model",
-        "tiny",
+        *"--model tiny".split(),
         "--data",
         write_rows(tmp_path / "r.jsonl"),
-        "--max-steps",
-        1,
+        *"--max-steps 1".split(),
         out="tiny",
     )
     to = exported(tmp_path, tmp_path, "tiny")
@@ -149,8 +148,6 @@ def test_the_rules_notice_planted_faults(folder, tmp_path, fault, named):
 
 def test_a_merged_export_equals_pefts_merge(folder, tmp_path):
     peft = pytest.importorskip("peft")
-    from test_adapter import official_tree
-
     to = exported(folder, tmp_path, "lora", "--merge")
     adapter = folder / "lora" / "checkpoints" / "step-000002"
     ours = load_file(to / "model-00001-of-000001.safetensors")

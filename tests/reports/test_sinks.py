@@ -9,22 +9,10 @@ import pytest
 from deepsynth_min import train
 from deepsynth_min.reports import sinks
 
-COMMON = [
-    "--model",
-    "tiny",
-    "--max-steps",
-    "2",
-    "--batch-size",
-    "1",
-    "--val-samples",
-    "1",
-    "--log-every",
-    "1",
-    "--answer-samples",
-    "0",
-    "--threads",
-    "1",
-]
+COMMON = (
+    "--model tiny --max-steps 2 --batch-size 1 --val-samples 1 --log-every 1 "
+    "--answer-samples 0 --threads 1"
+).split()
 
 
 def test_tensorboard_gets_every_figure_of_the_metrics(tmp_path):

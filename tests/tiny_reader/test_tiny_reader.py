@@ -1,4 +1,4 @@
-"""The recipe that teaches a model to read, and the model that came of it."""
+"""The recipe that trains a model to read, and the model that came of it."""
 
 import json
 from pathlib import Path
@@ -195,7 +195,7 @@ def test_what_a_document_s_pages_are_to_the_frozen_encoder_is_kept_if_it_comes_a
     assert again[of_words].eq(0).all() and (again[~of_words] - 1).abs().max() < 1e-5
 
 
-# -- how it is taught
+# -- how it is trained
 
 
 def test_stages_follow_each_other_and_each_warms_up():

@@ -84,10 +84,7 @@ def test_training_goes_on_from_an_adapter_with_its_rank_and_scale(folder, tmp_pa
         tmp_path,
         "--model",
         folder / "base",
-        "--tune",
-        "lora",
-        "--max-steps",
-        1,
+        *"--tune lora --max-steps 1".split(),
         "--adapter",
         first / "checkpoints" / "step-000004",
     )
@@ -140,8 +137,7 @@ def test_an_adapter_of_another_base_is_refused(folder, tmp_path, capsys):
         "--out",
         tmp_path / "r",
         *QUICK,
-        "--tune",
-        "lora",
+        *"--tune lora".split(),
         "--adapter",
         adapter,
     ]

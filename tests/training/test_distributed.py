@@ -40,9 +40,7 @@ def runs(tmp_path_factory) -> dict[str, tuple[list[float], dict[str, torch.Tenso
         ]
         command = [
             sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
+            *"-m torch.distributed.run --standalone".split(),
             "--nproc-per-node",
             str(processes),
             workers.__file__,

@@ -19,26 +19,13 @@ NAMES = ("step", "loss", "grad_norm", "lr")
 
 def run(out: Path, jsonl: Path, *arguments) -> list[list]:
     common = [
-        "--model",
-        "tiny",
+        *"--model tiny".split(),
         "--data",
         jsonl,
-        "--batch-size",
-        6,
-        "--max-steps",
-        6,
-        "--val-samples",
-        2,
-        "--log-every",
-        1,
-        "--answer-samples",
-        0,
-        "--eval-every",
-        0,
-        "--save-every",
-        3,
-        "--ablation-samples",
-        0,
+        *(
+            "--batch-size 6 --max-steps 6 --val-samples 2 --log-every 1 --answer-samples 0 "
+            "--eval-every 0 --save-every 3 --ablation-samples 0"
+        ).split(),
     ]
     assert train.main([*map(str, (*common, *arguments)), "--out", str(out)]) == 0
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())

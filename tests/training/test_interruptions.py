@@ -19,28 +19,10 @@ from deepsynth_min import train
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.training import checkpoint
 
-COMMON = [
-    "--model",
-    "tiny",
-    "--batch-size",
-    "2",
-    "--val-samples",
-    "2",
-    "--log-every",
-    "3",
-    "--max-new-tokens",
-    "16",
-    "--eval-every",
-    "4",
-    "--save-every",
-    "2",
-    "--tune",
-    "lora",
-    "--lora-dropout",
-    "0.2",
-    "--keep",
-    "99",
-]
+COMMON = (
+    "--model tiny --batch-size 2 --val-samples 2 --log-every 3 --max-new-tokens 16 "
+    "--eval-every 4 --save-every 2 --tune lora --lora-dropout 0.2 --keep 99"
+).split()
 STEPS = 16
 EXACT = ("kind", "step", "loss", "grad_norm", "lr", "samples")
 
@@ -51,13 +33,10 @@ def command(out: Path, jsonl: Path, processes: int = 1, *more: str) -> list[str]
         return [sys.executable, "-m", "deepsynth_min.train", *arguments]
     return [
         sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
+        *"-m torch.distributed.run --standalone".split(),
         "--nproc-per-node",
         str(processes),
-        "-m",
-        "deepsynth_min.train",
+        *"-m deepsynth_min.train".split(),
         *arguments,
     ]
 
@@ -254,23 +233,10 @@ def test_a_batch_that_does_not_fit_into_memory_is_told_what_to_lower(tmp_path, j
     more = command(
         tmp_path / "r",
         jsonl,
-        1,
-        "--batch-size",
-        "512",
-        "--mode",
-        "1280",
-        "--max-pages",
-        "1",
-        "--overflow",
-        "truncate",
-        "--eval-every",
-        "0",
-        "--answer-samples",
-        "0",
-        "--ablation-samples",
-        "0",
-        "--tune",
-        "all",
+        *(
+            "1 --batch-size 512 --mode 1280 --max-pages 1 --overflow truncate --eval-every 0 "
+            "--answer-samples 0 --ablation-samples 0 --tune all"
+        ).split(),
     )[3:]
     done = subprocess.run(
         [sys.executable, "-c", limit + call, *more], capture_output=True, text=True

@@ -18,35 +18,14 @@ KILLS = 20
 STEPS = 150
 EXACT = ("kind", "step", "loss", "grad_norm", "lr", "samples", "reads/blank", "cer")
 COMMON = [
-    "--model",
-    "tiny",
-    "--tune",
-    "lora",
-    "--lora-dropout",
-    "0.2",
-    "--augment",
-    "--log-every",
-    "3",
-    "--keep",
-    "2",
-    "--save-every",
-    "2",
-    "--eval-every",
-    "50",
-    "--val-samples",
-    "2",
-    "--answer-samples",
-    "1",
-    "--ablation-samples",
-    "2",
-    "--max-new-tokens",
-    "4",
+    *(
+        "--model tiny --tune lora --lora-dropout 0.2 --augment --log-every 3 --keep 2 "
+        "--save-every 2 --eval-every 50 --val-samples 2 --answer-samples 1 "
+        "--ablation-samples 2 --max-new-tokens 4"
+    ).split(),
     "--max-steps",
     str(STEPS),
-    "--device",
-    "cpu",
-    "--threads",
-    "1",
+    *"--device cpu --threads 1".split(),
 ]
 
 
@@ -56,14 +35,12 @@ def launch(out: Path, jsonl: Path, processes: int, *more: str, launcher=()) -> s
     if processes > 1:
         start = [
             sys.executable,
-            "-m",
-            "torch.distributed.run",
+            *"-m torch.distributed.run".split(),
             "--standalone",
             *launcher,
             "--nproc-per-node",
             str(processes),
-            "-m",
-            "deepsynth_min.train",
+            *"-m deepsynth_min.train".split(),
         ]
     with open(out.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
@@ -76,8 +53,7 @@ def launch(out: Path, jsonl: Path, processes: int, *more: str, launcher=()) -> s
                 str(jsonl),
                 "--out",
                 str(out),
-                "--resume",
-                "auto",
+                *"--resume auto".split(),
                 *more,
             ],
             stdout=log,
@@ -198,20 +174,9 @@ def test_torchrun_restarts_a_job_whose_rank_was_killed_and_the_result_is_the_sam
 
 def test_two_one_and_again_two_processes_see_the_same_samples_and_losses(tmp_path, jsonl):
     """Without dropout, which differs from rank to rank; a line for every step."""
-    plain = [
-        "--lora-dropout",
-        "0",
-        "--log-every",
-        "1",
-        "--max-steps",
-        "30",
-        "--eval-every",
-        "10",
-        "--save-every",
-        "10",
-        "--keep",
-        "9",
-    ]
+    plain = (
+        "--lora-dropout 0 --log-every 1 --max-steps 30 --eval-every 10 --save-every 10 --keep 9"
+    ).split()
     reference, out = tmp_path / "two", tmp_path / "changing"
     finish(reference, jsonl, 2, *plain)
     shutil.copytree(reference, out)

@@ -1,23 +1,19 @@
 """Sharded mode: real processes (Gloo, CPU), against the same runs without shards."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import workers
 from adapter_runs import QUICK, write_base, write_rows
+from commands import free_port, torchrun, words
 from safetensors import safe_open
 from small_model import SMALL
 
 from deepsynth_min import evaluate, export, generate, train
 
 TUNES = ("decoder", "projector+lora")
-TESTS = Path(__file__).parents[1]
 PAIRS = {  # what differs from the run of the same name without shards: nothing but the shards
     "decoder 2x4": dict(size=4, accumulate=1),
     "decoder 2x2x2": dict(size=2, accumulate=2),
@@ -29,29 +25,9 @@ PAIRS = {  # what differs from the run of the same name without shards: nothing 
 }
 
 
-def torchrun(*command) -> None:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS / "helpers"), os.environ.get("PYTHONPATH", "")]),
-    }
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        *map(str, command),
-    ]
-    done = subprocess.run(launcher, capture_output=True, text=True, env=environment)
+def in_two_processes(*words) -> None:
+    done = torchrun(2, *words)
     assert done.returncode == 0, done.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +36,9 @@ def trained(tmp_path_factory) -> dict[str, tuple[list[float], dict[str, torch.Te
     folder, results = tmp_path_factory.mktemp("pairs"), {}
     runs = {name: options for name, options in PAIRS.items()}
     runs |= {f"sharded {name}": {**options, "sharded": True} for name, options in PAIRS.items()}
-    torchrun(workers.__file__, folder, json.dumps([{"name": n, **o} for n, o in runs.items()]))
+    in_two_processes(
+        workers.__file__, folder, json.dumps([{"name": n, **o} for n, o in runs.items()])
+    )
     for name in runs:
         with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
             values = {key: file.get_tensor(key) for key in file.keys()}
@@ -95,44 +73,27 @@ def runs(tmp_path_factory) -> Path:
     write_base(folder / "base", SMALL)
     write_rows(folder / "rows.jsonl")
 
-    def words(tune: str, out: str, size: int, *more) -> list[str]:
-        given = [
-            *QUICK,
-            "--model",
-            folder / "base",
-            "--data",
-            folder / "rows.jsonl",
-            "--tune",
-            tune,
-            "--max-steps",
-            3,
-            "--save-every",
-            1,
-            "--keep",
-            3,
-            "--eval-every",
-            0,
-            "--batch-size",
-            size,
-            "--out",
-            folder / tune / out,
-            *more,
-        ]
-        return [str(word) for word in given]
+    def line(tune: str, out: str, size: int, *more) -> list[str]:
+        given = words(
+            "--model {} --data {} --tune {} --out {} --batch-size {} --max-steps 3 --save-every 1 "
+            "--keep 3 --eval-every 0",
+            *(folder / "base", folder / "rows.jsonl", tune, folder / tune / out, size),
+        )
+        return [*QUICK, *given, *map(str, more)]
 
     def step(tune: str, out: str, number: int) -> list:
         return ["--resume", folder / tune / out / f"checkpoints/step-{number:06}"]
 
     def in_shards(*lines) -> None:
         entries = [(free_port(), line) for line in lines]
-        torchrun(workers.__file__, "command-line", json.dumps(entries))
+        in_two_processes(workers.__file__, "command-line", json.dumps(entries))
 
-    in_shards(*(words(tune, "a", 1, "--shard") for tune in TUNES))
+    in_shards(*(line(tune, "a", 1, "--shard") for tune in TUNES))
     for tune in TUNES:
-        assert train.main(words(tune, "one", 2)) == 0
-        assert train.main(words(tune, "b", 2, *step(tune, "a", 1))) == 0
-    taken_up = [words(tune, "c", 1, "--shard", *step(tune, "b", 2)) for tune in TUNES]
-    full = words("decoder", "full", 1, "--shard", *step("decoder", "b", 2))
+        assert train.main(line(tune, "one", 2)) == 0
+        assert train.main(line(tune, "b", 2, *step(tune, "a", 1))) == 0
+    taken_up = [line(tune, "c", 1, "--shard", *step(tune, "b", 2)) for tune in TUNES]
+    full = line("decoder", "full", 1, "--shard", *step("decoder", "b", 2))
     in_shards(*taken_up, [*full, "limited"])
     return folder
 

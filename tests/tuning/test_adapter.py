@@ -7,11 +7,13 @@ import warnings
 import pytest
 import torch
 from golden import GOLDEN, golden_batch
+from official_tree import official_tree
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.weights import official_views
 from deepsynth_min.tuning.adapter import (
     CONFIG,
     TENSORS,
@@ -100,41 +102,8 @@ def test_target_modules_select_the_adapted_linears_and_no_other(small_config):
 # -- PEFT itself ----------------------------------------------------------------------------------
 
 
-class Leaf(nn.Linear):
-    """A linear of the official tree, without bias."""
-
-    def __init__(self, weight: torch.Tensor):
-        super().__init__(weight.shape[1], weight.shape[0], bias=False)
-        self.weight.data = weight.clone()
-
-
-class Root(nn.Module):
-    """PEFT asks a causal language model for this."""
-
-    def prepare_inputs_for_generation(self):
-        raise NotImplementedError
-
-
-def official_tree(tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """Plain modules under the official names: a linear for every matrix of the decoder."""
-    root = Root()
-    for name, tensor in tensors.items():
-        if not name.startswith("model.layers.") or not name.endswith("_proj.weight"):
-            continue
-        *parts, last = name.removesuffix(".weight").split(".")
-        node = root
-        for part in parts:
-            if part not in node._modules:
-                node.add_module(part, nn.Module())
-            node = node._modules[part]
-        node.add_module(last, Leaf(tensor))
-    return root
-
-
 def use_weights_of(tree: nn.Module, model: DeepseekOCR) -> None:
     """Puts the tree's (adapted or merged) linears in place of a model's."""
-    from deepsynth_min.model.weights import official_views
-
     for name, view in official_views(model).items():
         if name.startswith("model.layers.") and name.endswith("_proj.weight"):
             view.copy_(tree.get_submodule(name.removesuffix(".weight")).weight)
