@@ -48,7 +48,7 @@ from ..training.precision import autocast
 from ..tuning import adapter
 from ..tuning.lora import LoraExperts, LoraLinear
 from ..tuning.quant import Packed
-from . import upload as hub
+from .model_card import model_card
 
 TOLERANCE = 0.05  # of the logits' norm; rounding weights to bf16 alone changes them by about 0.005
 
@@ -211,7 +211,7 @@ def copy_adapter(checkpoint: Path, directory: Path) -> None:
 
 
 def write_card(settings: Settings, run: Path, checkpoint: Path, directory: Path) -> None:
-    card = hub.model_card(settings, run, checkpoint, (directory / adapter.CONFIG).exists())
+    card = model_card(settings, run, checkpoint, (directory / adapter.CONFIG).exists())
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 

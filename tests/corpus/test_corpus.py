@@ -274,7 +274,7 @@ def test_weekdays_are_those_of_the_calendar(language, written):
 
 
 def test_every_slot_that_a_genre_defines_is_used():
-    for path in sorted(corpus.ASSETS.glob("corpus.*.toml")):
+    for path in sorted(corpus.FOLDER.glob("*.toml")):
         for name, genre in tomllib.loads(path.read_text("utf-8"))["genre"].items():
             sentences = json.dumps({key: genre[key] for key in genre if key != "slots"})
             assert all("{" + slot in sentences for slot in genre["slots"]), (path.name, name)

@@ -201,7 +201,7 @@ def test_an_export_that_computes_something_else_is_withdrawn(folder, tmp_path, m
             pair.B.data.add_(1.0)  # merges something else than what was compared
         return honest(model)
 
-    monkeypatch.setattr(export, "merged_tensors", without_an_adapter)
+    monkeypatch.setattr(official, "merged_tensors", without_an_adapter)
     arguments = ["--run", folder / "lora", "--to", tmp_path / "exported", "--merge"]
     assert export.main(list(map(str, arguments))) == 2
     assert "the export is withdrawn" in capsys.readouterr().err
