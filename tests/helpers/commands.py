@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 TRAIN = ["-m", "deepsynth_min.train"]
@@ -23,10 +25,43 @@ def python(*arguments, **options) -> subprocess.CompletedProcess:
 
 
 def torchrun(processes: int, *arguments) -> subprocess.CompletedProcess:
-    """Runs a script, or `-m` and a module, in several processes; tests/helpers can be imported."""
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    """Runs a script, or `-m` and a module, in several processes."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return python(*LAUNCHER, processes, *arguments, env=environment)
+
+
+def ranks(processes: int, *arguments) -> None:
+    """The same without the launcher, which takes seconds to start; tests/helpers can be imported.
+
+    The variables are those that torchrun sets. All must end with exit code 0; else what the first
+    one to fail has printed is the error.
+    """
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    common = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+    }
+    command, running, logs = [sys.executable, *map(str, arguments)], [], []
+    for rank in range(processes):
+        environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        logs.append(tempfile.TemporaryFile("w+"))
+        running.append(subprocess.Popen(command, env=environment, stdout=logs[-1], stderr=logs[-1]))
+    try:
+        while any(process.poll() is None for process in running):
+            if any(process.poll() for process in running):
+                break  # the others would wait for it
+            time.sleep(0.02)
+        for process, log in zip(running, logs):
+            log.seek(0)
+            assert not process.poll(), log.read()
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def free_port() -> int:

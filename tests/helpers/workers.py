@@ -1,26 +1,29 @@
-"""What the processes of the distributed tests run: `torchrun tests/helpers/workers.py FOLDER JSON`.
+"""What the processes of the distributed tests run: `python tests/helpers/workers.py FOLDER JSON`
+as one of several ranks.
 
 FOLDER `command-line`: the entries are (free port, command line of deepsynth_min.train), run one
-after the other; if one has `limited` in it, the second process can write no file of more than 20
-kB.
+after the other. The word `limited` in it: the second process can write no file of more than 20 kB;
+`alone`: the first process runs it, as one of one.
 
 For each entry of the JSON list: trains a small model, with our reducer, in shards or with torch DDP
-around the same step, and writes the losses and the final weights to FOLDER/NAME.safetensors.
+around the same step, and writes the losses and the final weights to FOLDER/NAME.safetensors, which
+`trained` reads.
 """
 
 import json
 import os
+import random
 import resource
 import sys
 from dataclasses import replace
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from small_model import SMALL
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.data.order import share
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import SampleBuilder, collate
@@ -43,6 +46,11 @@ from deepsynth_min.training.shard import shard, whole
 from deepsynth_min.tuning.freeze import freeze
 from deepsynth_min.tuning.lora import LoraConfig, attach, choose
 
+WORDS = (
+    "a council meets by the river, the bridge opens in May; Ines paints 17 boats - and who writes "
+    "of it? Nobody: not Otto, not the mill, not forty apple trees."
+).split()
+
 
 class LossModule(nn.Module):
     """DDP hooks into forward, so the loss must be one."""
@@ -57,10 +65,13 @@ class LossModule(nn.Module):
 
 def samples(builder) -> list:
     """Uneven on purpose: answers of 1 to 60 words, every third sample without a page."""
-    made = []
-    for i, document in enumerate(corpus.documents("train")[:16]):
-        answer = " ".join((document.summary.split() * 4)[: (1, 60, 7, 25)[i % 4]])
-        sample = builder(Row(f"row {i}", answer, document.text))
+    chance, made = random.Random(0), []
+    for i in range(16):
+        text, answer = (
+            " ".join(chance.choice(WORDS) for _ in range(length))
+            for length in (chance.randrange(60, 250), (1, 60, 7, 25)[i % 4])
+        )
+        sample = builder(Row(f"row {i}", answer, text))
         made.append(without_page(sample) if i % 3 == 0 else sample)
     return made
 
@@ -167,18 +178,34 @@ def train(
         save_file(final, f"{folder}/{name}.safetensors", metadata={"losses": json.dumps(losses)})
 
 
+def trained(folder, names) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
+    """Name -> (losses, final weights)."""
+    results = {}
+    for name in names:
+        with safe_open(f"{folder}/{name}.safetensors", framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+            results[name] = json.loads(file.metadata()["losses"]), weights
+    return results
+
+
 def run_command_line(port: int, words: list[str]) -> int:
     from deepsynth_min.train import main
 
-    # A meeting place of its own: in the launcher's, what the last run left would still lie.
-    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
+    first, size = os.environ["RANK"] == "0", os.environ["WORLD_SIZE"]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if "limited" in words and os.environ["RANK"] == "1":
+    # A meeting place of its own: in that of the last run, what it left would still lie.
+    os.environ["MASTER_PORT"] = str(port)
+    if "alone" in words:
+        if not first:
+            return 0
+        os.environ |= {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    if "limited" in words and not first:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        return main([word for word in words if word != "limited"])
+        return main([word for word in words if word not in ("limited", "alone")])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        os.environ |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
 
 
 if __name__ == "__main__" and sys.argv[1] == "command-line":

@@ -1,19 +1,15 @@
 """The same run however it is divided, and the same as with torch's own DDP."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import workers
-from safetensors import safe_open
+from commands import ranks
 
 from deepsynth_min.training.distributed import GradientReducer, World, _buckets
 
-TESTS = Path(__file__).parents[1]
 SPLITS = {  # name: (processes, options); all have a global batch of 8
     "1x8": (1, dict(size=8, accumulate=1)),
     "1x2x4": (1, dict(size=2, accumulate=4)),
@@ -26,44 +22,42 @@ SPLITS = {  # name: (processes, options); all have a global batch of 8
 }
 
 
+def train_in(processes: int, folder: Path) -> dict[str, tuple[list[float], dict]]:
+    """The splits of so many processes, trained: name -> (losses, final weights)."""
+    entries = [{"name": name, **options} for name, (n, options) in SPLITS.items() if n == processes]
+    if processes > 1:
+        ranks(processes, workers.__file__, folder, json.dumps(entries))
+    else:
+        for entry in entries:
+            workers.train(World(0, 1, torch.device("cpu")), str(folder), **entry)
+    return workers.trained(folder, [entry["name"] for entry in entries])
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
-    """Every split, trained: name -> (losses, final weights). One launch per number of processes."""
-    folder = tmp_path_factory.mktemp("splits")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS / "helpers"), os.environ.get("PYTHONPATH", "")]),
-    }
-    for processes in (1, 2, 4):
-        mine = [
-            {"name": name, **options} for name, (n, options) in SPLITS.items() if n == processes
-        ]
-        command = [
-            sys.executable,
-            *"-m torch.distributed.run --standalone".split(),
-            "--nproc-per-node",
-            str(processes),
-            workers.__file__,
-            str(folder),
-            json.dumps(mine),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-    results = {}
-    for name in SPLITS:
-        with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}
-            results[name] = json.loads(file.metadata()["losses"]), weights
-    return results
+def undivided(tmp_path_factory) -> dict[str, tuple[list[float], dict]]:
+    return train_in(1, tmp_path_factory.mktemp("undivided"))
 
 
-@pytest.mark.parametrize("name", [name for name in SPLITS if not name.endswith("1x8")])
+@pytest.fixture(scope="module")
+def runs(undivided, tmp_path_factory) -> dict[str, tuple[list[float], dict]]:
+    return undivided | train_in(2, tmp_path_factory.mktemp("divided"))
+
+
+def assert_equal(run, whole) -> None:
+    (losses, weights), (expected, reference) = run, whole
+    assert losses == pytest.approx(expected, rel=1e-6)
+    assert max((weights[n] - reference[n]).abs().max().item() for n in reference) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["1x2x4", "2x4", "2x2x2", "ddp 2x4", "lora 2x2x2"])
 def test_a_divided_run_has_the_losses_and_weights_of_the_whole_one(runs, name):
     """Very uneven answers, a third of the samples without a page; float32."""
-    losses, weights = runs[name]
-    whole, reference = runs["lora 1x8" if name.startswith("lora") else "1x8"]
-    assert losses == pytest.approx(whole, rel=1e-6)
-    assert max((weights[n] - reference[n]).abs().max().item() for n in reference) < 1e-6
+    assert_equal(runs[name], runs["lora 1x8" if name.startswith("lora") else "1x8"])
+
+
+@pytest.mark.slow  # four processes start
+def test_a_run_divided_by_four_has_the_losses_and_weights_of_the_whole_one(undivided, tmp_path):
+    assert_equal(train_in(4, tmp_path)["4x2"], undivided["1x8"])
 
 
 def test_our_reduction_gives_what_torch_ddp_gives(runs):

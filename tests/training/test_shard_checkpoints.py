@@ -1,0 +1,90 @@
+"""Checkpoints that several processes wrote, each its part: read by one, by several, and broken."""
+
+import json
+from pathlib import Path
+
+import pytest
+import workers
+from adapter_runs import QUICK, write_base, write_rows
+from commands import free_port, ranks, words
+from small_model import SMALL
+
+from deepsynth_min import evaluate, export, generate, train
+
+TUNES = ("decoder", "projector+lora")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder for each kind of tuning, with runs of three steps: `one` in one process; `a` in 2
+    shards; `b` in one process, from the first step of `a`; `c` in 2 shards, from the second of `b`;
+    `full` is `c` with a disk that refuses what the second process writes."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_base(folder / "base", SMALL)
+    write_rows(folder / "rows.jsonl")
+
+    def line(tune: str, out: str, size: int, *more) -> list[str]:
+        given = words(
+            "--model {} --data {} --tune {} --out {} --batch-size {} --max-steps 3 --save-every 1 "
+            "--keep 3 --eval-every 0",
+            *(folder / "base", folder / "rows.jsonl", tune, folder / tune / out, size),
+        )
+        return [*QUICK, *given, *map(str, more)]
+
+    def step(tune: str, out: str, number: int) -> list:
+        return ["--resume", folder / tune / out / f"checkpoints/step-{number:06}"]
+
+    lines = []
+    for tune in TUNES:
+        assert train.main(line(tune, "one", 2)) == 0
+        lines.append(line(tune, "a", 1, "--shard"))
+        lines.append(line(tune, "b", 2, *step(tune, "a", 1), "alone"))
+        lines.append(line(tune, "c", 1, "--shard", *step(tune, "b", 2)))
+    lines.append(line("decoder", "full", 1, "--shard", *step("decoder", "b", 2), "limited"))
+    entries = [(free_port(), line) for line in lines]
+    ranks(2, workers.__file__, "command-line", json.dumps(entries))
+    return folder
+
+
+def lines(run: Path, kind: str = "train") -> dict[int, float]:
+    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in found if line["kind"] == kind}
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_checkpoints_go_from_shards_to_one_process_and_back(runs, tune):
+    expected = lines(runs / tune / "one")
+    for out, first in (("a", 1), ("b", 2), ("c", 3)):
+        losses = lines(runs / tune / out)
+        assert list(losses) == list(range(first, 4))
+        assert losses == pytest.approx({step: expected[step] for step in losses}, rel=1e-5)
+        end, reference = (lines(runs / tune / name, "eval")[3] for name in (out, "one"))
+        assert end == pytest.approx(reference, rel=1e-5)
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_a_checkpoint_from_shards_is_evaluated_and_exported_like_any_other(runs, tune, capsys):
+    run, merge = runs / tune / "a", ["--merge"] if "lora" in tune else []
+    assert evaluate.main(["--run", str(run)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert result["loss"] == pytest.approx(lines(run, "eval")[3], abs=1e-6)
+    assert export.main(["--run", str(run), "--to", str(runs / tune / "exported"), *merge]) == 0
+
+
+def test_a_checkpoint_from_shards_answers(runs):
+    (runs / "text.txt").write_text("A text.", "utf-8")
+    run, text = runs / "decoder" / "a", runs / "text.txt"
+    assert generate.main(["--run", str(run), str(text), "--max-new-tokens", "2"]) == 0
+
+
+def test_each_rank_has_written_about_half_of_a_checkpoint(runs):
+    checkpoint = runs / "decoder" / "a/checkpoints/step-000003"
+    for kind in ("model", "optimizer"):
+        sizes = [file.stat().st_size for file in checkpoint.glob(f"{kind}-*-of-*.safetensors")]
+        assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes), kind
+
+
+def test_a_part_that_cannot_be_written_costs_the_checkpoint_and_not_the_run(runs):
+    run = runs / "decoder" / "full"
+    assert list((run / "checkpoints").iterdir()) == []
+    assert lines(run) == lines(runs / "decoder" / "c")
