@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -24,33 +25,42 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(\w://)[^\s/@]*@", r"\1***@", text)
 
 
-def one_line(error: object, most: int = 1000) -> str:
+def one_line(error: object, max_chars: int = 1000) -> str:
     """A message on one line: what cannot be printed is escaped, a long one loses its middle."""
     text = without_credentials(str(error))
-    if len(text) > most:
-        text = f"{text[: most // 2]} ... {text[-(most // 2) :]}"
+    if len(text) > max_chars:
+        text = f"{text[: max_chars // 2]} ... {text[-(max_chars // 2) :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def exit_code(run, arguments: list[str] | None, finish=lambda: None, first=lambda: None) -> int:
+def exit_code(
+    run: Callable[[list[str]], object],
+    arguments: list[str] | None,
+    cleanup: Callable[[], object] = lambda: None,
+    before_message: Callable[[], object] = lambda: None,
+) -> int:
     """Runs a command: 0 done, 2 the user's mistake in one line; anything else is a traceback.
 
-    run(arguments) does the work, of the command line if none are given; `first()` comes before the
-    line of a mistake is printed, `finish()` comes last.
+    run(arguments) does the work; arguments: None takes those of the command line. before_message()
+    is called before the line about a mistake is printed, cleanup() last, whatever happened.
     """
     try:
         run(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        first()
+        before_message()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     finally:
-        finish()
+        cleanup()
     return 0
 
 
 def find_file(path: str | os.PathLike, where: str = "", missing: str = "no such file") -> Path:
-    """The path of a regular file; reading a pipe or a device might never end. Raises UserError."""
+    """The path of a regular file; a pipe or a device, which might never end, is refused.
+
+    where: what a message begins with; missing: what it says of a file that is not there. Raises
+    UserError.
+    """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """From dataclasses to options: a command line, a TOML file and the checks of both.
 
-In: frozen dataclasses ("concerns"), whose fields are settings. Out: an argparse parser, and values
-in the fields' types.
+In: frozen dataclasses, one per concern, whose fields are settings. Out: an argparse parser, and
+values in the fields' types.
 
 The one idea: a field says everything once. Its name gives the option (`batch_size` ->
 `--batch-size`) and the TOML key, its annotation the type and the choices, `setting(...)` the
@@ -14,76 +14,86 @@ import json
 import math
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import Field, field, fields, replace
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from .errors import UserError, read_text
 
+Group = TypeVar("Group")  # a dataclass whose fields are dataclasses of settings
 
-def setting(default, help: str, least: float = -math.inf, most: float = math.inf):
+
+def setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf) -> Any:
     """A field of a dataclass of settings: its default, what --help says, the limits of a number."""
-    return field(default=default, metadata={"help": help, "limits": (least, most)})
+    return field(default=default, metadata={"help": help, "limits": (low, high)})
 
 
-def _choices(kind) -> tuple | None:
-    return get_args(kind) if get_origin(kind) is Literal else None
+def choices_of(annotation: Any) -> tuple[str, ...] | None:
+    """The values that a Literal allows; None for any other type."""
+    return get_args(annotation) if get_origin(annotation) is Literal else None
 
 
 def option_of(name: str) -> str:
+    """The option of a setting: batch_size -> --batch-size."""
     return "--" + name.replace("_", "-")
 
 
-def check(f: Field, value, where: str):
-    """The value in the field's type. Raises UserError naming setting, value and place."""
+def check(f: Field, value: object, where: str) -> object:
+    """The value in the field's type. Raises UserError naming setting, value and place.
+
+    where: what the message begins with, e.g. the TOML file.
+    """
     option = option_of(f.name)
     try:
-        return _fitting(f, value, f"{where}{option}")
+        return _converted(f, value, f"{where}{option}")
     except UserError:
         raise
     except (ValueError, OverflowError) as error:  # a number of thousands of digits
         raise UserError(f"{where}{option}: {error}") from None
 
 
-def _fitting(f: Field, value, option: str):
-    kind = f.type
-    wrong = UserError(f"{option}: {value!r} is not {_describe(kind)}")
-    if choices := _choices(kind):
+def _converted(f: Field, value: Any, option: str) -> object:
+    annotation = f.type
+    is_list = get_origin(annotation) is tuple
+    mismatch = UserError(f"{option}: {value!r} is not {_describe(annotation)}")
+    if choices := choices_of(annotation):
         if value not in choices:
-            raise wrong
-    elif get_origin(kind) is tuple:
+            raise mismatch
+    elif is_list:
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise wrong
+            raise mismatch
         value = tuple(value)
-    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+    elif annotation is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    elif type(value) is not kind:
-        raise wrong
-    if kind is float and not math.isfinite(value):
-        raise wrong
-    if kind is str or get_origin(kind) is tuple:
-        text = value if kind is str else "".join(value)
+    elif type(value) is not annotation:
+        raise mismatch
+    if annotation is float and not math.isfinite(value):
+        raise mismatch
+    if annotation is str or is_list:
+        text = "".join(value) if is_list else value
         if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"{option}: {value!r} is not valid text (a NUL, or half a character)")
-    least, most = f.metadata["limits"]
-    most = min(most, 2**62) if kind is int else most
-    if kind in (int, float) and not value >= least:
-        raise UserError(f"{option}: {value} is below {least}")
-    if kind in (int, float) and not value <= most:
-        raise UserError(f"{option}: {value} is above {most}")
+    if annotation in (int, float):
+        low, high = f.metadata["limits"]
+        high = min(high, 2**62) if annotation is int else high
+        if not value >= low:
+            raise UserError(f"{option}: {value} is below {low}")
+        if not value <= high:
+            raise UserError(f"{option}: {value} is above {high}")
     return value
 
 
-def _describe(kind) -> str:
-    if choices := _choices(kind):
+def _describe(annotation: Any) -> str:
+    if choices := choices_of(annotation):
         return "one of " + ", ".join(choices)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-    return names.get(kind, "a list of strings")
+    return names.get(annotation, "a list of strings")
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Argparse whose errors are one line and end with exit code 2 in one place."""
+    """Argparse whose errors are a UserError: one line and exit code 2, in one place (errors.py)."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (\S+)", message)
         if unknown:
             name = unknown[1].split("=")[0]
@@ -108,19 +118,20 @@ def make_parser(concerns: dict[str, type], program: str, description: str) -> On
             text = f.metadata["help"].replace("%", "%%")
             text += f" (default: {f.default!r})" if f.default != () else ""
             if f.type is bool:
-                how = {"action": argparse.BooleanOptionalAction}
+                syntax = {"action": argparse.BooleanOptionalAction}
             elif get_origin(f.type) is tuple:
-                how = {"nargs": "+", "metavar": "NAME" if f.name == "lora_targets" else "FILE"}
-            elif choices := _choices(f.type):
-                how = {"choices": choices}
+                syntax = {"nargs": "+", "metavar": "NAME" if f.name == "lora_targets" else "FILE"}
+            elif choices := choices_of(f.type):
+                syntax = {"choices": choices}
             else:
-                how = {"type": f.type, "metavar": _METAVARS[f.type]}
-            group.add_argument(option_of(f.name), help=text, **how)
+                syntax = {"type": f.type, "metavar": _METAVARS[f.type]}
+            group.add_argument(option_of(f.name), help=text, **syntax)
     return parser
 
 
 def read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
-    """{setting: value} of a TOML file with one table per concern. Unknown keys are errors."""
+    """{setting: value} of a TOML file with one table per concern. Raises UserError: unknown keys
+    and values out of their limits are mistakes."""
     try:
         tables = tomllib.loads(read_text(path, "--config "))
     except UserError:
@@ -143,8 +154,8 @@ def read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
     return values
 
 
-def checked(given: dict, concerns) -> dict[str, object]:
-    """What `given` says about the fields of some concerns. Raises UserError."""
+def checked(given: dict[str, object], concerns: Iterable[type]) -> dict[str, object]:
+    """Those values of a command line that are fields of some concerns. Raises UserError."""
     return {
         f.name: check(f, given[f.name], "")
         for concern in concerns
@@ -153,18 +164,18 @@ def checked(given: dict, concerns) -> dict[str, object]:
     }
 
 
-def change(settings, **values):
+def change(settings: Group, **values: object) -> Group:
     """A copy of a dataclass of concerns with some settings changed, whatever concern has them."""
     parts = {}
     for f in fields(settings):
         part = getattr(settings, f.name)
-        own = {g.name: values.pop(g.name) for g in fields(part) if g.name in values}
-        parts[f.name] = replace(part, **own)
+        changed = {g.name: values.pop(g.name) for g in fields(part) if g.name in values}
+        parts[f.name] = replace(part, **changed)
     assert not values, f"unknown settings {list(values)}"
     return type(settings)(**parts)
 
 
-def to_toml(settings) -> str:
+def to_toml(settings: object) -> str:
     """A dataclass of concerns as TOML, one table per concern, each setting with its help."""
     lines = []
     for f in fields(settings):

@@ -26,14 +26,14 @@ Tune = Literal[
 class ModelSettings:
     model: str = setting(
         "tiny-reader",
-        "tiny-reader, checkpoint directory, hub id; with random weights: tiny, deepseek-ocr",
+        "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, deepseek-ocr",
     )
     mode: str = setting(
         "auto", "page size: tiny|small|base|large|gundam, pixels (a multiple of 64), or auto"
     )
     revision: str = setting("", "of a hub id: branch, tag or commit; empty: the default branch")
     tune: Tune = setting(
-        "decoder", "which parameters train; with lora, an adapter; with qlora, quantised"
+        "decoder", "which parameters train; lora: an adapter; qlora: an adapter on a quantised base"
     )
 
 
@@ -46,7 +46,7 @@ class DataSettings:
     data_revision: str = setting(
         "", "of a hub id: branch, tag or commit; empty: the default branch"
     )
-    val_revision: str = setting("", "the same of a hub id that --val-data names")
+    val_revision: str = setting("", "the same for a hub id in --val-data")
     val_fraction: float = setting(
         0.05, "share of --data held out, chosen by --seed, at least one row", 0, 0.9
     )
@@ -61,17 +61,17 @@ class DataSettings:
         False, "let image paths in rows leave the folder of the data file"
     )
     bucket: int = setting(
-        16, "steps whose samples are sorted by length together, so that less is padded; 0: none", 0
+        16, "length bucketing: steps whose samples are sorted by length together; 0: none", 0
     )
     workers: int = setting(1, "background threads that render and tokenise ahead", 1, 256)
     prefetch: int = setting(4, "micro-batches prepared ahead", 1, 1024)
     feature_cache: str = setting(
-        "off", "keep what a frozen encoder makes of pages: off, memory or a directory"
+        "off", "keep the features of a frozen encoder: off, memory or a directory"
     )
-    cache_memory: float = setting(4.0, "GiB of main memory for that, in each process", 0)
-    cache_disk: float = setting(50.0, "GiB that its files in the directory may take together", 0)
+    cache_memory: float = setting(4.0, "GiB of main memory for these features, in each process", 0)
+    cache_disk: float = setting(50.0, "GiB that the directory of these features may take", 0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = {}
         for option in ("text_field", "summary_field", "instruction_field"):
             other = names.setdefault(getattr(self, option), option)
@@ -82,24 +82,20 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class PageSettings:
-    font_size: int = setting(0, "px; 0: as the model learned it, or page side / 64, at least 10", 0)
-    margin: int = setting(-1, "px on each side; -1: as the model learned it, or page side / 32", -1)
-    line_height: float = setting(
-        0.0, "line distance in font sizes; 0: as the model learned it, or 1.25", 0
-    )
+    font_size: int = setting(0, "px; 0: the model's own, or page side / 64, at least 10", 0)
+    margin: int = setting(-1, "px on each side; -1: the model's own, or page side / 32", -1)
+    line_height: float = setting(0.0, "line distance in font sizes; 0: the model's own, or 1.25", 0)
     main_font: str = setting("", "font file used before the embedded ones")
     font: tuple[str, ...] = setting((), "font files tried after the embedded ones, in order")
     hinting: Literal["none", "normal", "light", "auto"] = setting(
         "none", "only none is the same everywhere"
     )
     kerning: bool = setting(False, "use the fonts' kern tables")
-    align: Literal["left", "justify"] = setting("left", "of the lines: ragged or flush right")
+    align: Literal["left", "justify"] = setting("left", "lines ragged at the right, or justified")
     columns: int = setting(1, "text columns on a page", 1)
     spaces: Literal["keep", "collapse"] = setting("keep", "runs of spaces, and indentation")
-    newline_mark: str = setting(
-        "", "drawn for a line end, which then ends no line: for packed pages"
-    )
-    invert: bool = setting(False, "white on black")
+    newline_mark: str = setting("", "drawn in place of each line end, so that the text runs on")
+    invert: bool = setting(False, "white text on black")
     on_missing: Literal["box", "error"] = setting("box", "for characters that no font has")
     max_pages: int = setting(0, "pages per document; 0: as many as the text needs", 0)
     overflow: Literal["error", "truncate", "shrink"] = setting(
@@ -111,33 +107,35 @@ class PageSettings:
 @dataclass(frozen=True)
 class AdapterSettings:
     adapter: str = setting("", "directory or hub id of an adapter to start from, ours or PEFT's")
-    lora_rank: int = setting(0, "width of the adapters; 0: that of --adapter, else 16", 0, 1024)
+    lora_rank: int = setting(0, "rank of the updates; 0: that of --adapter, else 16", 0, 1024)
     lora_alpha: float = setting(
-        0.0, "an update counts alpha / rank times; 0: as --adapter, else 2 * rank", 0
+        0.0, "updates are scaled by alpha / rank; 0: as --adapter, else 2 * rank", 0
     )
-    lora_dropout: float = setting(
-        0.0, "share of an adapter's inputs that is dropped in training", 0, 0.9
-    )
+    lora_dropout: float = setting(0.0, "dropout on the adapter's inputs in training", 0, 0.9)
     lora_targets: tuple[str, ...] = setting(
         (), "attention, attention+mlp (default), all, or patterns"
     )
-    rslora: bool = setting(False, "an update counts alpha / sqrt(rank) times")
-    lora_plus_ratio: float = setting(1.0, "learning rate of B in units of A's (LoRA+: 16)", 0.01)
+    rslora: bool = setting(False, "rank-stabilised LoRA: updates are scaled by alpha / sqrt(rank)")
+    lora_plus_ratio: float = setting(
+        1.0, "LoRA+: learning rate of B over A's (its paper: 16)", 0.01
+    )
     quant: Literal["nf4", "fp4", "int8"] = setting("nf4", "how qlora stores the frozen weights")
-    double_quant: bool = setting(True, "store the scales of nf4 and fp4 in 8 bits too")
+    double_quant: bool = setting(True, "quantise the scales of nf4 and fp4 too, to 8 bits")
 
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    augment: bool = setting(False, "change the pages of training samples, as a scanner would")
+    augment: bool = setting(False, "distort the pages of training samples, as a scanner would")
     augment_rotation: float = setting(3.0, "degrees, at most, either way", 0, 180)
     augment_perspective: float = setting(
         0.03, "how much nearer one edge may be than the middle", 0, 0.4
     )
-    augment_scale: float = setting(0.2, "from 1 - this to 1 + this", 0, 0.9)
-    augment_shift: float = setting(0.03, "share of half a page", 0, 1)
-    augment_brightness: float = setting(0.1, "share of the range from ink to paper", 0, 1)
-    augment_contrast: float = setting(0.2, "from 1 - this to 1 + this", 0, 1)
+    augment_scale: float = setting(0.2, "zoom from 1 - this to 1 + this", 0, 0.9)
+    augment_shift: float = setting(0.03, "at most, as a share of half a page", 0, 1)
+    augment_brightness: float = setting(
+        0.1, "at most, as a share of the range from ink to paper", 0, 1
+    )
+    augment_contrast: float = setting(0.2, "factor from 1 - this to 1 + this", 0, 1)
     augment_blur: float = setting(0.7, "px, standard deviation of the widest", 0, 20)
     augment_noise: float = setting(
         0.05, "standard deviation of the strongest, as a share of the range", 0, 1
@@ -149,20 +147,18 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "compute type")
+    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "type of matrix products")
     weights: Literal["fp32", "bf16"] = setting(
-        "fp32", "what trains is kept in; bf16: rounded at random"
+        "fp32", "type of the weights that train; bf16: with stochastic rounding"
     )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = setting(
-        "adamw", "8bit: bitsandbytes'"
+        "adamw", "8bit ones: of bitsandbytes"
     )
-    batch_size: int = setting(8, "samples per process and micro-step", 1, 65536)
-    accumulate: int = setting(1, "micro-steps per optimizer step", 1, 65536)
-    pack: bool = setting(
-        True, "lay the samples of a micro-step one after another instead of padding them"
-    )
+    batch_size: int = setting(8, "micro-batch: samples per process and micro-step", 1, 65536)
+    accumulate: int = setting(1, "gradient accumulation: micro-steps per optimizer step", 1, 65536)
+    pack: bool = setting(True, "concatenate the samples of a micro-batch instead of padding them")
     checkpoint_layers: int = setting(
-        0, "first decoder layers whose activations are computed again, not kept", 0, 1024
+        0, "activation checkpointing: first decoder layers to recompute", 0, 1024
     )
     compile: bool = setting(
         False, "torch.compile for what surrounds matrix products; minutes at first"
@@ -171,24 +167,21 @@ class OptimSettings:
     epochs: float = setting(1.0, "passes over the training data, unless --max-steps is given", 0)
     lr: float = setting(
         0.0,
-        "peak rate; 0: 2e-5, lora 1e-4, tiny-reader 1e-4, random weights 0.6 / decoder width",
+        "peak learning rate; 0: lora and tiny-reader 1e-4, random weights 0.6 / decoder width, "
+        "others 2e-5",
         0,
     )
     warmup_ratio: float = setting(0.05, "share of the steps in which the rate rises from 0", 0, 1)
-    min_lr_ratio: float = setting(0.1, "share of the peak that the cosine ends at", 0, 1)
+    min_lr_ratio: float = setting(0.1, "where the cosine ends, as a share of the peak", 0, 1)
     weight_decay: float = setting(0.01, "on matrices; never on norms, biases and tables", 0)
     beta1: float = setting(0.9, "decay of the mean of gradients", 0, 0.9999)
     beta2: float = setting(0.95, "decay of the mean of squared gradients", 0, 0.99999)
-    clip: float = setting(1.0, "largest gradient norm; 0: no clipping", 0)
+    clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", 0)
     balance: float = setting(
-        0.0, "weight of the experts' balance loss (official training: 0.001)", 0
+        0.0, "weight of the experts' load-balancing loss (official training: 0.001)", 0
     )
-    shard: bool = setting(
-        False, "divide weights, gradients and moments among the processes (FSDP2)"
-    )
-    reduce: Literal["fp32", "bf16"] = setting(
-        "fp32", "type in which gradients travel between processes"
-    )
+    shard: bool = setting(False, "shard weights, gradients and moments over the processes (FSDP2)")
+    reduce: Literal["fp32", "bf16"] = setting("fp32", "type in which gradients are all-reduced")
     seed: int = setting(0, "of initial weights, sampling and the held-out choice", 0, 2**62)
 
 
@@ -208,17 +201,17 @@ Metric = Literal[
 @dataclass(frozen=True)
 class EvaluationSettings:
     ablation_samples: int = setting(
-        32, "held-out rows scored again without their page, to see if it reads", 0
+        32, "held-out rows scored again without their page: does the model read it?", 0
     )
     answer_samples: int = setting(8, "held-out rows that an answer is generated for", 0)
-    best: Metric = setting("loss", "the checkpoint with the best such figure is kept")
-    patience: int = setting(0, "stop after so many evaluations that were not the best; 0: never", 0)
+    best: Metric = setting("loss", "metric that decides which checkpoint is kept as the best")
+    patience: int = setting(0, "early stopping: evaluations without a new best; 0: never", 0)
 
-    def __post_init__(self):
-        kind, needed = self.best.split("/")[0], None
-        if kind == "reads" and self.ablation_samples < 2:
+    def __post_init__(self) -> None:
+        metric, needed = self.best.split("/")[0], None
+        if metric == "reads" and self.ablation_samples < 2:
             needed = "--ablation-samples of 2 or more"
-        if kind not in ("reads", "loss") and not self.answer_samples:
+        if metric not in ("reads", "loss") and not self.answer_samples:
             needed = "--answer-samples"
         if needed:
             raise UserError(f"--best {self.best}: needs {needed}")
@@ -228,18 +221,18 @@ class EvaluationSettings:
 class GenerationSettings:
     max_new_tokens: int = setting(200, "an answer ends here at the latest", 1)
     beams: int = setting(
-        0, "beam search with so many; 1: none; 0: 4 for tiny-reader unless it samples, else 1", 0
+        0, "width of the beam search; 1: none; 0: 4 for tiny-reader unless it samples, else 1", 0
     )
-    temperature: float = setting(0.0, "of sampling; 0: none", 0)
+    temperature: float = setting(0.0, "of sampling; 0: greedy, or beam search", 0)
     top_p: float = setting(
-        1.0, "sample among the likeliest tokens that have this probability together", 0, 1
+        1.0, "nucleus sampling: the likeliest tokens that have this probability together", 0, 1
     )
     no_repeat_ngram: int = setting(
         0, "an answer never repeats so many tokens in a row; 0: it may", 0
     )
-    length_penalty: float = setting(1.0, "beams compare log probability / length to this power")
+    length_penalty: float = setting(1.0, "beams compare log probability / length ** this")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.beams > 1 and self.temperature:
             raise UserError("--beams: a beam search does not sample; leave --temperature at 0")
 
@@ -256,7 +249,7 @@ class RunSettings:
     check_every: int = setting(
         1000, "steps between checks that all processes hold equal weights; 0: none", 0
     )
-    max_skips: int = setting(50, "end the run after so many steps in a row that were not finite", 1)
+    max_skips: int = setting(50, "end after so many steps in a row without a finite gradient", 1)
     timeout: int = setting(
         600, "seconds that a process waits for the others before it gives up", 1, 10**7
     )
@@ -268,10 +261,8 @@ class RunSettings:
         "", "at the end, upload model or adapter to this repository (owner/name)"
     )
     private: bool = setting(False, "make that repository private, if it is new")
-    tensorboard: bool = setting(
-        False, "write the figures for TensorBoard too, to tensorboard/ in --out"
-    )
-    wandb: str = setting("", "send the figures to this project of Weights & Biases too")
+    tensorboard: bool = setting(False, "log to TensorBoard too, in tensorboard/ of --out")
+    wandb: str = setting("", "log to this project of Weights & Biases too")
     device: str = setting("auto", "auto, cpu, cuda, ...")
     threads: int = setting(
         0, "CPU threads per process; 0: share the cores between the processes", 0, 1024
