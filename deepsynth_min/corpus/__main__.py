@@ -1,33 +1,43 @@
-"""`python -m deepsynth_min.corpus --split train --out FILE.jsonl`: the embedded corpus as JSON
-lines."""
+"""`python -m deepsynth_min.corpus --out FILE.jsonl`: writes the embedded corpus.
+
+In: a split and a seed. Out: a file of JSON lines, one for each Document (documents.py).
+"""
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import UserError, one_line
+from ..errors import UserError, exit_code
 from ..options import OneLineParser
 from .documents import SIZES, documents
 
 
-def main() -> int:
-    parser = OneLineParser(description="Write the embedded corpus as JSONL.")
-    parser.add_argument("--split", choices=list(SIZES), default="train")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="a file that does not exist yet")
+def run(arguments: list[str]) -> None:
+    parser = OneLineParser(
+        "python -m deepsynth_min.corpus",
+        description="Writes the embedded corpus as JSON lines: text, summary and more.",
+    )
+    parser.add_argument(
+        "--split", choices=list(SIZES), default="train", help="which part (default: train)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="0 is the corpus that training uses (default: 0)"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="a file that does not exist yet"
+    )
+    given = parser.parse_args(arguments)
     try:
-        args = parser.parse_args()
-        with args.out.open("x", encoding="utf-8", newline="\n") as file:
-            for document in documents(args.split, args.seed):
+        with given.out.open("x", encoding="utf-8", newline="\n") as file:
+            for document in documents(given.split, given.seed):
                 file.write(json.dumps(asdict(document), ensure_ascii=False) + "\n")
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        print(f"error: {one_line(f'--out {args.out}: {error}')}", file=sys.stderr)
-        return 2
-    return 0
+        raise UserError(f"--out {given.out}: {error}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return exit_code(run, arguments)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The embedded corpus: (text, summary) pairs in four languages, made here, nothing downloaded.
 
-In: a split and a seed. Out: a list of Documents of 300 to 1,500 characters, which train.py reads
-like rows {text, summary} of a JSONL file. A summary states names, places, quantities, dates and
-outcomes drawn at random, so nothing but reading its document can tell it.
+In: a split and a seed. Out: a list of Documents of 300 to 1,500 characters, which data/rows.py
+gives out like rows {text, summary} of a JSONL file. A summary states names, places, quantities,
+dates and outcomes chosen at random, so nothing but reading its document can tell it.
 
-The one idea: a document is a *scene*, a set of slots that get their value when a sentence first
-asks for them. LANGUAGE.toml holds, per genre, the slots and the sentences:
+The one idea: a document is made from sentence templates over a *scene*, a set of slots that get
+their value when a sentence first uses them. LANGUAGE.toml holds, per genre, the slots and the
+sentences:
 
     start     alternatives for the first sentence
     facts     groups of alternatives; one of each group is written, in any order (or as they stand,
@@ -30,18 +31,21 @@ No two slots of a scene take the same value.
 import random
 import re
 import tomllib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
+from typing import TypeVar
 
 from . import grammar
 
 SIZES = {"train": 2400, "val": 256}
 MIN_CHARS, MAX_CHARS = 300, 1500
 FOLDER = Path(__file__).parent
-HOLE = re.compile(r"\{(\w+)(?:\.(\w+)|\?([^}]*))?\}")
+SLOT = re.compile(r"\{(\w+)(?:\.(\w+)|\?([^}]*))?\}")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,13 @@ class Draw:
         self.random = random.Random(seed).random
 
     def below(self, n: int) -> int:
+        """0 .. n - 1, all equally likely."""
         return int(self.random() * n)
 
-    def pick(self, items):
+    def pick(self, items: Sequence[Item]) -> Item:
         return items[self.below(len(items))]
 
-    def shuffled(self, items) -> list:
+    def shuffled(self, items: Iterable[Item]) -> list[Item]:
         items = list(items)
         for i in range(len(items) - 1, 0, -1):
             j = self.below(i + 1)
@@ -92,17 +97,18 @@ class Draw:
 
 @dataclass(frozen=True)
 class Value:
-    """What fills a slot: the word or number, and what the grammar needs to know of it."""
+    """The value of a slot: a word or number, and what the grammar needs to know of it."""
 
     kind: str  # person, town, noun, phrase, int, dec, year, few, date, time
     word: object  # str, int (tenths for dec), date or time; (first, last) for a person
     gender: str = ""
 
     def keys(self) -> list:
-        """What no other slot of the scene may have: persons share neither first nor last name."""
+        """What no other slot of the scene may share: of persons the first and the last name."""
         return list(self.word) if self.kind == "person" else [(self.kind, self.word)]
 
     def written(self, language: str, form: str) -> str:
+        """The value as text, in a grammatical form (grammar.py); "" is the basic one."""
         word = self.word
         if self.kind in ("person", "town"):
             names = {"first": word[0], "last": word[1]} if self.kind == "person" else {}
@@ -141,7 +147,7 @@ class Scene:
                 self.values[slot] = value
         return self.values[slot]
 
-    def _drawn(self, spec) -> Value:
+    def _drawn(self, spec: str | list[str]) -> Value:
         draw, names = self.draw, self.tables
         if isinstance(spec, list):
             phrase = draw.pick(spec)
@@ -167,19 +173,20 @@ class Scene:
         return Value(kind, low + step * draw.below((high - low) // step + 1))
 
     def write(self, sentence: str) -> str:
-        """Fill the holes; a sentence begins with a capital whatever fell into its first hole."""
+        """Fills the slots of a sentence, which begins with a capital whatever stands there."""
 
-        def fill(hole: re.Match) -> str:
-            slot, form, choice = hole.groups()
+        def fill(match: re.Match) -> str:
+            slot, form, choice = match.groups()
             value = self.value(slot)
             if choice is not None:
                 return choice.split("|")["mfn".index(value.gender)]
             return value.written(self.language, form or "")
 
-        filled = grammar.typeset(self.language, HOLE.sub(fill, sentence))
+        filled = grammar.typeset(self.language, SLOT.sub(fill, sentence))
         return filled[0].upper() + filled[1:]
 
     def entities(self) -> tuple[str, ...]:
+        """Persons and towns of the scene, in the order in which they were drawn."""
         return tuple(
             value.written(self.language, "")
             for value in self.values.values()
@@ -188,7 +195,7 @@ class Scene:
 
 
 def _body(genre: dict, scene: Scene, draw: Draw) -> list[str]:
-    """The sentences between head and end: start, then facts with asides strewn among them."""
+    """The sentences between head and end: start, then facts with asides among them."""
     facts = [draw.pick(group) for group in genre["facts"]]
     sentences = facts if genre.get("ordered") else draw.shuffled(facts)
     asides = genre["asides"]
@@ -261,7 +268,8 @@ def documents(split: str, seed: int = 0) -> list[Document]:
     """The documents of `split` ("train" or "val"): the same bytes for the same seed, anywhere.
 
     Languages and genres take turns, so any stretch of the list is a fair sample. Of one seed, the
-    two splits share no text and no entity combination (see Document).
+    two splits share no text and no entity combination (see Document). Raises ValueError for another
+    split.
     """
     if split not in SIZES:
         raise ValueError(f"split must be one of {', '.join(SIZES)}, not {split!r}")

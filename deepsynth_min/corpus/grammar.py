@@ -1,9 +1,10 @@
 """What a language does to a word: articles and their contractions, numbers, dates, typography.
 
-The corpus writes sentences with holes; this module knows how what falls into a hole is spelled in
-English, French, German and Spanish. Everything comes in as plain Python values (a noun and its
-gender, an int, a date) and goes out as text. The one idea: a grammatical form is a row of a table,
-so that French "de" before a masculine noun is "du" because ARTICLES["fr"]["de"]["m"] says so.
+In: the value of a slot, as plain Python (a noun and its gender, an int, a date), and a form. Out:
+its text in English, French, German or Spanish.
+
+The one idea: a grammatical form is a row of a table; French "de" before a masculine noun is "du"
+because ARTICLES["fr"]["de"]["m"] says so.
 """
 
 import re
