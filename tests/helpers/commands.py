@@ -64,6 +64,22 @@ def ranks(processes: int, *arguments) -> None:
             process.wait()
 
 
+def ranks_of(launcher: subprocess.Popen) -> list[int]:
+    """The process numbers of what torchrun has started."""
+    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
+
+
+def two_processes(out: Path, options: list[str]) -> tuple[subprocess.Popen, list[int]]:
+    """(a launcher whose two ranks have begun to train into `out`, their process numbers)."""
+    command = [sys.executable, *LAUNCHER, "2", *TRAIN, *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    return process, ranks_of(process)
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("localhost", 0))

@@ -1,6 +1,5 @@
 """Processes killed in the middle of anything: what is resumed ends as the undisturbed run does."""
 
-import json
 import os
 import random
 import re
@@ -12,58 +11,30 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from commands import LAUNCHER, TRAIN, ranks_of, words
+from run_files import assert_same_run, exact_lines, losses, weights
 
-KILLS = 20
-STEPS = 150
-EXACT = ("kind", "step", "loss", "grad_norm", "lr", "samples", "reads/blank", "cer")
-COMMON = [
-    *(
-        "--model tiny --tune lora --lora-dropout 0.2 --augment --log-every 3 --keep 2 "
-        "--save-every 2 --eval-every 50 --val-samples 2 --answer-samples 1 "
-        "--ablation-samples 2 --max-new-tokens 4"
-    ).split(),
-    "--max-steps",
-    str(STEPS),
-    *"--device cpu --threads 1".split(),
-]
+from deepsynth_min import train
+
+KILLS, STEPS, FEW_STEPS = 20, 150, 12
+COMMON = (
+    "--model tiny --tune lora --lora-dropout 0.2 --augment --log-every 3 --keep 2 --save-every 2 "
+    "--eval-every 50 --val-samples 2 --answer-samples 1 --ablation-samples 2 --max-new-tokens 4 "
+    "--device cpu --threads 1 --resume auto"
+).split()
 
 
-def launch(out: Path, jsonl: Path, processes: int, *more: str, launcher=()) -> subprocess.Popen:
+def options(out: Path, jsonl: Path, batch_size: int, *more) -> list[str]:
+    given = words("--batch-size {} --data {} --out {}", batch_size, jsonl, out)
+    return [*COMMON, "--max-steps", str(STEPS), *given, *map(str, more)]
+
+
+def launch(out: Path, jsonl: Path, processes: int, *more, launcher=()) -> subprocess.Popen:
     """A run that says what it has to say in OUT.log."""
-    start = [sys.executable, "-m", "deepsynth_min.train"]
-    if processes > 1:
-        start = [
-            sys.executable,
-            *"-m torch.distributed.run".split(),
-            "--standalone",
-            *launcher,
-            "--nproc-per-node",
-            str(processes),
-            *"-m deepsynth_min.train".split(),
-        ]
+    start = [*LAUNCHER, str(processes), *launcher, *TRAIN] if processes > 1 else TRAIN
+    command = [sys.executable, *start, *options(out, jsonl, 2 // processes, *more)]
     with open(out.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(
-            [
-                *start,
-                *COMMON,
-                "--batch-size",
-                str(2 // processes),
-                "--data",
-                str(jsonl),
-                "--out",
-                str(out),
-                *"--resume auto".split(),
-                *more,
-            ],
-            stdout=log,
-            stderr=log,
-        )
-
-
-def ranks_of(launcher: subprocess.Popen) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True)
-    return [int(number) for number in found.stdout.split()]
+        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def kill_all(launcher: subprocess.Popen) -> None:
@@ -80,7 +51,7 @@ def log_of(out: Path) -> str:
     return out.with_suffix(".log").read_text(errors="replace")
 
 
-def finish(out: Path, jsonl: Path, processes: int, *more: str) -> None:
+def finish(out: Path, jsonl: Path, processes: int, *more) -> None:
     assert launch(out, jsonl, processes, *more).wait(timeout=600) == 0, log_of(out)[-3000:]
 
 
@@ -89,25 +60,41 @@ def metrics_size(out: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def lines(out: Path) -> list[dict]:
-    found = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [{key: line[key] for key in EXACT if key in line} for line in found]
-
-
-def weights(out: Path, file: str = "adapter_model.safetensors") -> dict:
-    newest = out / "checkpoints" / (out / "last").read_text().strip()
-    return load_file(newest / file)
+def saving(out: Path) -> list[Path]:
+    return list((out / "checkpoints").glob(".step-*.partial"))
 
 
 def assert_bit_identical(out: Path, reference: Path) -> None:
-    assert lines(out) == lines(reference)
-    for file in ("adapter_model.safetensors", "optimizer.safetensors"):
-        ours, theirs = weights(out, file), weights(reference, file)
-        assert ours.keys() == theirs.keys() and all(ours[n].equal(theirs[n]) for n in theirs)
+    assert_same_run(out, reference, "adapter_model.safetensors", "optimizer.safetensors")
+    assert not saving(out)
 
 
-def saving(out: Path) -> list[Path]:
-    return list((out / "checkpoints").glob(".step-*.partial"))
+def wait_for_life(process: subprocess.Popen, out: Path, before: int) -> None:
+    """So that a kill falls into training or saving rather than into imports."""
+    while process.poll() is None and metrics_size(out) <= before:
+        time.sleep(0.005)
+
+
+def wait_for_a_save(process: subprocess.Popen, out: Path) -> None:
+    while process.poll() is None and not saving(out):
+        pass
+
+
+def test_a_run_killed_once_is_bit_identical_to_an_undisturbed_one(tmp_path, jsonl):
+    """As soon as something is being saved: one of the kills of the series below."""
+    few, killed, whole = ["--max-steps", FEW_STEPS], tmp_path / "killed", tmp_path / "whole"
+    assert train.main(options(whole, jsonl, 2, *few)) == 0
+    process = launch(killed, jsonl, 1, *few)
+    wait_for_life(process, killed, 0)
+    wait_for_a_save(process, killed)
+    assert process.poll() is None, log_of(killed)[-3000:]
+    kill_all(process)
+    assert len(exact_lines(killed)) < len(exact_lines(whole))
+    assert train.main(options(killed, jsonl, 2, *few)) == 0
+    assert_bit_identical(killed, whole)
+
+
+# -- the series, and kills among several processes ------------------------------------------------
 
 
 def kill_again_and_again(out: Path, jsonl: Path, processes: int, seed: int) -> tuple[int, int]:
@@ -115,12 +102,9 @@ def kill_again_and_again(out: Path, jsonl: Path, processes: int, seed: int) -> t
     chance, kills, amid = random.Random(seed), 0, 0
     while kills < KILLS:
         process, before = launch(out, jsonl, processes), metrics_size(out)
-        # Wait for life, so that a kill falls into training or saving rather than into imports.
-        while process.poll() is None and metrics_size(out) <= before:
-            time.sleep(0.005)
+        wait_for_life(process, out, before)
         if kills % 3 == 0:  # every third one as soon as something is being saved
-            while process.poll() is None and not saving(out):
-                pass
+            wait_for_a_save(process, out)
         else:
             time.sleep(chance.random() * 0.3)
         if process.poll() is not None:
@@ -145,6 +129,7 @@ def undisturbed(tmp_path_factory, jsonl):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_twenty_times_is_bit_identical_to_an_undisturbed_one(
     tmp_path, jsonl, undisturbed, processes
@@ -155,9 +140,9 @@ def test_a_run_killed_twenty_times_is_bit_identical_to_an_undisturbed_one(
     finish(out, jsonl, processes)
     assert kills == KILLS and amid >= 1
     assert_bit_identical(out, undisturbed(processes))
-    assert not saving(out)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_job_whose_rank_was_killed_and_the_result_is_the_same(
     tmp_path, jsonl, undisturbed
 ):
@@ -172,11 +157,12 @@ def test_torchrun_restarts_a_job_whose_rank_was_killed_and_the_result_is_the_sam
     assert_bit_identical(out, undisturbed(2))
 
 
+@pytest.mark.slow
 def test_two_one_and_again_two_processes_see_the_same_samples_and_losses(tmp_path, jsonl):
     """Without dropout, which differs from rank to rank; a line for every step."""
-    plain = (
+    plain = words(
         "--lora-dropout 0 --log-every 1 --max-steps 30 --eval-every 10 --save-every 10 --keep 9"
-    ).split()
+    )
     reference, out = tmp_path / "two", tmp_path / "changing"
     finish(reference, jsonl, 2, *plain)
     shutil.copytree(reference, out)
@@ -186,9 +172,9 @@ def test_two_one_and_again_two_processes_see_the_same_samples_and_losses(tmp_pat
                 shutil.rmtree(path)
         finish(out, jsonl, processes, *plain)
     assert re.findall(r"resuming after step (\d+)", log_of(out)) == ["10", "20"]
-    ours, theirs = lines(out), lines(reference)
+    ours, theirs = exact_lines(out), exact_lines(reference)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-    losses = [[line["loss"] for line in run if line["kind"] != "answers"] for run in (ours, theirs)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    final, other = weights(out), weights(reference)
+    for kind in ("train", "eval"):
+        assert losses(out, kind) == pytest.approx(losses(reference, kind), rel=1e-6)
+    final, other = (weights(run, "adapter_model.safetensors") for run in (out, reference))
     assert max((final[n] - other[n]).abs().max().item() for n in other) < 1e-6
