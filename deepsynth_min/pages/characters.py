@@ -1,7 +1,8 @@
 """What a character is to the layout: a kind and flags, from its Unicode properties.
 
 In: one code point. Out: `(kind, flags)`, numbers that csrc/atlas.h declares and `_raster` exports.
-The one idea: layout never asks what a character is; it is told once, when its glyph is added.
+The one idea: layout needs no Unicode tables; a character's kind and flags are stored with its glyph
+when that is added.
 """
 
 import unicodedata
@@ -130,6 +131,7 @@ def is_mark(point: int) -> bool:
 
 
 def is_invisible(point: int) -> bool:
+    """Draws nothing and has no width, by definition."""
     return point >= 0x034F and any(low <= point <= high for low, high in _INVISIBLE)
 
 

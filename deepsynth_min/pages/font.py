@@ -1,4 +1,4 @@
-"""Font files -> glyph coverage, metrics, character maps: the cold half of rendering.
+"""Font files -> glyph coverage, metrics, character maps: what is done once per character.
 
 In: a chain of fonts (the embedded default first) and a size in pixels. Out: per character a `Glyph`
 with coverage uint8 [height, width], its place relative to the pen, and its advance in 26.6 pixels.
@@ -31,7 +31,6 @@ _HINTING = {
     "light": freetype.FT_LOAD_TARGET_LIGHT,
     "auto": freetype.FT_LOAD_FORCE_AUTOHINT,
 }
-HINTINGS = tuple(_HINTING)
 _NO_KERNING = 255  # kFonts in csrc/atlas.h
 _NO_INK = np.zeros((0, 0), np.uint8)
 
@@ -51,7 +50,7 @@ class Glyph:
 
 @lru_cache(maxsize=32)
 def font_bytes(source: str) -> bytes:
-    """Content of an embedded font (by the names in EMBEDDED) or of a font file."""
+    """Content of an embedded font (a name of EMBEDDED) or of a font file. Raises ValueError."""
     if source in EMBEDDED:
         return pymupdf_fonts.myfont(source)
     try:
@@ -65,10 +64,12 @@ def font_bytes(source: str) -> bytes:
 
 @lru_cache(maxsize=32)
 def font_digest(source: str) -> str:
+    """SHA-256 of a font's bytes, in hex. Raises ValueError if they cannot be read."""
     return hashlib.sha256(font_bytes(source)).hexdigest()
 
 
 def freetype_version() -> str:
+    """Of the FreeType library in use, e.g. 2.13.2."""
     return ".".join(map(str, freetype.version()))
 
 

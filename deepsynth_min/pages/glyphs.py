@@ -1,4 +1,4 @@
-"""Characters -> cells of the atlas: the bridge between FreeType (font.py) and csrc/.
+"""Characters -> cells of the glyph atlas: the bridge between FreeType (font.py) and csrc/.
 
 In: units that the atlas does not have (code points, or clusters of glyphs). Out: the same units,
 drawn once and added. The one idea: a cluster (a base with its marks, a shaped ligature, a newline
@@ -7,6 +7,7 @@ mark) becomes one more unit with a number above Unicode, so layout and drawing k
 
 import math
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -17,7 +18,10 @@ from .style import PageStyle
 
 CONTINUE = FIRST_COMPOSITE  # the unit of a character that the unit before it already draws
 CONTINUE_UNSHAPED = CONTINUE + 1  # the same, to be reported as unshaped
-MOST_COMPOSITES = 1 << 16  # then the renderer starts a new store: memory stays bounded
+MAX_COMPOSITES = 1 << 16  # then the renderer starts a new store: memory stays bounded
+
+Parts = Iterable[tuple[Glyph, int, int]]  # of a cluster: (glyph, x, y), px from the pen, y upwards
+
 _REPORTED = FLAGS["missing"] | FLAGS["invisible"] | FLAGS["unshaped"] | FLAGS["prepare"]
 _NO_INK = np.zeros((0, 0), np.uint8)
 
@@ -50,7 +54,7 @@ class GlyphStore:
     def __len__(self) -> int:
         return len(self._composites)
 
-    def resolve(self, units) -> None:
+    def resolve(self, units: Iterable[int]) -> None:
         """Add code points to the atlas; those it has are left alone."""
         with self.lock:
             for unit in units:
@@ -91,9 +95,9 @@ class GlyphStore:
         with self.lock:
             return self._rounded(self.chain.load(font, index, self.ink))
 
-    def composite(self, key: tuple, kind: int, flags: int, parts, advance: int) -> int:
-        """Unit of a cluster; `parts` yields (glyph, x, y) in pixels from the pen, y upwards, and is
-        only read if the key is new."""
+    def composite(self, key: tuple, kind: int, flags: int, parts: Parts, advance: int) -> int:
+        """Unit of a cluster; `parts` is only read if the key is new. Raises ValueError if there are
+        too many clusters."""
         with self.lock:
             unit = self._composites.get(key)
             if unit is None:
@@ -117,7 +121,7 @@ class GlyphStore:
         left, top, _, bottom = style.margins()
         space, hyphen = (self.glyph(point).advance for point in (0x20, 0x2D))
         step = max(1, round(style.line_height * style.font_size))
-        # The last line needs room for its own height only; one line there is on any page.
+        # Of the last line only its own height must fit; one line there is on any page.
         self._line, self._around = up + down, top + up + down + bottom
         lines = 1 + max(0, style.height - self._around) // step
         return Frame(
@@ -185,8 +189,8 @@ def over(paper: np.ndarray, coverage: np.ndarray) -> np.ndarray:
     return (((t >> 8) + t) >> 8).astype(np.uint8)
 
 
-def merge(parts, advance: int) -> Glyph:
-    """One glyph from several, each `(glyph, x, y)`: pixels from the pen, y upwards."""
+def merge(parts: Parts, advance: int) -> Glyph:
+    """One glyph from several."""
     inked = [(g.coverage, x + g.left, y + g.top) for g, x, y in parts if g.coverage.size]
     if not inked:
         return Glyph(_NO_INK, 0, 0, advance)
@@ -195,6 +199,6 @@ def merge(parts, advance: int) -> Glyph:
     bottom = min(y - ink.shape[0] for ink, _, y in inked)
     paper = np.full((top - bottom, right - left), 255, np.uint8)
     for ink, x, y in inked:
-        spot = paper[top - y : top - y + ink.shape[0], x - left : x - left + ink.shape[1]]
-        spot[:] = over(spot, ink)
+        under = paper[top - y : top - y + ink.shape[0], x - left : x - left + ink.shape[1]]
+        under[:] = over(under, ink)
     return Glyph(255 - paper, left, top, advance)

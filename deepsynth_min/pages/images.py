@@ -1,12 +1,12 @@
-"""Pages that the user brings: the official preprocessing of foreign images (extra `[images]`).
+"""Images as pages: the official preprocessing of pictures that the user brings (extra `[images]`).
 
 In: an image file, or the bytes of one, and the mode. Out: the global view, uint8 [3, side, side],
 and in gundam mode the tiles [w*h, 3, 640, 640] with their grid.
 
-The one idea: do what the model's own training did. Orientation from EXIF, RGB, what is transparent
-shows white paper; small pages are
-stretched to the square, large ones fitted into it and padded with grey (127); gundam adds tiles of
-640 px where the image is larger than one, on the grid whose shape is nearest to the image's.
+The one idea: do what the model's own training did. The image is turned as its EXIF data says, made
+RGB, and shows white paper where it is transparent; small pages are stretched to the square, large
+ones fitted into it and padded with grey (127); gundam adds tiles of 640 px where the image is
+larger than one, on the grid whose shape is nearest to the image's.
 Source: the official processor of DeepSeek-OCR (Wei et al. 2025).
 """
 
@@ -16,24 +16,31 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import UserError, find_file
 from .modes import TILE
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # its remarks are in our errors
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs is in our errors
 STRETCHED_UP_TO = 640  # px: modes tiny and small; larger pages are padded
 PADDING = (127, 127, 127)
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
+MAX_PIXELS = 178_956_970  # of one image: where Pillow, too, takes it for an attack
 
 
-def grids(most: int) -> list[tuple[int, int]]:
-    """All grids (w, h) of 2 to `most` tiles, fewest tiles first."""
-    pairs = [(w, h) for w in range(1, most + 1) for h in range(1, most + 1) if 2 <= w * h <= most]
+def grids(max_tiles: int) -> list[tuple[int, int]]:
+    """All grids (w, h) of 2 to `max_tiles` tiles, fewest tiles first."""
+    sides = range(1, max_tiles + 1)
+    pairs = [(w, h) for w in sides for h in sides if 2 <= w * h <= max_tiles]
     return sorted(pairs, key=lambda grid: (grid[0] * grid[1], grid))
 
 
-def choose_grid(width: int, height: int, most: int) -> tuple[int, int]:
+def choose_grid(width: int, height: int, max_tiles: int) -> tuple[int, int]:
     """The grid whose aspect ratio is nearest to the image's; (1, 1) if the image fits one tile.
 
     Among equally near ones the larger is taken if the image has more than half of its pixels.
@@ -41,7 +48,7 @@ def choose_grid(width: int, height: int, most: int) -> tuple[int, int]:
     if width <= TILE and height <= TILE:
         return (1, 1)
     best, best_distance = (1, 1), float("inf")
-    for w, h in grids(most):
+    for w, h in grids(max_tiles):
         distance = abs(width / height - w / h)
         enough = width * height > 0.5 * TILE * TILE * w * h
         if distance < best_distance or (distance == best_distance and enough):
@@ -49,11 +56,7 @@ def choose_grid(width: int, height: int, most: int) -> tuple[int, int]:
     return best
 
 
-FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
-MOST_PIXELS = 178_956_970  # of one image: where Pillow, too, takes it for an attack
-
-
-def open_image(source: Path | bytes, where: str):
+def open_image(source: Path | bytes, where: str) -> "PillowImage":
     """A Pillow image, turned upright, in RGB. Raises UserError naming `where` and the file."""
     try:
         from PIL import Image, ImageOps
@@ -91,8 +94,8 @@ def open_image(source: Path | bytes, where: str):
                 problem = f"holds {image.n_frames} pictures; give each a file of its own"
             elif image.mode in ("I", "F"):
                 problem = f"pixels of 32 bits (mode {image.mode}) have no known white"
-            elif image.width * image.height > MOST_PIXELS:
-                problem = f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}"
+            elif image.width * image.height > MAX_PIXELS:
+                problem = f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
             else:
                 return _on_white_paper(ImageOps.exif_transpose(image))
     except damage as error:
@@ -100,7 +103,7 @@ def open_image(source: Path | bytes, where: str):
     raise UserError(f"{where}: {name}: {problem}")
 
 
-def _on_white_paper(image):
+def _on_white_paper(image: "PillowImage") -> "PillowImage":
     """RGB of an 8- or 16-bit image in any mode; transparency shows white."""
     from PIL import Image
 
@@ -112,12 +115,14 @@ def _on_white_paper(image):
     return image.convert("RGB")
 
 
-def _array(image) -> np.ndarray:
+def _array(image: "PillowImage") -> np.ndarray:
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))  # [3, h, w]
 
 
-def prepare(image, side: int, gundam: bool, max_tiles: int):
-    """Image -> (global view [3, side, side], tiles [w*h, 3, 640, 640] or None, grid (w, h))."""
+def prepare(
+    image: "PillowImage", side: int, gundam: bool, max_tiles: int
+) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
+    """Image -> uint8 (global view [3, side, side], tiles [w*h, 3, 640, 640] or None, grid (w, h))."""
     from PIL import Image, ImageOps
 
     if side <= STRETCHED_UP_TO:

@@ -1,5 +1,6 @@
 """Page sizes by name: `--mode` -> the side of a page in px.
 
+In: a mode as the user wrote it. Out: px.
 Source: Wei et al. 2025 (DeepSeek-OCR), its resolution modes; gundam is a global view and tiles.
 """
 

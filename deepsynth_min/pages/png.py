@@ -1,7 +1,7 @@
 """A page -> the bytes of a PNG file, greyscale, by the standard library alone.
 
-In: uint8 [height, width]. Out: bytes. Source: the PNG specification (W3C), filter 0, one IDAT
-chunk.
+In: uint8 [height, width]. Out: bytes. The idea: the smallest valid file, filter 0 in each row and
+one IDAT chunk. Source: the PNG specification (W3C).
 """
 
 import struct
@@ -13,9 +13,9 @@ import numpy as np
 def png(image: np.ndarray) -> bytes:
     """A uint8 image [height, width] as a greyscale PNG."""
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        checksum = zlib.crc32(kind + body)
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+    def chunk(name: bytes, body: bytes) -> bytes:
+        checksum = zlib.crc32(name + body)
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
 
     height, width = image.shape
     rows = np.zeros((height, width + 1), np.uint8)  # each row starts with filter 0: none

@@ -6,6 +6,7 @@ Plain text never comes here; layout asks for it when it meets a character that n
 """
 
 import unicodedata
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,7 +20,7 @@ _LINE_ENDS = (0x0A, 0x0B, 0x0D, 0x85, 0x2028, 0x2029)
 _NO_BASE = _LINE_ENDS + (0x09, 0x0C)
 _ABOVE, _BELOW = 230, 220  # canonical combining classes
 _BLANK = 0xA0
-_MOST_MARKS = 30  # on one base, as in Unicode's stream-safe text
+_MAX_MARKS = 30  # on one base, as in Unicode's stream-safe text
 
 
 def prepare(text: str, store: GlyphStore) -> tuple[np.ndarray, Order | None]:
@@ -64,7 +65,7 @@ def collapse_spaces(units: np.ndarray) -> None:
 
 def place_marks(units: np.ndarray, store: GlyphStore) -> None:
     """Combining marks join the unit before them: as a precomposed character where the fonts have
-    it, else drawn over it as one cluster. Marks without a base, or beyond _MOST_MARKS, stand on a
+    it, else drawn over it as one cluster. Marks without a base, or beyond _MAX_MARKS, stand on a
     blank of their own; marks that no font has stay what they are: boxes."""
     present = [int(u) for u in np.unique(units) if u < FIRST_COMPOSITE]
     marks = np.isin(units, [unit for unit in present if characters.is_mark(unit)])
@@ -74,8 +75,8 @@ def place_marks(units: np.ndarray, store: GlyphStore) -> None:
         base = start - 1
         while base >= 0 and characters.is_invisible(int(units[base])):
             base -= 1
-        for at in range(start, end, _MOST_MARKS):
-            cluster = units[at : min(end, at + _MOST_MARKS)].tolist()
+        for at in range(start, end, _MAX_MARKS):
+            cluster = units[at : min(end, at + _MAX_MARKS)].tolist()
             if at > start or base < 0 or units[base] in _NO_BASE or units[base] >= FIRST_COMPOSITE:
                 base = -1
             key = (int(units[base]) if base >= 0 else _BLANK, *cluster)
@@ -116,7 +117,7 @@ def _is_jamo(point: int) -> bool:
     return 0x1100 <= point <= 0x11FF or 0xD7B0 <= point <= 0xD7FF
 
 
-def _stack(glyphs: list[Glyph], classes: list[int]):
+def _stack(glyphs: list[Glyph], classes: list[int]) -> Iterator[tuple[Glyph, int, int]]:
     """(glyph, x, y) of a base and its marks: centred on the base; marks above go up and marks below
     go down until they are clear of what is there."""
     base, marks = glyphs[0], glyphs[1:]

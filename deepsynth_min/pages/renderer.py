@@ -12,6 +12,7 @@ into csrc/ for a whole batch; Python only adds glyphs that are new and rewrites 
 
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from .._raster import FLAGS, Plan, empty_pages
 from .characters import script_to_shape
-from .glyphs import MOST_COMPOSITES, GlyphStore
+from .glyphs import MAX_COMPOSITES, GlyphStore
 from .prepare import prepare
 from .shaping import reorder
 from .style import PageStyle
@@ -71,7 +72,9 @@ class Renderer:
         """Pages of one text; see render_batch."""
         return self.render_batch([text], out=out)[0]
 
-    def render_batch(self, texts, out: np.ndarray | None = None, threads: int = 1) -> list[Pages]:
+    def render_batch(
+        self, texts: Iterable[str], out: np.ndarray | None = None, threads: int = 1
+    ) -> list[Pages]:
         """Pages of several texts, drawn into one contiguous array [N, height, width] of which each
         result holds a view, in order.
 
@@ -124,10 +127,10 @@ class Renderer:
         elif len(out) < sum(counts):
             raise ValueError(f"out: shape must be [>= {sum(counts)}, height, width]")
         ends = np.cumsum(counts)
-        spots = [out[end - count : end] for end, count in zip(ends, counts)]
-        for layout, spot in zip(groups, spots):
-            layout.plan.draw(spot, threads)
-        return [layout.results(spot)[0] for layout, spot in zip(groups, spots)]
+        slices = [out[end - count : end] for end, count in zip(ends, counts)]
+        for layout, pages in zip(groups, slices):
+            layout.plan.draw(pages, threads)
+        return [layout.results(pages)[0] for layout, pages in zip(groups, slices)]
 
     def _shape(self) -> tuple[int, int]:
         return self.style.height, self.style.width
@@ -136,13 +139,13 @@ class Renderer:
         """The glyph store; a new one after a fork (another thread may have been inside FreeType)
         and when clusters have piled up."""
         owner, store = self._state
-        if owner == os.getpid() and len(store) < MOST_COMPOSITES:
+        if owner == os.getpid() and len(store) < MAX_COMPOSITES:
             return store
         if owner != os.getpid():
             self._lock = threading.Lock()
         with self._lock:
             owner, store = self._state
-            if owner != os.getpid() or len(store) >= MOST_COMPOSITES:
+            if owner != os.getpid() or len(store) >= MAX_COMPOSITES:
                 store = GlyphStore(self.style)
                 self._state = (os.getpid(), store)
             return store
@@ -236,7 +239,7 @@ def _measures(style: PageStyle, process: int) -> GlyphStore:
 
 def render_pages(text: str, style: PageStyle = PageStyle(), out: np.ndarray | None = None) -> Pages:
     """Pages of a text: uint8 [N, height, width]; an empty text is one blank page. Renderers are
-    kept by style. See Renderer.render_batch for `out` and what is raised."""
+    cached by style. See Renderer.render_batch for `out` and what is raised."""
     return _renderer(style).render_pages(text, out)
 
 
@@ -248,7 +251,10 @@ def line_ranges(text: str, style: PageStyle = PageStyle()) -> list[tuple[int, in
 
 
 def render_batch(
-    texts, style: PageStyle = PageStyle(), threads: int = 1, out: np.ndarray | None = None
+    texts: Iterable[str],
+    style: PageStyle = PageStyle(),
+    threads: int = 1,
+    out: np.ndarray | None = None,
 ) -> list[Pages]:
     """Pages of several texts in one contiguous array; see Renderer.render_batch."""
     return _renderer(style).render_batch(texts, out, threads)
@@ -266,7 +272,7 @@ def fit(
             raise ValueError(f"{name}: {value} must be at least 1")
     for size in range(largest, smallest - 1, -1):
         store = _measures(style.at_size(size), os.getpid())
-        if len(store) >= MOST_COMPOSITES:
+        if len(store) >= MAX_COMPOSITES:
             _measures.cache_clear()
         layout = _Layout(store, [text], 1, limit=pages)
         if layout.plan.result(0)[4]:

@@ -8,12 +8,13 @@ reordering after, and neither concerns csrc/.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from unicodedata import bidirectional
 
 import numpy as np
 
-from .._raster import FLAGS, KINDS
+from .._raster import FLAGS, KINDS, Plan
 from . import characters
 from .font import font_bytes
 from .glyphs import CONTINUE, GlyphStore
@@ -74,7 +75,7 @@ def bidi_levels(paragraph: str) -> tuple[int, np.ndarray]:
     return base, levels
 
 
-def _runs(paragraph: str, levels: np.ndarray, store: GlyphStore):
+def _runs(paragraph: str, levels: np.ndarray, store: GlyphStore) -> Iterator[tuple[int, int, int]]:
     """(start, end, font) of what is shaped as one: same font, level and script, no space inside."""
     previous, start = None, 0
     for at, char in enumerate(paragraph):
@@ -87,8 +88,11 @@ def _runs(paragraph: str, levels: np.ndarray, store: GlyphStore):
         yield start, len(paragraph), previous[0]
 
 
-def _run_key(point: int, level: int, previous, store: GlyphStore):
-    """(font, level, script), None for what stays as it is."""
+RunKey = tuple[int, int, str]  # font, level, script
+
+
+def _run_key(point: int, level: int, previous: RunKey | None, store: GlyphStore) -> RunKey | None:
+    """What characters of one run have in common; None for what stays as it is."""
     if (
         previous is not None
         and level == previous[1]
@@ -163,7 +167,7 @@ def visual_order(levels: np.ndarray) -> np.ndarray:
     return order
 
 
-def reorder(plan, text: int, units: np.ndarray, order: Order, width: int) -> None:
+def reorder(plan: Plan, text: int, units: np.ndarray, order: Order, width: int) -> None:
     """After layout: draw the lines of text number `text` in visual order; lines of right-to-left
     paragraphs end at the right edge of a column of `width` pixels."""
     drawn = units.copy()

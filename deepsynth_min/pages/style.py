@@ -2,14 +2,19 @@
 
 In: settings (a TOML table, command line flags, keyword arguments). Out: a frozen `PageStyle`, and
 `fingerprint()`, which identifies the pages that a text gives under it.
+
+The idea: a field says all there is to say about a setting (default, help, limits, choices); the
+checks here and the options of `python -m deepsynth_min.render` are made from it.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
-from .font import EMBEDDED, HINTINGS, font_digest, freetype_version
+from ..options import choices_of, setting
+from .font import EMBEDDED, font_digest, freetype_version
 
 LAYOUT_VERSION = 1  # raise it with any change that moves a pixel
 
@@ -18,41 +23,51 @@ LAYOUT_VERSION = 1  # raise it with any change that moves a pixel
 class PageStyle:
     """Sizes are pixels unless said otherwise. Raises ValueError naming the field and its value."""
 
-    width: int = 1024  # of a page
-    height: int = 1024  # of a page
-    margin: int = 16  # paper left free at each edge
-    margin_left: int = -1  # instead of margin, if not negative
-    margin_right: int = -1  # instead of margin, if not negative
-    margin_top: int = -1  # instead of margin, if not negative
-    margin_bottom: int = -1  # instead of margin, if not negative
-    font_size: int = 16  # height of the em
-    line_height: float = 1.25  # distance of the baselines, in font sizes
-    main_font: str = ""  # font file to use before the embedded default
-    fonts: tuple[str, ...] = ()  # font files for characters that the embedded default lacks
-    hinting: str = "none"  # none | normal | light | auto; only none is the same in every FreeType
-    kerning: bool = False  # use the fonts' kern tables
-    fractional: bool = False  # advances in 1/64 pixel instead of whole pixels
-    align: str = "left"  # left | justify
-    columns: int = 1  # of text on a page
-    column_gap: int = 24  # paper between columns
-    tab: int = 8  # distance of the tab stops, in spaces
-    spaces: str = "keep"  # keep | collapse: runs of spaces, and indentation
-    newline_mark: str = ""  # draw this for a line end and go on in the same line
-    invert: bool = False  # white on black
-    crop_last: bool = False  # Pages.images() cuts the last page below its text
-    max_pages: int = 0  # per text; 0: as many as it needs
-    overflow: str = "error"  # error | truncate | shrink: what to do when max_pages is too few
-    min_font_size: int = 6  # how far shrink may go
-    on_missing: str = "box"  # box | error: characters that no font has
-    shaping: str = "auto"  # auto | off | require: Arabic, Hebrew, Indic ... (extra `shaping`)
+    width: int = setting(1024, "of a page", 1, 16384)
+    height: int = setting(1024, "of a page", 1, 16384)
+    margin: int = setting(16, "paper left free at each edge", 0, 16384)
+    margin_left: int = setting(-1, "instead of margin, if not negative", -1, 16384)
+    margin_right: int = setting(-1, "instead of margin, if not negative", -1, 16384)
+    margin_top: int = setting(-1, "instead of margin, if not negative", -1, 16384)
+    margin_bottom: int = setting(-1, "instead of margin, if not negative", -1, 16384)
+    font_size: int = setting(16, "height of the em", 1, 1024)
+    line_height: float = setting(1.25, "distance of the baselines, in font sizes", 0.1, 20)
+    main_font: str = setting("", "font file to use before the embedded default")
+    fonts: tuple[str, ...] = setting((), "font files for characters that those before lack")
+    hinting: Literal["none", "normal", "light", "auto"] = setting(
+        "none", "only none is the same in every FreeType"
+    )
+    kerning: bool = setting(False, "use the fonts' kern tables")
+    fractional: bool = setting(False, "advances in 1/64 pixel instead of whole pixels")
+    align: Literal["left", "justify"] = setting("left", "lines ragged at the right, or justified")
+    columns: int = setting(1, "of text on a page", 1, 64)
+    column_gap: int = setting(24, "paper between columns", 0, 16384)
+    tab: int = setting(8, "distance of the tab stops, in spaces", 1, 64)
+    spaces: Literal["keep", "collapse"] = setting("keep", "runs of spaces, and indentation")
+    newline_mark: str = setting("", "draw this for a line end and go on in the same line")
+    invert: bool = setting(False, "white text on black")
+    crop_last: bool = setting(False, "cut the last page below its text (Pages.images())")
+    max_pages: int = setting(0, "per text; 0: as many as it needs", 0, 1 << 40)
+    overflow: Literal["error", "truncate", "shrink"] = setting(
+        "error", "what to do when max_pages is too few"
+    )
+    min_font_size: int = setting(6, "how far shrink may go", 1, 1024)
+    on_missing: Literal["box", "error"] = setting("box", "for characters that no font has")
+    shaping: Literal["auto", "off", "require"] = setting(
+        "auto", "of Arabic, Hebrew, Indic and other scripts (extra `shaping`)"
+    )
 
-    def __post_init__(self):
-        for name, low, high in _RANGES:
-            self._check(name, low <= getattr(self, name) <= high, f"must be in {low}..{high}")
-        for name, choices in _CHOICES.items():
-            self._check(
-                name, getattr(self, name) in choices, f"must be one of {', '.join(choices)}"
-            )
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.type in (int, float):
+                low, high = f.metadata["limits"]
+                within = low <= getattr(self, f.name) <= high
+                self._check(f.name, within, f"must be in {low}..{high}")
+        for f in fields(self):
+            choices = choices_of(f.type)
+            if choices:
+                allowed = getattr(self, f.name) in choices
+                self._check(f.name, allowed, f"must be one of {', '.join(choices)}")
         self._check("fonts", not isinstance(self.fonts, str), "must be a list of files")
         object.__setattr__(self, "fonts", tuple(self.fonts))
         self._check("fonts", len(self.fonts) <= 64, "at most 64 files")
@@ -67,27 +82,26 @@ class PageStyle:
             "holds half of a character",
         )
         left, top, right, bottom = self.margins()
-        for name, room in (
-            ("width", self.width - left - right),
-            ("height", self.height - top - bottom),
-        ):
-            if room < 1:
+        inside = {"width": self.width - left - right, "height": self.height - top - bottom}
+        for name, pixels in inside.items():
+            if pixels < 1:
                 raise ValueError(
-                    f"margin: {self.margin} leaves no room on a page of {name} "
+                    f"margin: {self.margin} leaves no space on a page of {name} "
                     f"{getattr(self, name)}"
                 )
-        self._check("columns", self.column_width() >= 1, "leave no room for text")
+        self._check("columns", self.column_width() >= 1, "leave no space for text")
 
     def _check(self, name: str, holds: bool, why: str) -> None:
         if not holds:
             raise ValueError(f"{name}: {getattr(self, name)!r} {why}")
 
     def margins(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom)"""
-        own = (self.margin_left, self.margin_top, self.margin_right, self.margin_bottom)
-        return tuple(self.margin if side < 0 else side for side in own)
+        """(left, top, right, bottom), px."""
+        sides = (self.margin_left, self.margin_top, self.margin_right, self.margin_bottom)
+        return tuple(self.margin if side < 0 else side for side in sides)
 
     def column_width(self) -> int:
+        """Px that a line of text may take."""
         left, _, right, _ = self.margins()
         gaps = self.column_gap * (self.columns - 1)
         return (self.width - left - right - gaps) // self.columns
@@ -118,30 +132,5 @@ class PageStyle:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def at_size(self, font_size: int) -> "PageStyle":
+        """The same style with another font size."""
         return replace(self, font_size=font_size)
-
-
-_RANGES = (
-    ("width", 1, 16384),
-    ("height", 1, 16384),
-    ("margin", 0, 16384),
-    ("margin_left", -1, 16384),
-    ("margin_right", -1, 16384),
-    ("margin_top", -1, 16384),
-    ("margin_bottom", -1, 16384),
-    ("font_size", 1, 1024),
-    ("line_height", 0.1, 20),
-    ("columns", 1, 64),
-    ("column_gap", 0, 16384),
-    ("tab", 1, 64),
-    ("max_pages", 0, 1 << 40),
-    ("min_font_size", 1, 1024),
-)
-_CHOICES = {
-    "hinting": HINTINGS,
-    "align": ("left", "justify"),
-    "spaces": ("keep", "collapse"),
-    "overflow": ("error", "truncate", "shrink"),
-    "on_missing": ("box", "error"),
-    "shaping": ("auto", "off", "require"),
-}
