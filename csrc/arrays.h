@@ -1,4 +1,4 @@
-// Page arrays at the border to numpy: made from the pool, or given by the caller and checked.
+// Page arrays for numpy: made from the pool, or given by the caller and checked.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -20,16 +20,16 @@ inline Pool& pool() {
 
 // uint8 [pages, height, width] that holds anything; its memory returns to the pool with the array.
 inline py::array_t<uint8_t> empty_pages(int64_t pages, int64_t height, int64_t width) {
-    const int64_t most = int64_t{1} << 47;
+    const int64_t max_bytes = int64_t{1} << 47;
     if (pages < 0 || height < 1 || width < 1 || height > 1 << 16 || width > 1 << 16 ||
-        pages > most / (height * width))
+        pages > max_bytes / (height * width))
         throw py::value_error("shape out of range");
     const size_t size = static_cast<size_t>(pages * height * width);
     auto block = std::make_unique<Block>(pool().take(size ? size : 1));
     uint8_t* bytes = block->bytes.get();
     py::capsule owner(block.get(), [](void* p) {
-        std::unique_ptr<Block> mine(static_cast<Block*>(p));
-        pool().give(std::move(*mine));
+        std::unique_ptr<Block> returned(static_cast<Block*>(p));
+        pool().give(std::move(*returned));
     });
     block.release();
     return py::array_t<uint8_t>({pages, height, width}, bytes, owner);

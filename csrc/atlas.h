@@ -1,4 +1,4 @@
-// The atlas: everything layout and drawing must know of a character, found in two loads.
+// The glyph atlas: everything layout and drawing must know of a character, found in two loads.
 //
 // A text is a sequence of units: a code point, or from kFirstComposite on a number that Python gave
 // to a cluster (a base with its marks, a shaped ligature). Unit u has its Cell in page u>>8, place
@@ -87,7 +87,7 @@ public:
         if (window_top < 1 || window_top > 4096 || window_rows < 1 || window_rows > 4096)
             throw std::invalid_argument("window out of range");
         for (auto& page : pages_) page.store(blank(), std::memory_order_relaxed);
-        own_page(0);  // text of one-byte units reads this page without looking it up
+        writable_page(0);  // text of one-byte units reads this page without looking it up
     }
     Atlas(const Atlas&) = delete;
     Atlas& operator=(const Atlas&) = delete;
@@ -101,7 +101,7 @@ public:
     void add(uint32_t unit, const Glyph& g) {
         check(unit, g);
         if (has(unit)) return;  // another thread was first; readers may already hold this cell
-        Cell& cell = own_page(unit >> 8)[unit & 255];
+        Cell& cell = writable_page(unit >> 8)[unit & 255];
         cell.advance = g.advance;
         cell.font = static_cast<uint8_t>(g.font);
         cell.glyph = static_cast<uint16_t>(g.glyph);
@@ -134,7 +134,7 @@ private:
         return page;
     }
 
-    Cell* own_page(uint32_t number) {
+    Cell* writable_page(uint32_t number) {
         Cell* page = pages_[number].load(std::memory_order_relaxed);
         if (page == blank()) {
             owned_.emplace_back(new Cell[kPage]);
@@ -145,8 +145,8 @@ private:
     }
 
     static void check(uint32_t unit, const Glyph& g) {
-        const int most = 32767 - 2 * kRow;
-        const auto far = [most](int v) { return v < -most || v > most; };
+        const int limit = 32767 - 2 * kRow;  // of an int16_t, with padding
+        const auto far = [limit](int v) { return v < -limit || v > limit; };
         if (unit >= kUnits || g.kind <= kUnresolved || g.kind >= kKinds)
             throw std::invalid_argument("unit or kind out of range");
         if (far(g.width) || far(g.height) || far(g.left) || far(g.top) || far(g.left + g.width) ||
@@ -161,7 +161,7 @@ private:
         const int below = window_top_ - window_rows_;  // first row under the window
         const bool fits = g.width <= kRow && g.top <= window_top_ && g.top - g.height >= below;
         const bool word = g.kind == kPlain || g.kind == kNoted || g.kind >= kWide;
-        if (fits && word) cell.flags |= kWindow;  // what moves the pen by more takes the long way
+        if (fits && word) cell.flags |= kWindow;  // others move the pen by more than an advance
         cell.left = static_cast<int16_t>(g.left);
         cell.stride = static_cast<uint16_t>((g.width + kRow - 1) / kRow * kRow);
         cell.top = static_cast<int16_t>(fits ? window_top_ : g.top);

@@ -215,10 +215,10 @@ Frame make_frame(const py::kwargs& fields) {
     f.invert = take("invert") != 0;
     f.kerning = take("kerning") != 0;
     f.measure = Measure{take("limit"), take("tab"), take("gap"), take("hyphen")};
-    const int64_t most = int64_t{1} << 32;
+    const int64_t limit = int64_t{1} << 32;
     const Measure& m = f.measure;
-    if (m.limit < 1 || m.tab < 1 || m.gap < 0 || m.hyphen < 0 || m.limit > most || m.tab > most ||
-        m.gap > most || m.hyphen > most)
+    if (m.limit < 1 || m.tab < 1 || m.gap < 0 || m.hyphen < 0 || m.limit > limit ||
+        m.tab > limit || m.gap > limit || m.hyphen > limit)
         throw py::value_error("limit, tab, gap or hyphen out of range");
     return f;
 }

@@ -6,9 +6,9 @@
 // Whether ink may lie under a new glyph is known from geometry: `right` is how far ink reaches in
 // this line, `floor_` how far down in the lines before, `columns_` how far right in the columns
 // before. Beyond all three the paper under the glyph's stored box is white, and drawing is copying:
-// no pixel is read, so neighbours do not wait for each other's stores. Else the pixels are asked. So
-// no line can clear its neighbour's accents. The page is cleared just ahead of the lines, while it
-// is in the nearest cache. A glyph whose stored box leaves the page goes pixel by pixel; that is
+// no pixel is read, so neighbours do not wait for each other's stores. Else the pixels are read, so
+// that no line can erase its neighbour's accents. The page is cleared just ahead of the lines, while
+// it is in the nearest cache. A glyph whose stored box leaves the page goes pixel by pixel; that is
 // also what keeps 16-byte rows inside the page.
 #pragma once
 
@@ -33,10 +33,10 @@ struct Frame {  // where the lines lie on a page; pixels unless said otherwise
 struct Strip {
     uint8_t* top = nullptr;  // the window's first row
     int64_t right = 0;       // ink reaches up to here
-    int64_t room = INT64_MIN;  // the last column at which a stored row fits; that: nowhere
+    int64_t last_left = INT64_MIN;  // the greatest `left` at which a stored row fits; here: none
     int64_t rows = 0, width = 0;  // of the window, of the page
 
-    // A windowed glyph where ink may lie, `left` in [0, room].
+    // A windowed glyph where ink may lie, `left` in [0, last_left].
     void blend(const Cell& cell, int64_t left) const {
         uint8_t* const paper = top + left;
         bool clash = false;
@@ -48,7 +48,7 @@ struct Strip {
         }
     }
 
-    // A windowed glyph on white paper, `left` in [right, room].
+    // A windowed glyph on white paper, `left` in [right, last_left].
     void draw(const Cell& cell, int64_t left) const {
         uint8_t* paper = top + left;
         const uint8_t* row = cell.rows;
@@ -191,7 +191,7 @@ public:
             const Cell& cell = cells[i];
             if (Kern && i > start) pen += atlas_.kern(cells[i - 1], cell);
             const int64_t left = x + pixel(pen) + cell.left;
-            if (cell.flags & kWindow && left >= 0 && left <= strip.room) {
+            if (cell.flags & kWindow && left >= 0 && left <= strip.last_left) {
                 const int64_t right = left - cell.left + cell.ink_right;
                 if (left >= strip.right) strip.draw(cell, left);
                 else strip.blend(cell, left);

@@ -31,9 +31,9 @@ void parallel_for(int64_t count, int threads, F&& f) {
         }
     };
     std::vector<std::thread> helpers;
-    const int64_t most = count < threads ? count : threads;
-    helpers.reserve(most);
-    for (int64_t i = 1; i < most; ++i) {
+    const int64_t workers = count < threads ? count : threads;
+    helpers.reserve(workers);
+    for (int64_t i = 1; i < workers; ++i) {
         try {
             helpers.emplace_back(work);
         } catch (const std::system_error&) {

@@ -35,7 +35,7 @@ public:
         return block;
     }
 
-    // The longest waiting make room for what comes back.
+    // The longest waiting are freed for what comes back.
     void give(Block block) {
         if (block.capacity > kKept) return;
         waiting_ += block.capacity;

@@ -1,6 +1,6 @@
-// The floor that the renderer is measured against: clear the page, then put ink where it is known
-// to go. No text is read, nothing is measured, wrapped, clipped or blended; what render() needs beyond
-// this is the price of layout and exactness. Used by bench/render.py only.
+// The lower bound that the renderer is measured against: clear the page, then put ink where it is
+// known to go. No text is read, nothing is measured, wrapped, clipped or blended; what drawing a
+// text needs beyond this is the price of layout and exactness. Used by bench/render.py only.
 #pragma once
 
 #include "plan.h"
@@ -16,7 +16,7 @@ class Recorder {  // a surface that remembers instead of drawing
 public:
     Recorder(const Frame& frame, std::vector<Placement>& out) : frame_(frame), out_(out) {}
 
-    Strip begin_line(int64_t, bool) { return Strip(); }  // without room: all goes to glyph()
+    Strip begin_line(int64_t, bool) { return Strip(); }  // nothing fits it: all goes to glyph()
     void glyph(Strip&, const Cell& cell, int64_t x, int64_t baseline) {
         const int64_t left = x + cell.left, top = baseline - cell.top;
         if (left >= 0 && left + cell.stride <= frame_.width && top >= 0 &&
