@@ -122,7 +122,8 @@ def _array(image: "PillowImage") -> np.ndarray:
 def prepare(
     image: "PillowImage", side: int, gundam: bool, max_tiles: int
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
-    """Image -> uint8 (global view [3, side, side], tiles [w*h, 3, 640, 640] or None, grid (w, h))."""
+    """Image -> (global view [3, side, side], tiles [w*h, 3, 640, 640] or None, grid (w, h)); both
+    uint8."""
     from PIL import Image, ImageOps
 
     if side <= STRETCHED_UP_TO:
