@@ -2,18 +2,19 @@
 
 In: owner/name and a revision. Out: the folder of that commit in huggingface_hub's cache.
 
-The one idea: the cache first, so that a run that has its files needs no network, and only what is
-whole counts: of a data set we note which files there are once all of them have come, since an
+The one idea: the cache first, so that a run that has its files needs no network, and only complete
+downloads count: of a data set we list which files there are once all of them have come, since an
 interrupted download looks like a smaller data set. The folder is named after the commit, which a
-run writes down, so that it reads the same rows when it is taken up again. The token is HF_TOKEN's
-(or that of `hf auth login`), read by huggingface_hub, which also honours HF_ENDPOINT; what is
-reported never shows it.
+run writes down, so that it reads the same rows when it is resumed. The token is HF_TOKEN's (or that
+of `hf auth login`), read by huggingface_hub, which also honours HF_ENDPOINT; what is reported never
+shows it.
 """
 
 import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
@@ -44,19 +45,25 @@ def is_hub_id(name: str) -> bool:
     return possible is not None and not file and not os.path.lexists(name)
 
 
-def fetch(name: str, kind: str, revision: str, patterns: list[str], is_whole) -> Path:
-    """The folder of a hub id's files: from the cache if `is_whole(folder)`, else downloaded.
+def fetch(
+    name: str,
+    repo_type: str,
+    revision: str,
+    patterns: list[str],
+    is_complete: Callable[[Path], bool],
+) -> Path:
+    """The folder of a hub id's files: from the cache if `is_complete(folder)`, else downloaded.
 
-    kind: model or dataset; revision: branch, tag or commit, empty: the default branch. Raises
-    UserError.
+    repo_type: model or dataset; revision: branch, tag or commit, empty: the default branch;
+    patterns: of the files that are wanted. Raises UserError.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = {"allow_patterns": patterns, "revision": revision or None, "repo_type": kind}
+    wanted = {"allow_patterns": patterns, "revision": revision or None, "repo_type": repo_type}
     try:
         cached = Path(snapshot_download(name, local_files_only=True, **wanted))
-        if is_whole(cached):
+        if is_complete(cached):
             return cached
     except HFValidationError as error:
         raise UserError(f"{name}: {error}") from None
@@ -80,15 +87,16 @@ def _files_of(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in found}
 
 
-def _note(folder: Path) -> Path:
+def _list_of(folder: Path) -> Path:
+    """Where the list of a complete download's files is kept."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
     return cache_folder() / f"{name}.files"
 
 
-def _noted(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     """Whether all files that came with the download are there."""
     try:
-        listed = json.loads(_note(folder).read_text(encoding="utf-8"))
+        listed = json.loads(_list_of(folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     files = _files_of(folder)
@@ -97,13 +105,13 @@ def _noted(folder: Path) -> bool:
 
 def fetch_data(name: str, revision: str = "") -> Path:
     """The folder of a data set on the hub; its name is the commit. Raises UserError."""
-    folder = fetch(name, "dataset", revision, DATA, _noted)
-    if not _noted(folder):
-        note = _note(folder)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f".{note.name}.{os.getpid()}.partial")
+    folder = fetch(name, "dataset", revision, DATA, _is_complete)
+    if not _is_complete(folder):
+        path = _list_of(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         partial.write_text(json.dumps(_files_of(folder)), encoding="utf-8")
-        os.replace(partial, note)
+        os.replace(partial, path)
     return folder
 
 
@@ -114,12 +122,12 @@ def files_of_split(folder: Path, split: str, where: str) -> list[Path]:
     if not files:
         raise UserError(f"{where}: no .jsonl and no .parquet file in this data set")
     words = {file: set(re.split(r"[^a-z]+", str(file.with_suffix("")).lower())) for file in files}
-    named = {
-        kind: [file for file in files if words[file] & set(names)]
-        for kind, names in _SPLITS.items()
+    by_split = {
+        name: [file for file in files if words[file] & set(synonyms)]
+        for name, synonyms in _SPLITS.items()
     }
-    chosen = named[split] or (named["test"] if split == "val" else [])
-    if not chosen and any(named.values()):
-        there = ", ".join(kind for kind, found in named.items() if found)
+    chosen = by_split[split] or (by_split["test"] if split == "val" else [])
+    if not chosen and any(by_split.values()):
+        there = ", ".join(name for name, found in by_split.items() if found)
         raise UserError(f"{where}: no files of the split {split!r} in this data set, only {there}")
     return [folder / file for file in chosen or files]
