@@ -1,4 +1,4 @@
-"""Does it read? The same answers are scored again, with something else in the page's place.
+"""Page ablations: does the model read? The same answers are scored with another input for the page.
 
 In: a sample as training sees it. Out: the sample with
     blank      an empty page of the same size
@@ -21,26 +21,38 @@ from ..data.samples import Sample, SampleBuilder
 from ..data.tokenizer import encode
 
 ABLATIONS = ("blank", "shuffled", "without", "text")
-LEAST = 0.01  # nats per token: below this, the right page is as good as a wrong one
+MIN_RISE = 0.01  # nats per token: below this, the right page is as good as a wrong one
 
 
 def partners(rows: int, seed: int) -> np.ndarray:
-    """For each row another one, the same at every evaluation: one cycle through all rows."""
+    """For each row another one [rows], the same at every evaluation: one cycle through all rows."""
     order = np.random.RandomState([seed % 2**32, 4]).permutation(rows)
     partner = np.empty(rows, dtype=np.int64)
     partner[order] = np.roll(order, 1)
     return partner
 
 
-def _in_place(sample: Sample, ids: list[int], visual: int, pages, tiles, grids) -> Sample:
-    """The sample with `ids` between BOS and the instruction, where its visual tokens were."""
+def _replaced(
+    sample: Sample,
+    ids: list[int],
+    visual: int,
+    pages: np.ndarray,
+    tiles: list[np.ndarray],
+    grids: list[tuple[int, int]],
+) -> Sample:
+    """The sample with `ids` in place of its visual tokens, between BOS and the instruction."""
     whole = [*sample.ids[:1], *ids, *sample.ids[1 + sample.visual :]]
     prompt = sample.prompt + len(ids) - sample.visual
     return Sample(whole, prompt, visual, pages, tiles, grids, 0)
 
 
-def ablate(sample: Sample, kind: str, row: Row, other: Row | None, builder: SampleBuilder):
-    """The changed sample; None where `kind` says nothing about this row (text of an image, say)."""
+def ablate(
+    sample: Sample, kind: str, row: Row, other: Row | None, builder: SampleBuilder
+) -> Sample | None:
+    """The changed sample; None where `kind` says nothing about this row (text of an image, say).
+
+    kind: one of ABLATIONS; row: what the sample was made of; other: whose pages `shuffled` takes.
+    """
     image = [builder.special.image]
     if kind == "blank":
         paper = 0 if builder.settings.page.invert and row.text is not None else 255
@@ -53,7 +65,7 @@ def ablate(sample: Sample, kind: str, row: Row, other: Row | None, builder: Samp
         if other is None:
             return None
         page = builder.prompt(other)
-        return _in_place(
+        return _replaced(
             sample, image * page.visual, page.visual, page.pages, page.tiles, page.grids
         )
     ids = []
@@ -61,16 +73,17 @@ def ablate(sample: Sample, kind: str, row: Row, other: Row | None, builder: Samp
         if row.text is None:
             return None
         ids = encode(builder.tokenizer, row.text)[: sample.visual]
-    return _in_place(sample, ids, 0, sample.pages[:0], [], [])
+    return _replaced(sample, ids, 0, sample.pages[:0], [], [])
 
 
 def warning(result: dict[str, float]) -> str | None:
-    """A plain sentence if the page makes no difference; `result` as `evaluate` gives it."""
+    """A sentence for the user if the page makes no difference; `result`: figures by name, as an
+    Evaluator gives them."""
     for kind, what in (("shuffled", "another document's page"), ("blank", "an empty page")):
         found = result.get(f"reads/{kind}")
         if found is None:
             continue
-        if found >= LEAST:
+        if found >= MIN_RISE:
             return None
         return (
             f"with {what} in place of the right one the loss changes by {found:+.4f} nats per "

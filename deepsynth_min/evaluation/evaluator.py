@@ -1,4 +1,4 @@
-"""Evaluation: held-out loss, does it read, and how near its answers are to the references.
+"""Evaluation: held-out loss, page ablations, and how near generated answers are to the references.
 
 In: a model and held-out rows. Out: one flat dictionary of figures (`Evaluator` names them), and a
 few answers to look at.
@@ -11,7 +11,7 @@ same batches are scored, and what they give is added in float64.
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from statistics import mean, median
 from typing import Protocol
@@ -20,16 +20,18 @@ import torch
 from tqdm import tqdm
 
 from ..data.loader import held_out_shares
+from ..data.row import Row
 from ..data.samples import Sample, SampleBuilder, collate
 from ..data.tokenizer import encode
 from ..errors import UserError
 from ..model.deepseek_ocr import DeepseekOCR
-from ..model.generation import generate
+from ..model.generation import Answer, generate
 from ..settings import Settings
 from . import ablations, text_metrics
 
 SHOWN = 4  # answers that are kept to look at
 HIGHER_IS_BETTER = ("reads/", "rouge", "exact_match", "eos_rate")
+NO_ROUGE = "ROUGE needs rouge-score: pip install 'deepsynth-min[eval]'"
 
 
 class Ranks(Protocol):
@@ -44,7 +46,7 @@ class Ranks(Protocol):
 
 
 class Evaluator:
-    """A model, the rows that it never trains on, and how to score them.
+    """A model, the rows that it never trains on, and how to score them. Call it for the figures.
 
     autocast: makes the context in which matrix products are computed in the run's precision.
     """
@@ -52,7 +54,7 @@ class Evaluator:
     def __init__(
         self,
         model: DeepseekOCR,
-        rows,
+        rows: Sequence[Row],
         builder: SampleBuilder,
         world: Ranks,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -69,12 +71,13 @@ class Evaluator:
             return float(self.model.loss(batch.to(self.world.device))[0])
 
     def _shares(self, *ends: int) -> list[range]:
+        """This rank's batches of the rows 0 .. ends[-1], as row numbers."""
         size = self.settings.optim.batch_size
         return held_out_shares(ends, size, self.world.rank, self.world.size)
 
-    def _bar(self, things, what: str):
+    def _bar(self, batches: list[range], title: str) -> Iterable[range]:
         shown = self.world.is_main and sys.stderr.isatty()
-        return tqdm(things, what, leave=False, disable=not shown, unit="batch")
+        return tqdm(batches, title, leave=False, disable=not shown, unit="batch")
 
     def losses(self) -> dict[str, float]:
         """Held-out loss over all rows; ablations over the first of them."""
@@ -95,8 +98,18 @@ class Evaluator:
         found = dict(zip(names, self.world.sum(*(sums[name] for name in names))))
         return _mean_losses(found, ablated)
 
-    def _ablate(self, sums: Counter, rows, samples: list[Sample], others, loss: float) -> None:
-        """Adds one batch's losses with something else in the page's place to `sums`."""
+    def _ablate(
+        self,
+        sums: Counter,
+        rows: list[Row],
+        samples: list[Sample],
+        others: list[Row | None],
+        loss: float,
+    ) -> None:
+        """Adds one batch's losses with something else in the page's place to `sums`.
+
+        others: whose pages `shuffled` takes; loss: of the batch as it is.
+        """
         for kind in ablations.ABLATIONS:
             changed = [
                 ablations.ablate(sample, kind, row, other, self.builder)
@@ -114,7 +127,7 @@ class Evaluator:
 
     def answers(self) -> tuple[dict[str, float], list[dict]]:
         """(figures about generated answers to the first rows, a few of them; these on rank 0)."""
-        most = min(self.settings.evaluation.answer_samples, len(self.rows))
+        count = min(self.settings.evaluation.answer_samples, len(self.rows))
         names = [
             *(text_metrics.ROUGE if self.scorer else ()),
             "cer",
@@ -122,9 +135,9 @@ class Evaluator:
             "eos_rate",
             "repetition",
         ]
-        table = [[0.0] * len(names) for _ in range(most)]  # a row is filled in by one rank
+        table = [[0.0] * len(names) for _ in range(count)]  # a row is filled in by one rank
         shown = []
-        for chosen in self._bar(self._shares(most), "answering"):
+        for chosen in self._bar(self._shares(count), "answering"):
             rows = [self.rows[i] for i in chosen]
             batch = collate([self.builder.prompt(row) for row in rows], self.builder.special)
             with self.autocast():
@@ -142,13 +155,14 @@ class Evaluator:
                     shown.append({"row": row.where, "reference": row.summary, "answer": text})
         flat = self.world.sum(*(value for values in table for value in values))
         columns = [flat[i :: len(names)] for i in range(len(names))]
-        if not most:
+        if not count:
             return {}, []
         result = {name: mean(column) for name, column in zip(names, columns)}
-        result |= {"cer_median": median(columns[names.index("cer")]), "answers": most}
+        result |= {"cer_median": median(columns[names.index("cer")]), "answers": count}
         return result, shown
 
-    def _compare(self, reference: str, text: str, answer) -> list[float]:
+    def _compare(self, reference: str, text: str, answer: Answer) -> list[float]:
+        """The figures of one answer, in the order of `names` in answers()."""
         rouge = text_metrics.rouge(self.scorer, reference, text) if self.scorer else []
         return [
             *rouge,
@@ -179,10 +193,12 @@ class Evaluator:
 
 
 def _scored(samples: list[Sample]) -> int:
+    """Tokens that the loss is summed over: answers with their EOS."""
     return sum(len(sample.ids) - sample.prompt for sample in samples)
 
 
 def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
+    """Figures from the sums over all ranks."""
     loss = sums["loss"] / sums["tokens"]
     result = {
         "loss": loss,
@@ -207,9 +223,6 @@ def check_metric(settings: Settings) -> None:
     """Raises UserError if --best names a figure that will not be there."""
     if settings.evaluation.best.startswith("rouge") and text_metrics.rouge_scorer() is None:
         raise UserError(f"--best {settings.evaluation.best}: {NO_ROUGE}")
-
-
-NO_ROUGE = "ROUGE needs rouge-score: pip install 'deepsynth-min[eval]'"
 
 
 def describe(result: dict[str, float]) -> str:

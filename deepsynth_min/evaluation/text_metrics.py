@@ -1,10 +1,11 @@
 """How near a generated text is to its reference: ROUGE, character errors, repetition.
 
-In: pairs of texts (and an answer's token ids). Out: numbers, a set per pair; evaluate.py averages.
+In: pairs of texts (and an answer's token ids). Out: numbers for each pair; evaluator.py averages.
 
-The one idea: the edit distance of Myers 1999 in Hyyro's form. A column of the dynamic programme is
-two whole numbers of as many bits as the reference has characters, one for +1 and one for -1 steps;
-Python's integers are as long as needed, so a character of the answer costs a dozen operations.
+The one idea: the bit-parallel edit distance of Myers 1999 in Hyyro's form. A column of the dynamic
+programme is two whole numbers of as many bits as the reference has characters, one for +1 and one
+for -1 steps; Python's integers are as long as needed, so a character of the answer costs a dozen
+operations.
 
 ROUGE is the rouge-score package's (extra `[eval]`, Lin 2004), over Unicode words: its own split
 knows a-z and 0-9 only and would score a Greek or Chinese answer as empty. In ASCII both agree.
@@ -12,6 +13,10 @@ knows a-z and 0-9 only and would score a Greek or Chinese answer as empty. In AS
 
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 RUN = 4  # tokens in a row that count as a repetition
@@ -52,7 +57,7 @@ def repetition(ids: list[int]) -> float:
 
 
 class Words:
-    """The tokenizer that rouge-score is given: lower case words and numbers of any script; a
+    """A tokenizer for rouge-score: lower case words and numbers of any script; a
     character of a script that is written without spaces is a word."""
 
     _WORD = re.compile(
@@ -61,11 +66,12 @@ class Words:
     )
 
     def tokenize(self, text: str) -> list[str]:
+        """Called by rouge-score."""
         return self._WORD.findall(text.lower())
 
 
-def rouge_scorer():
-    """The package's scorer, or None where it is not installed."""
+def rouge_scorer() -> "RougeScorer | None":
+    """The scorer of rouge-score, or None where that is not installed."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
@@ -73,7 +79,7 @@ def rouge_scorer():
     return RougeScorer(list(ROUGE), tokenizer=Words())
 
 
-def rouge(scorer, reference: str, answer: str) -> list[float]:
-    """F1 of ROUGE-1, -2 and -L."""
+def rouge(scorer: "RougeScorer", reference: str, answer: str) -> list[float]:
+    """F1 of ROUGE-1, -2 and -L, 0 to 1."""
     scores = scorer.score(reference, answer)
     return [scores[name].fmeasure for name in ROUGE]

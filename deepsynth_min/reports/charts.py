@@ -1,4 +1,4 @@
-"""Numbers -> SVG: line charts and bars for report.py.
+"""Numbers -> SVG: line charts and bars for page.py.
 
 In: series of points. Out: SVG text, coloured by CSS classes c0, c1, ... of the page.
 
@@ -8,47 +8,55 @@ The one idea: no script. A point tells its place and value when the pointer rest
 
 import html
 import math
+from collections.abc import Callable
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 250, 58, 34, 10  # px of a chart and of its margins
-MOST = 400  # points of a series that are drawn; a longer one is thinned out
+MAX_POINTS = 400  # points of a series that are drawn; a longer one is thinned out
 Point = tuple[float, float]
 Series = tuple[str, str, list[Point]]  # css classes, name, points (x, y)
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """At most `most` round values (1, 2 or 5 times a power of ten apart) from low to high."""
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
+    """At most `count` round values (1, 2 or 5 times a power of ten apart) from low to high."""
     span = high - low
     if span <= 0:
         return [low]
-    size = 10.0 ** math.floor(math.log10(span / most))
-    size = next(size * f for f in (1, 2, 5, 10, 20) if span / (size * f) <= most - 1)
+    size = 10.0 ** math.floor(math.log10(span / count))
+    size = next(size * f for f in (1, 2, 5, 10, 20) if span / (size * f) <= count - 1)
     first = math.ceil(low / size - 1e-9)
     return [n * size for n in range(first, math.floor(high / size + 1e-9) + 1)]
 
 
 def _thinned(points: list[Point]) -> list[Point]:
-    """Finite points, at most MOST of them, the last among them."""
+    """Finite points, at most MAX_POINTS of them, the last among them."""
     points = [p for p in points if all(map(math.isfinite, p))]
-    step = math.ceil(len(points) / MOST) or 1
+    step = math.ceil(len(points) / MAX_POINTS) or 1
     return points[::-1][::step][::-1]
 
 
-def _range(values) -> tuple[float, float]:
+def _range(values: list[float]) -> tuple[float, float]:
+    """Least and greatest; with some space around if they are equal."""
     low, high = min(values), max(values)
-    around = 0.0 if high > low else (abs(low) or 1.0) * 0.05
-    return low - around, high + around
+    padding = 0.0 if high > low else (abs(low) or 1.0) * 0.05
+    return low - padding, high + padding
 
 
-def _axes(xs: tuple[float, float], ys: tuple[float, float], place, unit: str) -> list[str]:
+def _axes(
+    xs: tuple[float, float],
+    ys: tuple[float, float],
+    to_pixels: Callable[[float, float], Point],
+    unit: str,
+) -> list[str]:
+    """Grid lines, tick labels and the label of the x axis."""
     parts = []
     for value in ticks(*ys):
-        _, y = place(xs[0], value)
+        _, y = to_pixels(xs[0], value)
         parts.append(
             f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>'
         )
     for value in ticks(*xs):
-        x, _ = place(value, ys[0])
+        x, _ = to_pixels(value, ys[0])
         parts.append(
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.8g}</text>'
         )
@@ -58,7 +66,7 @@ def _axes(xs: tuple[float, float], ys: tuple[float, float], place, unit: str) ->
 
 
 def chart(title: str, series: list[Series], unit: str) -> str:
-    """A line chart with a key; "" if there is nothing to draw. `unit`: what x counts."""
+    """A line chart with a legend; "" if there is nothing to draw. `unit`: what x counts."""
     series = [(css, name, _thinned(points)) for css, name, points in series]
     series = [(css, name, points) for css, name, points in series if points]
     if not series:
@@ -66,26 +74,26 @@ def chart(title: str, series: list[Series], unit: str) -> str:
     xs = _range([x for _, _, points in series for x, _ in points])
     ys = _range([y for _, _, points in series for _, y in points])
 
-    def place(x: float, y: float) -> Point:
+    def to_pixels(x: float, y: float) -> Point:
         across = LEFT + 6 + (x - xs[0]) / (xs[1] - xs[0]) * (WIDTH - LEFT - 14)
         return across, TOP + (ys[1] - y) / (ys[1] - ys[0]) * (HEIGHT - BOTTOM - TOP)
 
-    parts = _axes(xs, ys, place, unit)
+    parts = _axes(xs, ys, to_pixels, unit)
     for css, name, points in series:
-        corners = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in points)
+        corners = " ".join("{:.1f},{:.1f}".format(*to_pixels(*point)) for point in points)
         parts.append(f'<polyline class="{css}" points="{corners}"/>')
         for x, y in points:
-            cx, cy = place(x, y)
+            cx, cy = to_pixels(x, y)
             label = html.escape(f"{name}, {unit} {x:.6g}: {y:.5g}")
             parts.append(
                 f'<g class="{css} point"><title>{label}</title>'
                 f'<circle class="seen" cx="{cx:.1f}" cy="{cy:.1f}" r="2.4"/>'
                 f'<circle class="hit" cx="{cx:.1f}" cy="{cy:.1f}" r="8"/></g>'
             )
-    key = "".join(f'<b class="{css}">{html.escape(name)}</b>' for css, name, _ in series)
+    legend = "".join(f'<b class="{css}">{html.escape(name)}</b>' for css, name, _ in series)
     title = html.escape(title)
     return (
-        f'<figure><h3>{title} <span class="key">{key}</span></h3>'
+        f'<figure><h3>{title} <span class="key">{legend}</span></h3>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">'
         f"{''.join(parts)}</svg></figure>"
     )

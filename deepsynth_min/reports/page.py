@@ -1,8 +1,7 @@
-"""Metrics -> one self-contained HTML page: curves, does it read, answers beside pages, settings.
+"""Metrics -> one self-contained HTML page: curves, page ablations, answers beside pages, settings.
 
 In: run directories. Out: the text of report.html; it opens from disk, without a network.
-
-    python -m deepsynth_min.report RUN [RUN ...] [--out FILE]
+`python -m deepsynth_min.report` writes it, and so does a training run after each evaluation.
 
 The one idea: plain SVG and CSS, no script and no library. Two radio buttons choose between steps
 and time, both of which are in the page; the colours follow the reader's light or dark setting.
@@ -49,7 +48,7 @@ pre { overflow-x: auto; border: 1px solid var(--line); padding: .8rem; font-size
     for i in range(6)
 )
 
-KINDS = {
+ABLATION_NAMES = {
     "blank": "an empty page",
     "shuffled": "another page",
     "without": "no page",
@@ -58,7 +57,7 @@ KINDS = {
 
 
 def metric_lines(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl; one that a kill tore apart, or that is not ours, is left out."""
+    """The lines of metrics.jsonl; one cut short by a kill, or that is not ours, is left out."""
     path = run / "metrics.jsonl"
     if not path.is_file():
         return []
@@ -94,7 +93,7 @@ def read_metrics(run: Path) -> dict[str, list[dict]]:
 
 
 class Run:
-    """One run directory, as the report sees it; `css` is its colour among several."""
+    """What the report shows of one run directory; `css` is its colour among several."""
 
     def __init__(self, path: Path, number: int):
         self.path, self.name, self.css = path, path.resolve().name, f"c{number % 6}"
@@ -104,22 +103,24 @@ class Run:
 
     @property
     def last(self) -> dict:
+        """The figures of the last evaluation, empty if there was none."""
         return (self.lines["eval"] or [{}])[-1]
 
     def column(self, kind: str, key: str, x: str, scale: float = 1.0) -> list[tuple[float, float]]:
+        """Points (x, scaled value) of a figure in the lines of one kind."""
         return [(line[x], line[key] * scale) for line in self.lines[kind] if key in line]
 
 
 def curves(runs: list[Run], x: str) -> str:
     """All charts over "step" or "minutes"."""
-    one = len(runs) == 1
+    single = len(runs) == 1
 
     def lines(title: str, *columns: tuple[str, str, str, float]) -> str:
         """A column is (kind, key, name, scale); the second of a run is dashed, or coloured."""
         series = [
             (
-                f"c{i}" if one else f"{run.css}{' dashed' * (i > 0)}",
-                name if one else f"{run.name}{', ' * bool(name)}{name}",
+                f"c{i}" if single else f"{run.css}{' dashed' * (i > 0)}",
+                name if single else f"{run.name}{', ' * bool(name)}{name}",
                 run.column(kind, key, x, scale),
             )
             for run in runs
@@ -131,7 +132,7 @@ def curves(runs: list[Run], x: str) -> str:
         (
             lines(
                 "Loss, nats per scored token",
-                ("train", "loss", "training" if one else "", 1.0),
+                ("train", "loss", "training" if single else "", 1.0),
                 ("eval", "loss", "held out", 1.0),
             ),
             lines(
@@ -141,7 +142,7 @@ def curves(runs: list[Run], x: str) -> str:
             ),
             lines(
                 "Character error rate of answers",
-                ("eval", "cer", "mean" if one else "", 1.0),
+                ("eval", "cer", "mean" if single else "", 1.0),
                 ("eval", "cer_median", "median", 1.0),
             ),
             lines("ROUGE-L of answers", ("eval", "rougeL", "", 1.0)),
@@ -154,7 +155,7 @@ def curves(runs: list[Run], x: str) -> str:
 
 
 def reading(runs: list[Run]) -> str:
-    """Ablation bars of each run's last evaluation, and a plain word where it does not read."""
+    """Ablation bars of each run's last evaluation, and a note where the model does not read."""
     groups = [
         (
             what,
@@ -164,7 +165,7 @@ def reading(runs: list[Run]) -> str:
                 if f"reads/{kind}" in run.last
             ],
         )
-        for kind, what in KINDS.items()
+        for kind, what in ABLATION_NAMES.items()
     ]
     drawn = bars(groups)
     if not drawn:

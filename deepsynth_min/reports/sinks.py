@@ -1,4 +1,4 @@
-"""Other places that metrics.jsonl goes to: TensorBoard and Weights & Biases (extra `[log]`).
+"""Metrics for TensorBoard and Weights & Biases (extra `[log]`), beside metrics.jsonl.
 
 In: settings, and every line that run_directory.py logs. Out: the same numbers there, named
 `train/loss`, `eval/reads/shuffled`, ..., at their step.
@@ -11,6 +11,7 @@ import hashlib
 import importlib
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 
 from ..errors import UserError
 from ..settings import RunSettings, Settings
@@ -18,7 +19,7 @@ from ..settings import RunSettings, Settings
 NEEDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
-def _load(option: str):
+def _load(option: str) -> ModuleType:
     """The package behind an option. Raises UserError naming what to install."""
     try:
         return importlib.import_module(NEEDS[option])
@@ -59,14 +60,15 @@ class WandB:
         self.run.log({"step": step, **numbers})
 
 
-def open_sinks(settings: RunSettings, run: Path) -> list:
-    """What was asked for, ready to be called with (numbers, step)."""
+def open_sinks(settings: RunSettings, run: Path) -> list[TensorBoard | WandB]:
+    """What the settings ask for, to be called with (numbers, step). Raises UserError if a package
+    is missing."""
     sinks = [TensorBoard(run)] if settings.tensorboard else []
     return sinks + ([WandB(settings.wandb, run)] if settings.wandb else [])
 
 
 def numbers_of(kind: str, values: dict) -> dict[str, float]:
-    """The figures of a line, under the names that they have in a sink."""
+    """The figures of a line of metrics.jsonl, under the names that they have in a sink."""
     return {
         f"{kind}/{name}": float(value)
         for name, value in values.items()

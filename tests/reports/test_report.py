@@ -14,7 +14,7 @@ import pytest
 from deepsynth_min import report, settings as S
 from deepsynth_min.options import change, to_toml
 from deepsynth_min.pages.png import png
-from deepsynth_min.reports.charts import MOST, chart, ticks
+from deepsynth_min.reports.charts import MAX_POINTS, chart, ticks
 from deepsynth_min.reports.page import page as render_report
 
 VOID = {"meta", "input", "img", "br"}
@@ -172,7 +172,7 @@ def test_a_point_stands_where_its_value_is():
 def test_long_series_are_thinned_and_keep_their_end():
     text = chart("Long", [("c0", "y", [(float(i), 1.0) for i in range(10_001)])], "step")
     titles = re.findall(r"<title>(.*?)</title>", text)
-    assert len(titles) <= MOST and titles[-1].startswith("y, step 10000")
+    assert len(titles) <= MAX_POINTS and titles[-1].startswith("y, step 10000")
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (-3, 7), (1e-6, 2e-6), (0, 123456), (8.29, 8.31)])
