@@ -110,7 +110,10 @@ def resolve_adapter(settings: Settings) -> Settings:
 
 
 def build_base(
-    directory: Path, device: torch.device, dtype=None, packed: QuantConfig | None = None
+    directory: Path,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    packed: QuantConfig | None = None,
 ) -> DeepseekOCR:
     """A checkpoint's model, read tensor by tensor; packed on the way if asked for."""
     with torch.device("meta"):
@@ -186,7 +189,7 @@ def load_run_model(
     run: Path,
     checkpoint: Path,
     device: torch.device,
-    dtype=None,
+    dtype: torch.dtype | None = None,
     base: Path | None = None,
 ) -> tuple[DeepseekOCR, Path]:
     """(a run's model as of a checkpoint, directory of its configuration and tokenizer).

@@ -11,7 +11,7 @@ With an adapter, its files (adapter.py) stand in place of the first two: the bas
 The one idea: it can be given to `--model` (or `--adapter`) like any other, since the first two are
 complete. It is written under a temporary name, flushed to the disk and renamed, so what has the
 final name is whole; from a copy in host memory (`Snapshot`), so training need not wait for the disk
-(`Saver`). Nothing that is read back is ever unpickled.
+(`BackgroundWriter`). Nothing that is read back is ever unpickled.
 
 No generator's state is kept: dropout, augmentation and the order of samples are functions of (seed,
 step, rank or place in the run), on every rank; only bf16's random rounding has a generator, and its
@@ -23,6 +23,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,9 @@ MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-([0-9]{6,12})$")
 
 
-def optimizer_tensors(model: nn.Module, optimizer, scaler: LossScaler) -> dict[str, torch.Tensor]:
+def optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler
+) -> dict[str, torch.Tensor]:
     """Every state tensor of the optimizer and the scaler, by name."""
     tensors = {f"scaler/{name}": value for name, value in scaler.state().items()}
     return tensors | state_tensors(optimizer, dict(model.named_parameters()))
@@ -68,7 +71,13 @@ class Snapshot:
     facts: dict  # training.json
 
 
-def take(model, optimizer, scaler, facts: dict, copied: bool = True) -> Snapshot:
+def take(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: LossScaler,
+    facts: dict,
+    copied: bool = True,
+) -> Snapshot:
     """The training state of this moment. `copied`: to the host, so that training may go on while
     it is written; otherwise it must not, for the tensors are the run's own."""
     adapted = model.adapter is not None
@@ -82,7 +91,7 @@ def take(model, optimizer, scaler, facts: dict, copied: bool = True) -> Snapshot
     return Snapshot(*parts, facts)
 
 
-def save(checkpoints: Path, snapshot: Snapshot, model, base: Path) -> Path:
+def save(checkpoints: Path, snapshot: Snapshot, model: nn.Module, base: Path) -> Path:
     """Writes checkpoints/step-NNNNNN and returns it.
 
     Of the model only its configuration is read. `base`: where config and tokenizer files lie.
@@ -108,13 +117,13 @@ def write_manifest(directory: Path) -> None:
     (directory / MANIFEST).write_text(json.dumps(listed, indent=2))
 
 
-class Saver:
+class BackgroundWriter:
     """Writes checkpoints in a thread of its own, one after the other, while training goes on."""
 
     def __init__(self):
         self.pool, self.running = ThreadPoolExecutor(1, thread_name_prefix="saving"), None
 
-    def start(self, write) -> None:
+    def start(self, write: Callable) -> None:
         """Calls write() in the background; the one before must have been waited for."""
         self.running = self.pool.submit(write)
 
@@ -151,7 +160,7 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def newest_whole(checkpoints: Path, report=print) -> Path | None:
+def newest_whole(checkpoints: Path, report: Callable[[str], None] = print) -> Path | None:
     """The newest checkpoint whose files are as written; `report` is told of every damaged one.
 
     None if there is no checkpoint; a UserError if there are some, but none is whole.
@@ -222,11 +231,11 @@ def read_facts(path: Path) -> dict:
     return training
 
 
-def _number(value) -> bool:
+def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _count(value) -> bool:
+def _count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**53
 
 
@@ -245,7 +254,14 @@ _FACTS = {  # what every training.json holds, beside what load() compares
 }
 
 
-def load(path: Path, model, optimizer, scaler, facts: dict, restore=restore_adapter) -> dict:
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: LossScaler,
+    facts: dict,
+    restore: Callable | None = restore_adapter,
+) -> dict:
     """Restores weights, optimizer and scaler in place; returns what training.json says.
 
     `facts`: what the sample sequence depends on; a difference is a UserError, for it would be
@@ -285,8 +301,8 @@ def _read_state(path: Path, expected: dict[str, tuple], whole: tuple[str, ...]) 
 def load_into(model: nn.Module, path: Path) -> None:
     """Copies the weights of a model directory into an existing model's parameters."""
     with torch.device("meta"):
-        twin = type(model)(model.config)
-    load_weights(twin, path)
+        read_back = type(model)(model.config)
+    load_weights(read_back, path)
     with torch.no_grad():
-        for mine, read in zip(model.parameters(), twin.parameters()):
+        for mine, read in zip(model.parameters(), read_back.parameters()):
             fill(mine, read)

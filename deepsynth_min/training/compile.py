@@ -20,7 +20,7 @@ def check(settings: Settings) -> None:
         raise UserError("--compile: not with --shard, whose layers come and go")
 
 
-def compile_parts(model: DeepseekOCR, precision: str, backend="inductor") -> None:
+def compile_parts(model: DeepseekOCR, precision: str, backend: str = "inductor") -> None:
     """precision: the compute type, for torch traces grouped products of bf16 alone (2.13): in any
     other the routed experts stay as they are. backend: as torch.compile takes it."""
     trunk = model.model

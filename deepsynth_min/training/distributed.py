@@ -1,7 +1,7 @@
 """Processes: starting them, adding up what they found, reducing gradients.
 
-In: the environment that torchrun sets (this is the only room that reads it), gradients of one rank.
-Out: a `World`; gradients summed over all ranks.
+In: the environment that torchrun sets (no other module reads it), gradients of one rank. Out: a
+`World`; gradients summed over all ranks.
 
 The one idea: the model is not wrapped. Each rank computes the gradient of (its summed loss / the
 label tokens of the whole global step), so that the plain *sum* over ranks is the gradient of the
@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -253,10 +254,10 @@ class Stopper:
         self.asked = False
         self._handle(self._ask)
 
-    def _handle(self, action) -> None:
+    def _handle(self, action: Callable) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, action)
 
-    def _ask(self, number, frame):
+    def _ask(self, number: int, frame: object):
         self.asked = True
         self._handle(signal.SIG_DFL)

@@ -18,13 +18,14 @@ needed last; when the bound is reached, no more is kept.
 
 import hashlib
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model.batch import Batch
@@ -47,15 +48,15 @@ def keyed(batch: Batch) -> Batch:
     return replace(batch, page_keys=tuple(page_key(p) for p in (*batch.pages, *tiles)))
 
 
-def encoder_fingerprint(model, device: torch.device, how: str) -> str:
-    """Hash of all that a page's features depend on beside its bytes; how: what else rounds them."""
+def encoder_fingerprint(model: nn.Module, device: torch.device, arithmetic: str) -> str:
+    """Hash of what a page's features depend on beside its bytes; arithmetic: what rounds them."""
     cpu = device.type == "cpu"
     where = (
         [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
         if cpu
         else [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
     )
-    digest = hashlib.sha256(repr((torch.__version__, how, *where)).encode())
+    digest = hashlib.sha256(repr((torch.__version__, arithmetic, *where)).encode())
     for part in (model.model.sam_model, model.model.vision_model):
         for name, parameter in part.named_parameters():
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
@@ -76,10 +77,17 @@ def check(settings: Settings) -> None:
 class FeatureCache:
     """Features of the pages seen so far; `report` is told, once each, of what goes wrong."""
 
-    def __init__(self, settings: Settings, model, device: torch.device, world: int, report=print):
+    def __init__(
+        self,
+        settings: Settings,
+        model: nn.Module,
+        device: torch.device,
+        world: int,
+        report: Callable[[str], None] = print,
+    ):
         data = settings.data
         self.model, self.report = model, report
-        self.room = int(data.cache_memory * GIB)
+        self.free_bytes = int(data.cache_memory * GIB)
         self.held: dict[str, Tensor] = {}  # key -> features, in main memory
         self.waiting: dict[str, Tensor] = {}  # those to be written with the next file
         self.stored: dict[str, tuple] = {}  # key -> (open file, digest)
@@ -87,8 +95,8 @@ class FeatureCache:
         self.folder = None
         if data.feature_cache != "memory":
             root = Path(data.feature_cache)
-            how = settings.optim.precision + " compiled" * settings.optim.compile
-            fingerprint = encoder_fingerprint(model, device, how)
+            arithmetic = settings.optim.precision + " compiled" * settings.optim.compile
+            fingerprint = encoder_fingerprint(model, device, arithmetic)
             self.folder = root / fingerprint
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -127,9 +135,9 @@ class FeatureCache:
         return None
 
     def _hold(self, key: str, features: Tensor) -> None:
-        if key not in self.held and features.nbytes <= self.room:
+        if key not in self.held and features.nbytes <= self.free_bytes:
             self.held[key] = features.clone()  # not a piece of something larger
-            self.room -= features.nbytes
+            self.free_bytes -= features.nbytes
 
     def _keep(self, key: str, features: Tensor) -> None:
         self._hold(key, features)
@@ -139,7 +147,7 @@ class FeatureCache:
                 self.write()
 
     def write(self) -> None:
-        """Writes what waits, if there is room; a disk that refuses ends the writing, not the
+        """Writes what waits, if there is space; a disk that refuses ends the writing, not the
         run."""
         entries, self.waiting = self.waiting, {}
         size = sum(entry.nbytes for entry in entries.values())

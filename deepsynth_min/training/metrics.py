@@ -10,9 +10,13 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..model.batch import Batch
 from .distributed import World
 from .optim import LossScaler
 from .run_directory import RunDirectory, warn
@@ -49,22 +53,23 @@ class Meter:
         self.losses, self.counts = [], []
         return self.known
 
-    def _timed(self, action):
+    def _timed(self, action: Callable[[], Any]) -> tuple[Any, float]:
         began = time.perf_counter()
         return action(), time.perf_counter() - began
 
-    def waiting(self, action):
+    def waiting(self, action: Callable[[], Any]) -> Any:
+        """An action whose time is spent waiting for data."""
         result, seconds = self._timed(action)
         self.wait += seconds
         return result
 
-    def paused(self, action):
+    def paused(self, action: Callable[[], Any]) -> Any:
         """An action whose time is no training time."""
         result, seconds = self._timed(action)
         self.idle += seconds
         return result
 
-    def add(self, loss_sum, norm, count, batches) -> None:
+    def add(self, loss_sum: Tensor, norm: Tensor, count: float, batches: list[Batch]) -> None:
         self.losses.append(loss_sum)
         self.counts.append(count)
         self.norm = norm

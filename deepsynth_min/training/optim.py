@@ -11,6 +11,7 @@ Sources: Loshchilov & Hutter 2019 (AdamW), 2017 (cosine), Micikevicius et al. 20
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -65,7 +66,7 @@ def parameter_groups(model: DeepseekOCR, weight_decay: float, lora_plus_ratio: f
 
 def make_adamw(
     model: DeepseekOCR,
-    betas,
+    betas: tuple[float, float],
     weight_decay: float,
     lora_plus_ratio: float = 1.0,
     kind: str = "adamw",
@@ -96,7 +97,10 @@ def make_adamw(
 
 
 def round_at_random(
-    values: Tensor, generator: torch.Generator, shape: torch.Size | None = None, rows=slice(None)
+    values: Tensor,
+    generator: torch.Generator,
+    shape: torch.Size | None = None,
+    rows: slice = slice(None),
 ) -> Tensor:
     """float32 -> bf16, up or down with the probability that keeps the mean.
 
@@ -121,14 +125,14 @@ class RoundingAdamW(torch.optim.Optimizer):
     reads `found_inf` on the device and changes nothing where that is 1.
     """
 
-    def __init__(self, groups, lr: float, betas: tuple, eps: float, seed: int):
+    def __init__(self, groups: list[dict], lr: float, betas: tuple, eps: float, seed: int):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         device = self.param_groups[0]["params"][0].device
         self.generator = torch.Generator(device).manual_seed(seed)
         self.found_inf = torch.zeros((), device=device)
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Callable | None = None) -> None:
         prepare_state(self)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -182,7 +186,9 @@ def state_tensors(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) ->
     return tensors
 
 
-def restore_state(optimizer, named: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+def restore_state(
+    optimizer: torch.optim.Optimizer, named: dict[str, Tensor], tensors: dict[str, Tensor]
+) -> None:
     """Puts back what `state_tensors` gave; names and shapes have been checked."""
     for name, parameter in named.items():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -200,20 +206,22 @@ class LossScaler:
 
     For the other precisions the scale stays 1, and only the skipping of bad steps is used. All
     state is in device tensors: scale, good (steps since the last change), skipped (steps in all),
-    row (steps skipped one after the other until now).
+    streak (steps skipped one after the other until now).
     """
 
-    def __init__(self, enabled: bool, device, initial: float = 2.0**16, interval: int = 2000):
+    def __init__(
+        self, enabled: bool, device: torch.device, initial: float = 2.0**16, interval: int = 2000
+    ):
         self.enabled, self.interval = enabled, interval
         self.scale = torch.tensor(initial if enabled else 1.0, device=device)
         self.good = torch.zeros((), device=device)
         self.skipped = torch.zeros((), device=device)
-        self.row = torch.zeros((), device=device)
+        self.streak = torch.zeros((), device=device)
 
     def update(self, overflow: Tensor) -> None:
         """overflow: float32 scalar, 1 if the step was skipped, else 0."""
         self.skipped += overflow
-        self.row = (self.row + 1) * overflow
+        self.streak = (self.streak + 1) * overflow
         if not self.enabled:
             return
         self.good = (self.good + 1) * (1 - overflow)
@@ -223,7 +231,7 @@ class LossScaler:
         self.good = torch.where(grow, torch.zeros_like(self.good), self.good)
 
     def state(self) -> dict[str, Tensor]:
-        return {"scale": self.scale, "good": self.good, "skipped": self.skipped, "row": self.row}
+        return {"scale": self.scale, "good": self.good, "skipped": self.skipped, "row": self.streak}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         for name, value in self.state().items():

@@ -34,6 +34,6 @@ def set_parameter_types(model: nn.Module, precision: str, weights: str = "fp32")
         raise UserError("--weights bf16: adapters are float32, and their base is bf16 already")
     trained, frozen = _TYPES[weights], _TYPES["bf16" if precision == "bf16" else "fp32"]
     for parameter in model.parameters():
-        kind = trained if parameter.requires_grad else frozen
-        if parameter.dtype != kind:
-            parameter.data = parameter.data.to(kind)
+        dtype = trained if parameter.requires_grad else frozen
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)

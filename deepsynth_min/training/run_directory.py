@@ -15,17 +15,18 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import sys
 import weakref
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ..data.row import Row
 from ..data.samples import SampleBuilder
 from ..errors import UserError, read_text
-from ..files.disk import write_text
+from ..files.disk import undo_all_unfinished, write_text
 from ..options import to_toml
 from ..pages.png import png
 from ..reports import page as report
@@ -115,6 +116,7 @@ class RunDirectory:
         if resume == "auto":
             if self.checkpoints.is_dir():
                 self.claim()
+                undo_all_unfinished(self.checkpoints)  # this run was killed while it was saving
             return checkpoint.newest_whole(self.checkpoints)
         path = Path(resume)
         if not os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
@@ -123,7 +125,7 @@ class RunDirectory:
             raise UserError(f"--resume {resume}: damaged ({wrong})")
         return path
 
-    def save_previews(self, rows, builder: SampleBuilder) -> None:
+    def save_previews(self, rows: Sequence[Row], builder: SampleBuilder) -> None:
         """The first pages of the first held-out rows."""
         folder = self.path / "pages"
         folder.mkdir(exist_ok=True)
@@ -145,8 +147,6 @@ class RunDirectory:
             ) from None
 
     def _go_on_after(self, step: int) -> None:
-        for partial in self.checkpoints.glob(".step-*.partial"):  # killed while it was saved
-            shutil.rmtree(partial, ignore_errors=True)
         scored = {}
         for path in checkpoint.all_checkpoints(self.checkpoints):
             try:
@@ -165,7 +165,7 @@ class RunDirectory:
             kept = [json.dumps(line) for line in lines if line["step"] <= step]
             write_text(self.metrics_path, "".join(line + "\n" for line in kept))
 
-    def log(self, kind: str, **values) -> None:
+    def log(self, kind: str, **values: object) -> None:
         line = json.dumps({"kind": kind, **values}) + "\n"
 
         def append() -> None:
@@ -189,7 +189,7 @@ class RunDirectory:
 
         self._try(write, "the report")
 
-    def _try(self, write, what: str) -> None:
+    def _try(self, write: Callable, what: str) -> None:
         """A full disk must not end a training: warns, and goes on without."""
         try:
             write()

@@ -9,26 +9,39 @@ checkpoint and not the run, for the one before is still there.
 
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from ..files.disk import WriteError
+from ..settings import RunSettings
 from . import checkpoint, shard
 from .distributed import World, barrier
+from .optim import LossScaler
 from .run_directory import RunDirectory, warn
 
 
-class Saving:
+class CheckpointManager:
     """Saves a run's model, optimizer and scaler; they are looked at when `save` is called."""
 
     def __init__(
-        self, directory: RunDirectory, world: World, run, model, twin, base: Path, optimizer, scaler
+        self,
+        directory: RunDirectory,
+        world: World,
+        run: RunSettings,
+        model: nn.Module,
+        eval_model: nn.Module,
+        base: Path,
+        optimizer: torch.optim.Optimizer,
+        scaler: LossScaler,
     ):
-        """run: its settings (settings.RunSettings). twin: the model that evaluates, if the one that
-        trains is in shards, else the model itself. base: where config and tokenizer files lie."""
+        """run: the run's settings. eval_model: an undivided copy, if the model that trains is in
+        shards, else the model itself. base: where config and tokenizer files lie."""
         self.directory, self.world, self.settings = directory, world, run
-        self.model, self.twin, self.base = model, twin, base
+        self.model, self.eval_model, self.base = model, eval_model, base
         self.optimizer, self.scaler = optimizer, scaler
         self.newest: Path | None = None  # written by this process, or gone on from
         self.tried: int | None = None  # the step of the last attempt
-        self.saver = checkpoint.Saver()
+        self.writer = checkpoint.BackgroundWriter()
 
     def going_on_from(self, checkpoint: Path, step: int) -> None:
         """The run starts with what this one holds; it need not be saved once more."""
@@ -41,23 +54,23 @@ class Saving:
         it is written now.
         """
         self.tried = facts["step"]
-        if self.twin is not self.model:
+        if self.eval_model is not self.model:
             self._save_shards(facts, is_best)
         elif self.world.is_main:
-            self.saver.wait()  # no more than one copy is held
+            self.writer.wait()  # no more than one copy is held
             snapshot = checkpoint.take(
                 self.model, self.optimizer, self.scaler, facts, copied=self.settings.async_save
             )
-            self.saver.start(lambda: self._write(snapshot, is_best))
+            self.writer.start(lambda: self._write(snapshot, is_best))
             if not self.settings.async_save:
-                self.saver.wait()
+                self.writer.wait()
         if self.world.is_main:
             self.directory.write_report()
         barrier(self.world)
 
     def wait(self) -> None:
         """Until nothing is being written."""
-        self.saver.wait()
+        self.writer.wait()
 
     def _save_shards(self, facts: dict, is_best: bool) -> None:
         """All ranks write, at once: they must agree on whether the checkpoint is whole."""
@@ -66,7 +79,7 @@ class Saving:
             shard.save(
                 path,
                 self.model,
-                self.twin,
+                self.eval_model,
                 self.optimizer,
                 self.scaler,
                 self.base,

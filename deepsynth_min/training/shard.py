@@ -11,7 +11,7 @@ for ranks that have none. What lies outside and is frozen stays whole on every r
 shards, gradients are summed, not averaged, and parameters that a rank had no gradient for count as
 zeros.
 
-Evaluation and generation run another number of forwards on each rank. They use a plain twin of the
+Evaluation and generation run another number of forwards on each rank. They use a plain copy of the
 model, which is filled with whole tensors for as long as it takes (`filled`) and empty otherwise.
 
 A checkpoint's tensors are dealt to the ranks: each is put together once and kept by one rank only,
@@ -21,6 +21,7 @@ directory is as any other, readable at any number of processes.
 
 import copy
 import json
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from ..settings import Settings
 from ..tuning.adapter import restore_adapter, save_adapter
 from .checkpoint import copy_base_files, optimizer_tensors, write_manifest
 from .distributed import World
+from .optim import LossScaler
 from .precision import set_parameter_types
 
 
@@ -56,7 +58,7 @@ def check(settings: Settings) -> None:
 
 
 def shard(model: nn.Module, world: World, settings: Settings) -> nn.Module:
-    """Divides a model that lies on the CPU among the ranks' devices; returns its empty twin.
+    """Divides a model on the CPU among the ranks' devices; returns an empty copy to evaluate with.
 
     requires_grad must be set. A device never holds more than its shards and one whole layer.
     """
@@ -71,9 +73,13 @@ def shard(model: nn.Module, world: World, settings: Settings) -> nn.Module:
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise UserError(f"--shard: needs PyTorch 2.13 or newer, this is {torch.__version__}")
     optim = settings.optim
-    own = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-    twin = copy.deepcopy(model, own)  # modules only: the parameters are known to have copies
-    how = {
+    copies = {
+        id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()
+    }
+    eval_model = copy.deepcopy(
+        model, copies
+    )  # modules only: the parameters are known to have copies
+    options = {
         "mesh": init_device_mesh(world.device.type, (world.size,)),
         "mp_policy": MixedPrecisionPolicy(
             reduce_dtype=torch.bfloat16 if optim.reduce == "bf16" else None
@@ -82,18 +88,18 @@ def shard(model: nn.Module, world: World, settings: Settings) -> nn.Module:
     types = (optim.precision, optim.weights)
     for layer in model.model.layers:
         set_parameter_types(layer, *types)
-        fully_shard(layer, **how)
+        fully_shard(layer, **options)
     set_parameter_types(model, *types)
     whole = {p for p in model.parameters() if not hasattr(p, "to_local") and not p.requires_grad}
     for parameter in whole:
         parameter.data = parameter.data.to(world.device)
-    fully_shard(model, reshard_after_forward=False, ignored_params=whole, **how)
+    fully_shard(model, reshard_after_forward=False, ignored_params=whole, **options)
     for part in (model, *model.model.layers):
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # Gloo knows no other
     model.set_reduce_scatter_unused_params(True)
     register_fsdp_forward_method(model, "loss_terms")
-    return twin
+    return eval_model
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -109,37 +115,39 @@ def _put(module: nn.Module, name: str, value: Tensor) -> None:
 
 @contextmanager
 @torch.no_grad()
-def filled(twin: nn.Module, model: nn.Module, trained_only: bool = False):
-    """The twin with the model's values; nothing to do where it is the model. For all ranks."""
-    if twin is model:
-        yield twin
+def filled(
+    eval_model: nn.Module, model: nn.Module, trained_only: bool = False
+) -> Iterator[nn.Module]:
+    """`eval_model` with the model's values; nothing to do where it is the model. For all ranks."""
+    if eval_model is model:
+        yield eval_model
         return
-    twin.adapter, names = model.adapter, []
+    eval_model.adapter, names = model.adapter, []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad or not trained_only:
             names.append(name)
-            _put(twin, name, whole(parameter.detach()))
+            _put(eval_model, name, whole(parameter.detach()))
     try:
-        yield twin
+        yield eval_model
     finally:
         for name in names:
-            _put(twin, name, twin.get_parameter(name).detach().to("meta"))
+            _put(eval_model, name, eval_model.get_parameter(name).detach().to("meta"))
 
 
 @torch.no_grad()
-def restore_shards(twin: nn.Module, model: nn.Module, path: Path) -> None:
+def restore_shards(eval_model: nn.Module, model: nn.Module, path: Path) -> None:
     """restore_adapter for a model in shards."""
-    with filled(twin, model, trained_only=True):
-        restore_adapter(twin, path)
+    with filled(eval_model, model, trained_only=True):
+        restore_adapter(eval_model, path)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                fill(parameter, twin.get_parameter(name))
+                fill(parameter, eval_model.get_parameter(name))
 
 
 # -- checkpoints ----------------------------------------------------------------------------------
 
 
-def together(world: World, action) -> None:
+def together(world: World, action: Callable) -> None:
     """Runs an action on every rank; if the system refuses it to one, all raise WriteError."""
     wrong = None
     try:
@@ -206,13 +214,26 @@ def _save_model(model: nn.Module, base: Path, partial: Path, world: World) -> No
     together(world, describe)
 
 
-def _save_state(model, optimizer, scaler, partial: Path, world: World) -> None:
+def _save_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: LossScaler,
+    partial: Path,
+    world: World,
+) -> None:
     mine, _ = deal(optimizer_tensors(model, optimizer, scaler), world)
     together(world, lambda: _write(mine, partial / _part("optimizer", world.rank, world)))
 
 
 def save(
-    final: Path, model, twin, optimizer, scaler, base: Path, facts: dict, world: World
+    final: Path,
+    model: nn.Module,
+    eval_model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: LossScaler,
+    base: Path,
+    facts: dict,
+    world: World,
 ) -> None:
     """Writes a checkpoint from the shards of all ranks, on a file system that all see.
 
@@ -230,8 +251,8 @@ def save(
         if model.adapter is None:
             _save_model(model, base, partial, world)
         else:
-            with filled(twin, model, trained_only=True):
-                together(world, lambda: world.is_main and save_adapter(twin, partial))
+            with filled(eval_model, model, trained_only=True):
+                together(world, lambda: world.is_main and save_adapter(eval_model, partial))
         _save_state(model, optimizer, scaler, partial, world)
         together(world, complete)
         together(world, stack.close)  # flushes, and gives it its name

@@ -1,0 +1,76 @@
+"""What a run says of itself, at its start and at its end, and what it says when it fails.
+
+In: what train.py has set up, or an error. Out: lines on stdout, for people; an error that says what
+to do about it. Nothing here computes anything.
+"""
+
+import torch
+from torch import nn
+
+from ..data.augment import MIRRORED
+from ..errors import UserError
+from ..evaluation import ablations
+from ..evaluation.evaluator import NO_ROUGE
+from ..model.deepseek_ocr import summary_table
+from ..model.presets import PRESETS
+from ..settings import Settings
+from .distributed import World, with_lost_ranks
+from .run_directory import RunDirectory
+
+
+def announce(
+    settings: Settings,
+    model: nn.Module,
+    rows: int,
+    held_out: int,
+    page_side: int,
+    global_batch: int,
+    world: World,
+    directory: RunDirectory,
+) -> None:
+    """Prints the data, the parameters by part, and how far the run will go."""
+    name = settings.model.model
+    print(
+        f"{name} on {settings.data.data}: {rows:,} training rows, "
+        f"{held_out:,} held-out rows scored; pages of {page_side} px"
+    )
+    if name in PRESETS:
+        print("the weights are random: a preset is for trying out, not a trained model")
+    if settings.augment.augment and settings.augment.augment_flip:
+        print(f"warning: {MIRRORED}")
+    print(f"\n{summary_table(model)}\ntrained: {settings.model.tune}\n")
+    print(
+        f"{settings.optim.max_steps:,} steps of {global_batch} samples, "
+        f"{world.size} process(es) on {world.device.type}; run directory: {directory.path}"
+    )
+
+
+def conclude(directory: RunDirectory, step: int, last: dict | None, has_rouge: bool) -> None:
+    """Prints what a finished run has reached. last: its newest evaluation, if it made one."""
+    if last is None:
+        print(f"nothing left to do: --max-steps {step} are done")
+        return
+    if scored := directory.evaluations():
+        first = scored[0]  # perhaps of the run that this one goes on with
+        print(f"held-out loss {first['loss']:.4f} -> {last['loss']:.4f} nats per token")
+    for note in filter(None, (ablations.warning(last), None if has_rouge else NO_ROUGE)):
+        print(f"warning: {note}")
+
+
+def explained(error: RuntimeError | MemoryError) -> Exception:
+    """The error to raise in place of one that ended a run: it names the processes that were lost,
+    or, if memory was, what to lower."""
+    if not _is_out_of_memory(error):
+        return with_lost_ranks(error)
+    return UserError(
+        "out of memory: lower --batch-size (--accumulate keeps the global batch), --mode or "
+        "--max-pages, or use --precision bf16, --tune lora or qlora "
+        f"({str(error).splitlines()[0]})"
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a GPU torch has a class for it, on the CPU only words; numpy raises Python's own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)

@@ -1,0 +1,242 @@
+"""What a run is made of, in the order in which it is made; train.py loops over it.
+
+In: settings. Out: a `Training`: processes, data, model, optimizer, checkpoints, and where the run
+stands (`step`, `best`). All ranks build the same; rank 0 alone writes.
+
+The idea: everything that can be wrong is found before the first step: each part is checked against
+the others as it is made, and the audits compare what will train with what should.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..data.augment import check as check_augment
+from ..data.order import Order
+from ..data.rows import open_rows, pinned
+from ..data.samples import SampleBuilder
+from ..data.tokenizer import load_tokenizer
+from ..errors import UserError
+from ..evaluation.evaluator import Evaluator, check_metric, cost, describe
+from ..files.disk import write_text
+from ..options import change
+from ..pages.modes import page_side
+from ..reports.sinks import check_sinks
+from ..settings import Settings
+from ..tuning import freeze
+from . import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
+from .announce import announce
+from .build import build_model, keep_preset, resolve
+from .metrics import Meter
+from .optim import LossScaler, make_adamw
+from .precision import autocast, set_parameter_types
+from .run_directory import RunDirectory, default_name, warn
+from .saving import CheckpointManager
+
+CHECKS = (
+    check_metric,
+    check_augment,
+    check_sinks,
+    feature_cache.check,
+    shard.check,
+    compiling.check,
+)
+
+
+class Training:
+    """One run: what the loop works on, and what it does besides stepping."""
+
+    def __init__(self, settings: Settings):
+        self.world = dist.start(settings.run.device, settings.run.threads, settings.run.timeout)
+        self._open_data(settings)  # run directory, rows, complete settings
+        self._build_model()  # base weights, adapter, tokenizer, samples
+        self._prepare_parameters()  # what trains, in which type, divided or whole
+        self._make_optimizer()
+        self._resume()
+        self._audit_start()
+        self._make_step_parts()  # compiled parts, feature cache, gradient reduction
+        dist.barrier(self.world)  # every rank has looked at --out before rank 0 writes to it
+        if self.world.is_main:
+            self._announce()
+
+    # -- set-up, in order -------------------------------------------------------------------------
+
+    def _open_data(self, settings: Settings) -> None:
+        world = self.world
+        name = settings.run.out or dist.broadcast_text(world, default_name(settings.model.model))
+        self.directory = RunDirectory(name, settings.run.resume)
+        page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
+        # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
+        before = self.directory.before
+        data = pinned(settings.data, before and before.data)
+        commits = dist.broadcast_text(world, f"{data.data_revision} {data.val_revision}").split(" ")
+        settings = change(settings, data_revision=commits[0], val_revision=commits[1])
+        self.rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
+        for check in CHECKS:
+            check(settings)
+        self.settings = resolve(change(settings, out=name), len(self.rows), world.size)
+        optim = self.settings.optim
+        self.facts = {  # what the sequence of samples depends on; a resumed run must agree
+            "global_batch": optim.batch_size * optim.accumulate * world.size,
+            "seed": optim.seed,
+            "rows": len(self.rows),
+            "bucket": settings.data.bucket,
+            "tune": settings.model.tune,
+            "mode": settings.model.mode,
+            "data": self.rows.signature(),
+        }
+
+    def _build_model(self) -> None:
+        self.sharded = self.settings.optim.shard and self.world.size > 1
+        self.built_on = torch.device("cpu") if self.sharded else self.world.device
+        self.model, self.base = build_model(self.settings, self.built_on, self.directory.path)
+        tokenizer = load_tokenizer(self.base)
+        self.builder = SampleBuilder(self.settings, self.model.config, tokenizer)
+        self.builder(self.rows[0])  # a page setting that cannot work is found before any writing
+
+    def _prepare_parameters(self) -> None:
+        """Freezes; then `eval_model` is the model itself, or beside shards an undivided one."""
+        optim, world = self.settings.optim, self.world
+        self.policy = freeze.freeze(self.model, self.settings.model.tune)
+        if self.sharded:
+            self.eval_model = shard.shard(self.model, world, self.settings)
+        else:
+            set_parameter_types(self.model, optim.precision, optim.weights)
+            self.eval_model = self.model
+        self.trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.autocast = partial(autocast, world.device, optim.precision)
+        self.evaluator = Evaluator(
+            self.eval_model, self.held_out, self.builder, world, self.autocast
+        )
+
+    def _make_optimizer(self) -> None:
+        optim, lora_plus = self.settings.optim, self.settings.adapter.lora_plus_ratio
+        betas = (optim.beta1, optim.beta2)
+        self.optimizer = make_adamw(
+            self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed
+        )
+        self.scaler = LossScaler(optim.precision == "fp16", self.world.device)
+        self.checkpoints = CheckpointManager(
+            self.directory,
+            self.world,
+            self.settings.run,
+            self.model,
+            self.eval_model,
+            self.base,
+            self.optimizer,
+            self.scaler,
+        )
+
+    def _resume(self) -> None:
+        self.step, self.best, self.unlogged = 0, None, []
+        self.stale = 0  # evaluations since the best
+        resume, found = self.settings.run.resume, ""
+        if self.world.is_main:  # reads every byte of a checkpoint, to see that it is whole
+            found = str(self.directory.resume_from(resume) or "")
+        found = dist.broadcast_text(self.world, found)
+        if found:
+            self._load(Path(found))
+        if self.world.is_main and resume != "none":
+            print(
+                f"resuming after step {self.step} from {found}"
+                if found
+                else f"{self.directory.path}: no checkpoint to go on from; starting afresh"
+            )
+            self.directory.go_on_after(self.step if found else -1)
+
+    def _load(self, path: Path) -> None:
+        parts = (self.model, self.optimizer, self.scaler, self.facts)
+        if self.sharded:
+            restore = partial(shard.restore_shards, self.eval_model)
+            state = checkpoint.load(path, *parts, restore=restore)
+        else:
+            state = checkpoint.load(path, *parts)
+        self.step, self.unlogged = state["step"], state["unlogged"]
+        max_steps = self.settings.optim.max_steps
+        if self.step > max_steps:
+            raise UserError(f"{path}: step {self.step} is beyond --max-steps {max_steps}")
+        if state["best_metric"] == self.settings.evaluation.best:
+            self.best, self.stale = state["best"], state["stale"]
+        self.checkpoints.going_on_from(path, self.step)
+
+    def _audit_start(self) -> None:
+        """Policy, autograd and optimizer agree; all ranks hold the same; frozen bytes are noted."""
+        freeze.check_start(self.model, self.optimizer, self.policy)
+        dist.check_same_parameters(self.world, dict(self.model.named_parameters()))
+        self.frozen = freeze.fingerprint(self.model)
+        self.gradients_audited = False
+
+    def _make_step_parts(self) -> None:
+        optim, world = self.settings.optim, self.world
+        self.model.recompute = optim.checkpoint_layers
+        if optim.compile:
+            compiling.compile_parts(self.model, optim.precision)
+        self.cache = None
+        if self.settings.data.feature_cache != "off":
+            self.cache = feature_cache.FeatureCache(
+                self.settings, self.model, world.device, world.size, warn
+            )
+        dtype = torch.bfloat16 if optim.reduce == "bf16" else None
+        alone = dist.World(0, 1, world.device)  # shards have been summed already
+        reduced_over = alone if self.sharded else world
+        self.reducer = dist.GradientReducer(reduced_over, list(self.trainable.values()), dtype)
+
+    def _announce(self) -> None:
+        self.directory.create(self.settings)
+        if self.model.adapter is not None and self.model.adapter.base is None:
+            keep_preset(self.model, self.settings, self.built_on, self.directory.path)
+        self.directory.save_previews(self.held_out, self.builder)
+        counts = len(self.rows), len(self.held_out), self.builder.side, self.facts["global_batch"]
+        announce(self.settings, self.model, *counts, self.world, self.directory)
+
+    # -- beside the steps --------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done, or --patience is at its end."""
+        patience = self.settings.evaluation.patience
+        return self.step >= self.settings.optim.max_steps or 0 < patience <= self.stale
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores the held-out rows, and writes down what came out."""
+        with shard.filled(self.eval_model, self.model):
+            result, shown = self.evaluator()
+        if self.world.is_main:
+            self.directory.log("eval", step=self.step, **result)
+            self.directory.log("answers", step=self.step, shown=shown)
+            self.directory.write_report()
+            tqdm.write(f"step {self.step:>6}: {describe(result)}")
+        return result
+
+    def is_best(self, result: dict[str, float]) -> bool:
+        """Whether this evaluation is the best one so far; counts those since."""
+        score = cost(result, self.settings.evaluation.best)
+        better = self.best is None or score < self.best
+        self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
+        return better
+
+    def save(self, result: dict[str, float] | None, is_best: bool, meter: Meter) -> None:
+        """A checkpoint of the present step; `result` is its evaluation, if there was one."""
+        metric = self.settings.evaluation.best
+        state = {"best": self.best, "best_metric": metric, "stale": self.stale}
+        state |= {"score": result and cost(result, metric), "unlogged": meter.unlogged()}
+        self.checkpoints.save({"step": self.step, **self.facts, **state}, is_best)
+
+    def check_skipped_steps(self) -> None:
+        """Ends a run in which step after step is skipped; the rows they had are written down."""
+        streak = int(self.scaler.streak)
+        if streak < self.settings.run.max_skips:
+            return
+        facts, path = self.facts, self.directory.path / "skipped.json"
+        order = Order(self.rows, facts["seed"], facts["global_batch"], facts["bucket"])
+        if self.world.is_main:
+            chosen = {step: order.step(step) for step in range(self.step - streak, self.step)}
+            where = {step: [self.rows[i].where for i in rows] for step, rows in chosen.items()}
+            write_text(path, json.dumps(where, indent=1))
+        raise RuntimeError(
+            f"{streak} steps in a row had a loss or gradient that is not finite and were "
+            f"skipped; the rows they were made of: {path}"
+        )
