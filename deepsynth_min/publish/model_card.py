@@ -1,12 +1,14 @@
 """The model card: what a published model is, how it was made, how good it is, how to load it.
 
 In: a run's settings, its directory and a checkpoint. Out: the text of README.md.
+
+The idea: everything in it is read from what the run wrote; nothing is filled in by hand.
 """
 
 import json
 from pathlib import Path
 
-from ..model.presets import PRESETS
+from ..files.download import is_hub_id
 from ..settings import Settings
 
 
@@ -21,11 +23,7 @@ def _last_evaluation(run: Path, checkpoint: Path) -> dict:
     return next((line for line in reversed(found) if line["step"] == step), {})
 
 
-def _is_hub_id(name: str) -> bool:
-    return name not in PRESETS and name.count("/") == 1 and not Path(name).exists()
-
-
-def _how_to_load(adapter: bool, base: str) -> str:
+def _loading_instructions(adapter: bool, base: str) -> str:
     if adapter:
         return (
             "With PEFT, over the base model's modules under their official names:\n\n"
@@ -45,14 +43,15 @@ def _how_to_load(adapter: bool, base: str) -> str:
 def model_card(settings: Settings, run: Path, checkpoint: Path, adapter: bool) -> str:
     """README.md of a repository: what it is, how it was made, how good it is, how to load it.
 
-    Paths of the machine are left out: of files, only the name is told.
+    adapter: whether it holds an adapter, not a whole model. Paths of the machine are left out: of
+    files, only the name is given.
     """
     model, optim, page = settings.model, settings.optim, settings.page
-    known = _is_hub_id(model.model)
-    base = model.model if known else Path(model.model).name
+    from_hub = is_hub_id(model.model)
+    base = model.model if from_hub else Path(model.model).name
     head = [
         "---",
-        *([f"base_model: {base}"] if known else []),
+        *([f"base_model: {base}"] if from_hub else []),
         f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: image-text-to-text",
         "tags:",
@@ -75,17 +74,17 @@ def model_card(settings: Settings, run: Path, checkpoint: Path, adapter: bool) -
         "seed": optim.seed,
     }
     if "lora" in model.tune:
-        own = settings.adapter
+        lora = settings.adapter
         rows |= {
-            "LoRA rank": own.lora_rank,
-            "LoRA alpha": own.lora_alpha,
-            "rsLoRA": own.rslora,
-            "LoRA targets": " ".join(own.lora_targets) or "as in --adapter",
+            "LoRA rank": lora.lora_rank,
+            "LoRA alpha": lora.lora_alpha,
+            "rsLoRA": lora.rslora,
+            "LoRA targets": " ".join(lora.lora_targets) or "as in --adapter",
         }
-    measured = _last_evaluation(run, checkpoint)
+    evaluation = _last_evaluation(run, checkpoint)
     for name in ("loss", "perplexity", "tokens", "samples"):
-        if name in measured:
-            value = measured[name]
+        if name in evaluation:
+            value = evaluation[name]
             rows[f"held-out {name}"] = f"{value:.4f}" if isinstance(value, float) else value
     table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
     what = "A LoRA adapter for" if adapter else "A fine-tuned"
@@ -93,5 +92,5 @@ def model_card(settings: Settings, run: Path, checkpoint: Path, adapter: bool) -
         "\n".join(head) + f"\n\n# {what} DeepSeek-OCR that reads rendered text\n\n"
         "Made with deepsynth_min: text is drawn on pages, which the model reads as images.\n\n"
         f"{table}\n\nInstruction after the page: `{settings.data.instruction.strip()}`\n\n"
-        f"## How to load it\n\n{_how_to_load(adapter, base)}"
+        f"## How to load it\n\n{_loading_instructions(adapter, base)}"
     )

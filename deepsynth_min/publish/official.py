@@ -1,19 +1,19 @@
-"""A run's model, written for others: the official layout, or the adapter alone.
+"""Export: a run's model in the official layout, or its adapter alone, written and checked.
 
-    python -m deepsynth_min.export --run DIR --to DIR2 [--merge] [--base DIR3]
+In: a run directory and a checkpoint of it. Out: a directory that servers and loaders of
+DeepSeek-OCR take: config, tokenizer and processor files of the base byte for byte, every tensor in
+bf16 under its official name, in shards with an index. Of a run that trained an adapter: such a
+model with the adapter merged, or the adapter's own files, as PEFT and servers read them.
+`python -m deepsynth_min.export` is its command; a training run that uploads its model calls
+`stage_for_hub`.
 
-In: a run directory. Out: DIR2, which servers and loaders of DeepSeek-OCR take: config, tokenizer
-and processor files of the base byte for byte, every tensor in bf16 under its official name, in
-shards with an index. Of a run that trained an adapter: with --merge such a model, without it the
-adapter's own files, as PEFT and servers read them.
-
-The one idea: nothing is believed. What was written is read back strictly, tensor by tensor, and the
-model that it makes must give the logits of the model in memory for a rendered page, but for what
-rounding to bf16 explains. Only then the directory gets its name; else nothing remains of it.
+The one idea: nothing is taken on trust. What was written is read back strictly, tensor by tensor,
+and the model that it makes must give the logits of the model in memory for a rendered page, but for
+what rounding to bf16 explains. Only then the directory gets its name; else nothing remains of it.
 
 Merging computes W + scale * B A in float32 for one tensor at a time, and a shard is written as soon
 as it is full: beside the model itself, memory holds one shard and one layer's stacked weight. A
-quantised base is unpacked on the way; with --base the original weights take its place.
+quantised base is dequantised on the way; with --base the original weights take its place.
 """
 
 import gc
@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,9 @@ from ..tuning.lora import LoraExperts, LoraLinear
 from ..tuning.quant import Packed
 from .model_card import model_card
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 TOLERANCE = 0.05  # of the logits' norm; rounding weights to bf16 alone changes them by about 0.005
 
 
@@ -57,19 +61,20 @@ TOLERANCE = 0.05  # of the logits' norm; rounding weights to bf16 alone changes 
 
 
 def _value(weight: Tensor | Packed) -> Tensor:
+    """The weight itself; of a quantised one what it stands for, in bf16."""
     return weight.unpack(torch.bfloat16) if isinstance(weight, Packed) else weight.detach()
 
 
-def _expert_deltas(experts: LoraExperts, name: str) -> dict[str, Tensor]:
-    """Official name -> what the expert's own pair adds to it."""
-    kinds = ("gate", "up") if name.endswith("gate_up") else ("down",)
-    prefix, found = name.rpartition(".")[0], {}
-    for kind in kinds:
-        pair = getattr(experts, f"lora_{kind}")
+def _expert_updates(experts: LoraExperts, name: str) -> dict[str, Tensor]:
+    """Official name -> scale * B A of each expert's adapter, float32, for one stacked weight."""
+    projections = ("gate", "up") if name.endswith("gate_up") else ("down",)
+    prefix, updates = name.rpartition(".")[0], {}
+    for projection in projections:
+        pair = getattr(experts, f"lora_{projection}")
         for e in range(experts.count):
-            delta = pair.B[e].detach() @ pair.A[e].detach() * pair.scale
-            found[f"{prefix}.{e}.{kind}_proj.weight"] = delta
-    return found
+            update = pair.B[e].detach() @ pair.A[e].detach() * pair.scale
+            updates[f"{prefix}.{e}.{projection}_proj.weight"] = update
+    return updates
 
 
 def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -78,47 +83,55 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in modules.items():
         if ".base" in path or ".lora" in path:
             continue  # comes with the module that holds it
+        updates = {}
         if isinstance(module, LoraLinear):
-            own, deltas = {f"{path}.weight": module.base.weight}, {}
-            deltas[f"{path}.weight"] = module.lora.delta()
+            weights = {f"{path}.weight": module.base.weight}
+            updates[f"{path}.weight"] = module.lora.delta()
         elif isinstance(module, LoraExperts):
-            own = {f"{path}.gate_up": module.base.gate_up, f"{path}.down": module.base.down}
-            deltas = None
+            weights = {f"{path}.gate_up": module.base.gate_up, f"{path}.down": module.base.down}
         elif isinstance(module, Packed):
-            own, deltas = {path: module}, {}
+            weights = {path: module}
         else:
-            own, deltas = {f"{path}.{name}": p for name, p in module._parameters.items()}, {}
-        for name, weight in own.items():
+            weights = {f"{path}.{name}": p for name, p in module._parameters.items()}
+        for name, weight in weights.items():
             if weight is None:
                 continue  # a linear without bias
-            added = _expert_deltas(module, name) if deltas is None else deltas
+            if isinstance(module, LoraExperts):
+                updates = _expert_updates(module, name)
             for piece, value in official_pieces(name, _value(weight)).items():
-                if piece in added:
-                    value = value.float() + added[piece]
+                if piece in updates:
+                    value = value.float() + updates[piece]
                 yield piece, value.to(torch.bfloat16)
 
 
-def write_model(model: DeepseekOCR, directory: Path, base: Path, shard_bytes: int) -> dict:
-    """Fills `directory` with the official layout; returns {name: digest of its bytes}."""
+def write_model(
+    model: DeepseekOCR, directory: Path, base: Path, shard_bytes: int
+) -> dict[str, bytes]:
+    """Fills `directory` with the official layout; returns {name: digest of its bytes}.
+
+    base: directory whose config, tokenizer and processor files are copied.
+    """
     copy_base_files(model, directory, base)
     with torch.device("meta"):
         shapes = official_views(DeepseekOCR(model.config))
     sizes = {name: 2 * view.numel() for name, view in shapes.items()}
     digests = {}
 
-    def noted():
+    def with_digests() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in merged_tensors(model):
             digests[name] = tensor_digest(tensor)
             yield name, tensor
 
-    write_shards(noted(), sizes, directory, shard_bytes, always_index=True)
+    write_shards(with_digests(), sizes, directory, shard_bytes, always_index=True)
     return digests
 
 
 # -- checking -------------------------------------------------------------------------------------
 
 
-def rendered_page(settings: Settings, model: DeepseekOCR, tokenizer) -> Batch:
+def rendered_page(
+    settings: Settings, model: DeepseekOCR, tokenizer: "PreTrainedTokenizerFast"
+) -> Batch:
     """One document of the embedded corpus, drawn with the run's page settings, and its answer."""
     document = corpus.documents("val")[0]
     builder = SampleBuilder(settings, model.config, tokenizer)
@@ -128,7 +141,7 @@ def rendered_page(settings: Settings, model: DeepseekOCR, tokenizer) -> Batch:
 
 @torch.no_grad()
 def page_logits(model: DeepseekOCR, batch: Batch, precision: str) -> Tensor:
-    """float32 [T, V], on the CPU, of a batch of one."""
+    """float32 [T, V], on the CPU, of a batch of one sample."""
     device = model.lm_head.weight.device
     model.eval()
     with autocast(device, precision):
@@ -136,7 +149,11 @@ def page_logits(model: DeepseekOCR, batch: Batch, precision: str) -> Tensor:
 
 
 def compare(written: Tensor, expected: Tensor, where: Path) -> str:
-    """What to tell the user. Raises UserError if the logits differ by more than rounding."""
+    """A sentence for the user about two logits [T, V]. Raises UserError if they differ by more than
+    rounding explains.
+
+    where: the directory that was written, for the message.
+    """
     error = ((written - expected).norm() / expected.norm()).item()
     agree = (written.argmax(-1) == expected.argmax(-1)).float().mean().item()
     text = (
@@ -166,11 +183,15 @@ def export_model(
     checkpoint: Path,
     to: Path,
     *,
-    device,
-    base=None,
+    device: torch.device,
+    base: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> str:
-    """Writes a run's model (its adapter merged) to `to`; returns what the check found."""
+    """Writes a run's model (its adapter merged) to `to`; returns what the check found.
+
+    base: a checkpoint to merge the adapter into, in place of the run's quantised one; shard_bytes:
+    largest file. Raises UserError if the check fails; then nothing is left at `to`.
+    """
     model, directory = load_run_model(settings, run, checkpoint, device, base=base)
     batch = rendered_page(settings, model, load_tokenizer(directory))
     precision, dtype = settings.optim.precision, model.lm_head.weight.dtype
@@ -185,8 +206,11 @@ def export_model(
         return compare(page_logits(written, batch, precision), expected, to)
 
 
-def export_adapter(settings: Settings, run: Path, checkpoint: Path, to: Path, *, device) -> str:
-    """Copies a run's adapter to `to` and reads it back; returns what the check found."""
+def export_adapter(
+    settings: Settings, run: Path, checkpoint: Path, to: Path, *, device: torch.device
+) -> str:
+    """Copies a run's adapter to `to` and reads it back; returns what the check found. Raises
+    UserError if the check fails; then nothing is left at `to`."""
     model, directory = load_run_model(settings, run, checkpoint, device)
     batch = rendered_page(settings, model, load_tokenizer(directory))
     precision = settings.optim.precision
@@ -205,18 +229,25 @@ def export_adapter(settings: Settings, run: Path, checkpoint: Path, to: Path, *,
 
 
 def copy_adapter(checkpoint: Path, directory: Path) -> None:
+    """Those files of a checkpoint that are its adapter, and what trained beside it."""
     for name in (adapter.CONFIG, adapter.TENSORS, adapter.OTHERS):
         if (checkpoint / name).exists():
             shutil.copyfile(checkpoint / name, directory / name)
 
 
 def write_card(settings: Settings, run: Path, checkpoint: Path, directory: Path) -> None:
+    """The model card of what `directory` holds, as README.md in it."""
     card = model_card(settings, run, checkpoint, (directory / adapter.CONFIG).exists())
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def stage_for_hub(model, base: Path, settings: Settings, run: Path, checkpoint: Path) -> Path:
-    """RUN/hub: what a training run uploads when it ends, from the model that is still in memory."""
+def stage_for_hub(
+    model: DeepseekOCR, base: Path, settings: Settings, run: Path, checkpoint: Path
+) -> Path:
+    """RUN/hub: what a training run uploads when it ends, from the model that is still in memory.
+
+    base: directory of the model that the run began with.
+    """
     with whole_directory(run / "hub") as partial:
         if model.adapter is not None:
             copy_adapter(checkpoint, partial)

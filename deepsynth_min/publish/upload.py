@@ -1,13 +1,12 @@
-"""Uploading: a directory that is complete, with a model card, to a repository on the hub.
+"""Uploading: a complete directory, with a model card, to a repository on the hub.
 
-In: a directory that export.py or a training run has written. Out: a commit that holds its files.
+In: a directory that an export or a training run has written. Out: a commit that holds its files.
+`python -m deepsynth_min.hub` is its command.
 
-    python -m deepsynth_min.hub --directory DIR --repo OWNER/NAME [--private]
-
-The one idea: the upload comes last and owns nothing. The files are whole on the disk before it
-starts, so a failure loses nothing, and the command above tries again; files that the hub has
-already are not sent twice. The token is HF_TOKEN's (or that of `hf auth login`), read by
-huggingface_hub, which also honours HF_ENDPOINT; it is never printed and never written.
+The one idea: the upload comes last. The files are complete on the disk before it starts, so a
+failure loses nothing, and the command tries again; files that the hub has already are not sent
+twice. The token is HF_TOKEN's (or that of `hf auth login`), read by huggingface_hub, which also
+honours HF_ENDPOINT; it is never printed and never written.
 """
 
 import time
@@ -17,8 +16,8 @@ from ..errors import UserError, without_credentials
 from ..files.download import without_token
 
 ATTEMPTS, PAUSE = 3, 2.0  # seconds before the second attempt; twice as long before the third
-_FINAL = range(400, 500)  # the client's own fault; trying again changes nothing, but for:
-_PASSING = (408, 409, 425, 429)
+# HTTP status codes of the client's own fault: trying again changes nothing, but for a few.
+_FINAL, _PASSING = range(400, 500), (408, 409, 425, 429)
 
 
 def _explain(error: BaseException) -> tuple[str, int | None]:
@@ -32,7 +31,10 @@ def _explain(error: BaseException) -> tuple[str, int | None]:
 
 
 def push(directory: Path, repo: str, private: bool = False, pause: float = PAUSE) -> None:
-    """Uploads every file of `directory`; prints where to. Raises UserError saying how to go on."""
+    """Uploads every file of `directory`; prints where to. Raises UserError saying how to go on.
+
+    repo: owner/name; private: of a repository that is new; pause: seconds before another attempt.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
@@ -48,7 +50,7 @@ def push(directory: Path, repo: str, private: bool = False, pause: float = PAUSE
             )
             print(without_credentials(f"uploaded to {api.endpoint}/{repo}"))
             return
-        except Exception as error:  # its network stack's own kinds; none may lose the message below
+        except Exception as error:  # of any network library; the message below must not be lost
             reason, status = _explain(error)
             if status in _FINAL and status not in _PASSING:
                 break
