@@ -12,6 +12,7 @@ Parameter names are those of the official checkpoint, but for the stacked expert
 """
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,13 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
     return angles.cos(), angles.sin()
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The plain form: turns the pairs (x[i], x[i + d/2]) by their angle; x [B, H, T, d]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     out, sin = x * cos, sin[..., :half]
     out[..., :half].addcmul_(x[..., half:], sin, value=-1)
@@ -40,23 +47,23 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out.to(x.dtype)
 
 
-class _Rotate(torch.autograd.Function):
-    """By hand, for the gradient of a turn is the turn back: only the angles are kept."""
+class _Rotary(torch.autograd.Function):
+    """The gradient of a turn is the turn back: only the angles are kept."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, -sin), None, None
+        return _rotated(grad, cos, -sin), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (x[i], x[i + d/2]) by their angle; x [B, H, T, d]."""
-    return _Rotate.apply(x, cos, sin)
+    """`apply_rotary` with its gradient by hand: half the passes over memory, and x is not kept."""
+    return _Rotary.apply(x, cos, sin)
 
 
 class KVCache:
@@ -90,17 +97,32 @@ class KVCache:
             layer.copy_(layer[:, rows])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **how) -> Tensor:
-    """Causal attention, or by mask; q, k, v [B, H, T, d] -> [B, H, T, d]."""
-    T, attention = q.shape[2], F.scaled_dot_product_attention
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The plain form: softmax(q k^T / sqrt(d)) v over the keys that mask [.., T, S] lets see.
+
+    q [B, H, T, d]; k, v [B, H, S, d] -> [B, H, T, d].
+    """
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # [B, H, T, S]
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1) @ v
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, enable_gqa: bool = False
+) -> Tensor:
+    """`attention` by torch's fused kernel, causal or by mask; q, k, v [B, H, T, d] -> [B, H, T, d].
+
+    enable_gqa: k and v have fewer heads, each for a group of q's.
+    """
+    T = q.shape[2]
+    fused = partial(F.scaled_dot_product_attention, enable_gqa=enable_gqa)
     # A CPU's kernel takes 512 keys at a time, and computes those that causality hides as well: of
     # a shorter sequence the first half's queries are better shown the first half's keys alone.
     if mask is None and q.device.type == "cpu" and 256 <= T <= 512:
         half = T // 2
         seen = torch.ones(T - half, T, dtype=torch.bool).tril(half)
-        first = attention(*(part[:, :, :half] for part in (q, k, v)), is_causal=True, **how)
-        return torch.cat([first, attention(q[:, :, half:], k, v, seen, **how)], 2)
-    return attention(q, k, v, mask, is_causal=mask is None, **how)
+        first = fused(*(part[:, :, :half] for part in (q, k, v)), is_causal=True)
+        return torch.cat([first, fused(q[:, :, half:], k, v, seen)], 2)
+    return fused(q, k, v, mask, is_causal=mask is None)
 
 
 class Attention(nn.Module):

@@ -49,34 +49,26 @@ def _relative_positions(table: Tensor, side: int) -> Tensor:
     return table[position[:, None] - position[None, :] + side - 1]  # [side, side, d]
 
 
-class SamAttention(nn.Module):
-    """Multi-head attention over an h x w grid with decomposed relative position bias."""
+def relative_position_bias(bias_h: Tensor, bias_w: Tensor) -> Tensor:
+    """The plain form of SAM's bias: each query's dot products with the tables of rows
+    [N, H, h, w, h] and of columns [N, H, h, w, w], added up for every key -> [N, H, P, P].
 
-    def __init__(self, width: int, heads: int, table_side: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
-        self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
+    At 1024 px that is 0.8 GB a page in float32; the forms below never hold it.
+    """
+    bias = bias_h[..., :, None] + bias_w[..., None, :]  # [N, H, h, w, h, w]
+    return bias.flatten(4, 5).flatten(2, 3)
 
-    def forward(self, x: Tensor) -> Tensor:  # [N, h, w, D] -> same
-        n, h, w, width = x.shape
-        d = width // self.heads
-        qkv = self.qkv(x).view(n, h, w, 3, self.heads, d).permute(3, 0, 4, 1, 2, 5)
-        q, k, v = qkv  # [N, H, h, w, d] each
-        rel_h = _relative_positions(self.rel_pos_h, h).to(q.dtype)  # [h, h, d]
-        rel_w = _relative_positions(self.rel_pos_w, w).to(q.dtype)  # [w, w, d]
-        bias_h = torch.einsum("nHhwd,hkd->nHhwk", q, rel_h)  # [N, H, h, w, h]
-        bias_w = torch.einsum("nHhwd,wkd->nHhwk", q, rel_w)  # [N, H, h, w, w]
-        in_pieces = x.device.type == "cpu" and not q.requires_grad
-        form = _attend_in_pieces if in_pieces else _attend_with_columns
-        out = form(q, k, v, bias_h, bias_w)  # [N, H, h, w, d]
-        return self.proj(out.permute(0, 2, 3, 1, 4).reshape(n, h, w, width))
+
+def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
+    """The plain form: softmax(q k^T / sqrt(d) + bias) v; q, k, v and the result [N, H, h, w, d]."""
+    shape, d = q.shape, q.shape[-1]
+    q, k, v = (part.flatten(2, 3) for part in (q, k, v))  # [N, H, P, d]
+    scores = q @ k.transpose(-1, -2) * d**-0.5 + relative_position_bias(bias_h, bias_w)
+    return (scores.softmax(dim=-1) @ v).view(shape)
 
 
 def _attend_with_columns(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
-    """q, k, v [N, H, h, w, d], bias [N, H, h, w, h] and [N, H, h, w, w] -> [N, H, h, w, d]."""
+    """`attention_with_bias` for any fused kernel: the bias as h + w further columns of q and k."""
     n, H, h, w, d = q.shape
     q = torch.cat([q * d**-0.5, bias_h, bias_w], dim=-1).flatten(2, 3)  # [N, H, P, d+h+w]
     rows = torch.eye(h, dtype=k.dtype, device=k.device)[:, None].expand(h, w, h)
@@ -110,6 +102,32 @@ def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: T
             attended = F.scaled_dot_product_attention(queries, keys, values, mask)
             out[part] = attended.view(q[part].shape)
     return out
+
+
+class SamAttention(nn.Module):
+    """Multi-head attention over an h x w grid with decomposed relative position bias."""
+
+    def __init__(self, width: int, heads: int, table_side: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, h, w, D] -> same
+        n, h, w, width = x.shape
+        d = width // self.heads
+        qkv = self.qkv(x).view(n, h, w, 3, self.heads, d).permute(3, 0, 4, 1, 2, 5)
+        q, k, v = qkv  # [N, H, h, w, d] each
+        rel_h = _relative_positions(self.rel_pos_h, h).to(q.dtype)  # [h, h, d]
+        rel_w = _relative_positions(self.rel_pos_w, w).to(q.dtype)  # [w, w, d]
+        bias_h = torch.einsum("nHhwd,hkd->nHhwk", q, rel_h)  # [N, H, h, w, h]
+        bias_w = torch.einsum("nHhwd,wkd->nHhwk", q, rel_w)  # [N, H, h, w, w]
+        in_pieces = x.device.type == "cpu" and not q.requires_grad
+        form = _attend_in_pieces if in_pieces else _attend_with_columns
+        out = form(q, k, v, bias_h, bias_w)  # [N, H, h, w, d]
+        return self.proj(out.permute(0, 2, 3, 1, 4).reshape(n, h, w, width))
 
 
 class SamMLP(nn.Module):

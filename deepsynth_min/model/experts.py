@@ -13,8 +13,8 @@ without an array of all pairs in between where the device allows it.
 
 On a CPU reading back costs nothing, and plain experts of some size take their turns
 (`mix_one_by_one`): an expert's rows then stay in the cache from its first product to its last.
-Quantised and adapted ones are grouped there too. `experts_by_loop` is the readable twin of both;
-the tests hold them together.
+Quantised and adapted ones are grouped there too. `experts_by_loop` stands first: it is what all
+forms compute, and the tests hold them to it.
 
 Source: Shazeer et al. 2017 (mixture of experts), Shazeer 2020 (SwiGLU).
 """
@@ -26,6 +26,24 @@ from torch import Tensor, nn
 from .config import DecoderConfig
 
 MANY = 2**22  # multiplications of an expert that are worth a dozen calls from Python
+
+
+def experts_by_loop(experts: "Experts", x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+    """The plain form: each token's sum over its K experts, one expert after the other.
+
+    experts: gate_up [E, 2I, D] and down [E, D, I]; x [M, D]; chosen experts and their weights
+    [M, K] -> [M, D]. Every other form below computes this.
+    """
+    total = torch.zeros_like(x)
+    for e, (gate_up, down) in enumerate(zip(experts.gate_up, experts.down)):
+        row, place = (chosen == e).nonzero(as_tuple=True)
+        gate, up = (x[row] @ gate_up.t()).chunk(2, dim=-1)
+        out = (F.silu(gate) * up) @ down.t()
+        total = total.index_add(0, row, out * weight[row, place, None])
+    return total
+
+
+# -- one grouped product for all experts ----------------------------------------------------------
 
 
 def _sum_by_token(rows: Tensor, order: Tensor, k: int) -> Tensor:
@@ -120,6 +138,9 @@ def mix_experts(experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
     return _Combine.apply(experts.project_out(inner, ends), order, K).to(x.dtype)
 
 
+# -- for a CPU: one expert after the other, with its gradient by hand ------------------------------
+
+
 class _OneByOne(torch.autograd.Function):
     """What `mix_experts` computes, one expert after the other, with its gradient by hand.
 
@@ -150,13 +171,13 @@ class _OneByOne(torch.autograd.Function):
             torch.empty_like(w) if needed else [None] * len(w)
             for w, needed in zip((gate_up, down), ctx.needs_input_grad[1:])
         ]
-        room = torch.empty_like(both[: max(ctx.counts)])
+        buffer = torch.empty_like(both[: max(ctx.counts)])
         pairs = [of_all.split(ctx.counts) for of_all in (token, share, both, d_share)]
         for places, part, gate_and_up, d_part, w_in, w_out, d_in, d_out in zip(
             *pairs, gate_up, down, *weights
         ):
             gate, up = gate_and_up.chunk(2, dim=-1)
-            d_both = room[: len(places)]
+            d_both = buffer[: len(places)]
             d_gate, d_up = d_both.chunk(2, dim=-1)
             d_out_rows, activated = grad.index_select(0, places), F.silu(gate)
             d_inner, inner = d_out_rows @ w_out, activated * up
@@ -183,17 +204,6 @@ def mix_one_by_one(experts: Experts, x: Tensor, chosen: Tensor, weight: Tensor) 
     kind, token = compute_dtype(experts.gate_up), order // chosen.shape[1]
     matrices = (w.to(kind) for w in (experts.gate_up, experts.down))
     return _OneByOne.apply(x.to(kind), *matrices, token, share, counts).to(x.dtype)
-
-
-def experts_by_loop(experts: Experts, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-    """The readable twin of `Experts.forward`: the same sum, one expert after the other."""
-    total = torch.zeros_like(x)
-    for e, (gate_up, down) in enumerate(zip(experts.gate_up, experts.down)):
-        row, place = (chosen == e).nonzero(as_tuple=True)
-        gate, up = (x[row] @ gate_up.t()).chunk(2, dim=-1)
-        out = (F.silu(gate) * up) @ down.t()
-        total = total.index_add(0, row, out * weight[row, place, None])
-    return total
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -22,6 +22,14 @@ IGNORE = -100  # label of a position that is not scored
 CHUNK = 384  # rows of logits alive at a time: 0.2 GB in float32 at V = 129280
 
 
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The plain form: the sum of -log softmax(hidden weight^T)[target], float32 scalar.
+
+    hidden [L, D], weight [V, D], targets [L]; all logits [L, V] are alive at once.
+    """
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+
+
 class _SummedCrossEntropy(torch.autograd.Function):
     """hidden [L, D] and weight [V, D] of the compute type, targets [L] -> sum, float32."""
 
@@ -61,7 +69,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """hidden [L, D], weight [V, D], targets [L] -> sum of -log p(target), float32 scalar."""
+    """`cross_entropy` in chunks: CHUNK rows of logits are alive at a time, none are kept."""
     device = hidden.device.type
     kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with torch.autocast(device, enabled=False):

@@ -13,8 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The plain form: x / rms(x) * weight over the last dimension, in float32; x [..., D]."""
+    rows = x.float()
+    scale = (rows.square().mean(-1, keepdim=True) + eps).rsqrt()  # [..., 1]
+    return (rows * scale * weight.float()).to(x.dtype)
+
+
 class _NormOnCPU(torch.autograd.Function):
-    """x [..., D] and weight [D], float32 -> [..., D]."""
+    """`rms_norm` of float32 with its gradient by hand: x [..., D], weight [D] -> [..., D]."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -33,7 +40,7 @@ class _NormOnCPU(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, computed in float32."""
+    """`rms_norm` with a weight, by torch's kernel on a GPU and by hand on a CPU."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()

@@ -12,13 +12,16 @@ from deepsynth_min.model.decoder import (
     KVCache,
     RMSNorm,
     Router,
+    apply_rotary,
     attend,
+    attention,
     balance_term,
     decode,
     rotary_tables,
     rotate,
 )
 from deepsynth_min.model.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
+from deepsynth_min.model.norm import rms_norm
 
 CONFIG = DecoderConfig(
     vocab_size=64,
@@ -162,14 +165,14 @@ def same(ours, reference, inputs: list[torch.Tensor]) -> bool:
 def test_the_turn_written_by_hand_has_the_gradient_of_its_formula():
     x = torch.randn(2, 3, 5, 8, requires_grad=True)
     cos, sin = rotary_tables(torch.arange(5).expand(2, 5), 8, 10000.0)
-    first, second = x.chunk(2, dim=-1)
-    assert same(rotate(x, cos, sin), x * cos + torch.cat([-second, first], -1) * sin, [x])
+    assert same(rotate(x, cos, sin), apply_rotary(x, cos, sin), [x])
 
 
 def test_the_norm_written_by_hand_is_torchs():
     norm, x = RMSNorm(32, 1e-6), torch.randn(2, 5, 32, requires_grad=True)
     torch.nn.init.normal_(norm.weight)
     assert same(norm(x), F.rms_norm(x, (32,), norm.weight, 1e-6), [x, norm.weight])
+    assert same(norm(x), rms_norm(x, norm.weight, 1e-6), [x, norm.weight])
 
 
 @pytest.mark.parametrize("length", (255, 256, 301, 512, 513))
@@ -177,10 +180,10 @@ def test_the_norm_written_by_hand_is_torchs():
 def test_attention_in_halves_is_attention(length, shared_kv):
     fewer = 2 if shared_kv else 4
     q, k, v = (torch.randn(2, heads, length, 8, requires_grad=True) for heads in (4, fewer, fewer))
-    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
     keys, values = (t.repeat_interleave(4 // t.shape[1], 1) for t in (k, v))
-    scores = (q @ keys.transpose(2, 3) / 8**0.5).masked_fill(hidden, float("-inf"))
-    assert same(attend(q, k, v, None, enable_gqa=shared_kv), scores.softmax(-1) @ values, [q, k, v])
+    plain = attention(q, keys, values, causal)
+    assert same(attend(q, k, v, None, enable_gqa=shared_kv), plain, [q, k, v])
 
 
 @pytest.mark.parametrize("pieces", [(12,), (5, 7), (5, 1, 1, 5), (1,) * 12])

@@ -13,10 +13,7 @@ def test_the_bias_in_columns_and_in_pieces_of_a_mask_is_the_bias(monkeypatch, pi
     n, H, h, w, d = 5, 2, 6, 4, 8
     q, k, v = torch.randn(n, h, w, 3, H, d).permute(3, 0, 4, 1, 2, 5)
     bias_h, bias_w = torch.randn(n, H, h, w, h), torch.randn(n, H, h, w, w)
-    bias = bias_h[..., :, None] + bias_w[..., None, :]  # [n, H, h, w, h, w]
-    scores = torch.einsum("nHhwd,nHijd->nHhwij", q, k) * d**-0.5 + bias
-    weight = scores.flatten(4).softmax(-1).view(bias.shape)
-    plain = torch.einsum("nHhwij,nHijd->nHhwd", weight, v)
+    plain = encoder.attention_with_bias(q, k, v, bias_h, bias_w)
     for form in (encoder._attend_with_columns, encoder._attend_in_pieces):
         torch.testing.assert_close(form(q, k, v, bias_h, bias_w), plain, atol=1e-5, rtol=1e-5)
 
