@@ -2,8 +2,6 @@
 
 import json
 import struct
-import subprocess
-import sys
 import zlib
 from dataclasses import replace
 from functools import cache
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import python, words
 from PIL import Image
 
 from deepsynth_min import generate, settings as S, train
@@ -29,19 +28,9 @@ QUICK = ["--max-new-tokens", "5"]
 def trained(tmp_path_factory) -> Path:
     """Near its random start, where answers differ more than after a few steps of training."""
     out = tmp_path_factory.mktemp("run") / "r"
-    assert (
-        train.main(
-            [
-                *"--model tiny".split(),
-                "--out",
-                str(out),
-                *"--max-steps 1 --batch-size 2 --val-samples 1 --lr 1e-6".split(),
-                "--instruction",
-                "In short: ",
-            ]
-        )
-        == 0
-    )
+    options = "--max-steps 1 --batch-size 2 --val-samples 1 --lr 1e-6 --answer-samples 0"
+    given = ["--model", "tiny", "--out", str(out), "--instruction", "In short: "]
+    assert train.main([*given, *options.split()]) == 0
     return out
 
 
@@ -137,44 +126,26 @@ def test_several_answers_are_shown_under_the_names_of_their_documents(trained, d
 
 
 def test_standard_input_in_a_new_process(trained):
-    command = [sys.executable, "-m", "deepsynth_min.generate", "--run", trained, *QUICK, "-"]
     text = "A text typed by hand, with naïve café.\n"
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    command = ["-m", "deepsynth_min.generate", "--run", trained, *QUICK, "-"]
+    done = python(*command, input=text, check=True)
     assert done.stdout == answer_of(trained, Row("", "", text)) + "\n"
 
 
 def test_a_checkpoint_with_an_adapter_answers_as_the_run_that_made_it(trained, documents, tmp_path):
     base, adapted = trained / "checkpoints" / "step-000001", tmp_path / "adapted"
-    assert (
-        train.main(
-            [
-                "--model",
-                str(base),
-                *"--tune lora --max-steps 2 --lr 0.5 --batch-size 2 --val-samples 1".split(),
-                "--out",
-                str(adapted),
-            ]
-        )
-        == 0
+    options = words(
+        "--model {} --tune lora --max-steps 2 --lr 0.5 --batch-size 2 --val-samples 1 "
+        "--answer-samples 0 --out {}",
+        *(base, adapted),
     )
+    assert train.main(options) == 0
     adapter = adapted / "checkpoints" / "step-000002"
     files = {name: tmp_path / name for name in ("run", "model", "base")}
     assert run(adapted, "--out", files["run"], *documents) == 0
     for name, more in (("model", ["--adapter", str(adapter)]), ("base", [])):
-        assert (
-            generate.main(
-                [
-                    "--model",
-                    str(base),
-                    *more,
-                    *QUICK,
-                    "--out",
-                    str(files[name]),
-                    *map(str, documents),
-                ]
-            )
-            == 0
-        )
+        options = [*words("--model {} --out {}", base, files[name]), *more, *QUICK]
+        assert generate.main([*options, *map(str, documents)]) == 0
     assert files["run"].read_text() == files["model"].read_text() != files["base"].read_text()
 
 
@@ -216,12 +187,8 @@ def test_a_document_that_cannot_be_read_is_named(trained, tmp_path, capsys, name
 def test_200_000_characters_are_read_as_far_as_the_pages_asked_for(trained, tmp_path, capsys):
     (tmp_path / "long.txt").write_text("All work and no play. " * 9_091)
     out = tmp_path / "a.jsonl"
-    assert (
-        run(
-            trained, "--max-pages", 2, "--overflow", "truncate", "--out", out, tmp_path / "long.txt"
-        )
-        == 0
-    )
+    options = words("--max-pages 2 --overflow truncate --out {}", out)
+    assert run(trained, *options, tmp_path / "long.txt") == 0
     assert json.loads(out.read_text())["pages"] == 2
 
 

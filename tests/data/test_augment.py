@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from commands import words
 from PIL import Image
 
 from deepsynth_min import train
@@ -175,15 +176,11 @@ def test_a_page_gets_the_same_whatever_batch_and_process_it_is_in(page):
 def test_training_with_augmentation_resumes_exactly_and_leaves_evaluation_alone(
     tmp_path, jsonl, capsys
 ):
-    common = [
-        *"--model tiny".split(),
-        "--data",
-        str(jsonl),
-        *(
-            "--max-steps 2 --batch-size 2 --val-samples 1 --log-every 1 --save-every 1 "
-            "--eval-every 0 --answer-samples 0 --threads 1"
-        ).split(),
-    ]
+    common = words(
+        "--model tiny --data {} --max-steps 2 --batch-size 2 --val-samples 1 --log-every 1 "
+        "--save-every 1 --eval-every 0 --answer-samples 0 --threads 1",
+        jsonl,
+    )
 
     def run(name, *more) -> list:
         assert train.main([*common, "--out", str(tmp_path / name), *more]) == 0

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
+from deepsynth_min import tokenizer as tokenizer_command
 from deepsynth_min.corpus import __main__ as corpus_command, documents as corpus
 from deepsynth_min.data import tokenizer as tk
 from deepsynth_min.errors import UserError
@@ -254,7 +255,7 @@ def test_padding_and_truncation_that_a_file_asks_for_are_switched_off(tmp_path):
 
 
 def test_the_command_makes_the_files_and_never_overwrites(tmp_path):
-    command = [sys.executable, "-m", "deepsynth_min.data.tokenizer", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "deepsynth_min.tokenizer", "--out", str(tmp_path)]
     assert subprocess.run(command).returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     (tmp_path / FILES[0]).unlink()
@@ -263,7 +264,7 @@ def test_the_command_makes_the_files_and_never_overwrites(tmp_path):
     assert again.stderr.startswith("error: ") and not (tmp_path / FILES[0]).exists()
 
 
-@pytest.mark.parametrize("module", [tk, corpus_command])
+@pytest.mark.parametrize("module", [tokenizer_command, corpus_command])
 @pytest.mark.parametrize(
     "arguments", [[], ["--no-such"], ["--out", "a\0b"], ["--out", "x\ny" + "x" * 3000]]
 )

@@ -1,15 +1,14 @@
 """Does it read? The ablations on models of which it is known, and what training makes of them."""
 
 import json
-import os
-import subprocess
-import sys
 from statistics import mean, median
 
 import jiwer
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import torchrun, words
+from run_files import lines
 from small_model import SMALL
 
 from deepsynth_min import evaluate, train
@@ -167,8 +166,7 @@ QUICK = (
 def train_with(out, *arguments) -> list[dict]:
     """Runs the trainer; returns its evaluations."""
     assert train.main([*QUICK, "--out", str(out), *map(str, arguments)]) == 0
-    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == "eval"]
+    return lines(out, "eval")
 
 
 @pytest.fixture(scope="module")
@@ -190,17 +188,11 @@ def test_training_ends_when_patience_does_keeps_the_best_and_stays_ended(stopped
 
 def test_two_processes_find_exactly_the_figures_of_one(stopped):
     out, _, evaluations = stopped
-    command = ["-m", "deepsynth_min.evaluate", "--run-dir", str(out), "--threads", "1"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *command],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    options = words("--run-dir {} --threads 1", out)
+    done = torchrun(2, "-m", "deepsynth_min.evaluate", *options)
+    assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout.splitlines()[-1])
-    one = evaluate.run(command[2:])
+    one = evaluate.run(options)
     assert {name: two[name] for name in one} == one
     assert one == {name: evaluations[-1][name] for name in one} and "rougeL" in one
 

@@ -38,8 +38,3 @@ def run(folder: Path, *arguments, out: str = "run") -> Path:
         words += ["--model", folder / "base"]
     assert train.main([str(word) for word in words]) == 0
     return folder / out
-
-
-def held_out(run_directory: Path) -> list[float]:
-    lines = (run_directory / "metrics.jsonl").read_text().splitlines()
-    return [line["loss"] for line in map(json.loads, lines) if line["kind"] == "eval"]

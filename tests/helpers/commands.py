@@ -30,11 +30,11 @@ def torchrun(processes: int, *arguments) -> subprocess.CompletedProcess:
     return python(*LAUNCHER, processes, *arguments, env=environment)
 
 
-def ranks(processes: int, *arguments) -> None:
+def ranks(processes: int, *arguments) -> str:
     """The same without the launcher, which takes seconds to start; tests/helpers can be imported.
 
-    The variables are those that torchrun sets. All must end with exit code 0; else what the first
-    one to fail has printed is the error.
+    The variables are those that torchrun sets. Returns what the first process has printed. All must
+    end with exit code 0; else what the first one to fail has printed is the error.
     """
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     common = {
@@ -55,9 +55,12 @@ def ranks(processes: int, *arguments) -> None:
             if any(process.poll() for process in running):
                 break  # the others would wait for it
             time.sleep(0.02)
-        for process, log in zip(running, logs):
+        for log in logs:
             log.seek(0)
-            assert not process.poll(), log.read()
+        printed = [log.read() for log in logs]
+        for process, text in zip(running, printed):
+            assert not process.poll(), text
+        return printed[0]
     finally:
         for process in running:
             process.kill()

@@ -1,4 +1,9 @@
-"""Mutations for test_fuzz.py: of bytes, of values, of files; all from a seeded generator."""
+"""Mutations for the fuzz tests: of bytes, of values, of files; all from a seeded generator.
+
+Two thousand damaged inputs: each is refused in one line, or means exactly what it says. What a
+success must mean comes from an independent reading: json, tomllib, pyarrow's and safetensors' own
+readers, the bytes of the files.
+"""
 
 import json
 import os
@@ -7,6 +12,11 @@ import shutil
 from pathlib import Path
 
 from deepsynth_min.errors import UserError, one_line
+
+JSONL, PARQUET, TABLES, TOML = 600, 300, 100, 400  # inputs of each kind
+RUNS, CHECKPOINTS, WEIGHTS, TOKENIZERS, ADAPTERS = 200, 200, 150, 40, 200
+INPUTS = (JSONL, PARQUET, TABLES, TOML, RUNS, CHECKPOINTS, WEIGHTS, TOKENIZERS, ADAPTERS)
+assert sum(INPUTS) >= 2000
 
 DEEP = "[" * 20_000 + "]" * 20_000
 ODD = (
@@ -43,6 +53,8 @@ ODD = (
     "a.png",
 )
 
+PIECES = (b"\0", b"\xff\xff\xff\xff", b'"', b"}", b"\n", b"9" * 400, b"\xed\xa0\x80", b"\\ud800")
+
 
 def mutate_bytes(data: bytes, chance: random.Random) -> bytes:
     """One to three small harms: bits, bytes, ranges."""
@@ -63,22 +75,7 @@ def mutate_bytes(data: bytes, chance: random.Random) -> bytes:
         elif kind == 5:
             data = data[:at]
         else:
-            data = (
-                data[:at]
-                + chance.choice(
-                    (
-                        b"\0",
-                        b"\xff\xff\xff\xff",
-                        b'"',
-                        b"}",
-                        b"\n",
-                        b"9" * 400,
-                        b"\xed\xa0\x80",
-                        b"\\ud800",
-                    )
-                )
-                + data[at:]
-            )
+            data = data[:at] + chance.choice(PIECES) + data[at:]
     return data
 
 

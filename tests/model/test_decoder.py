@@ -12,16 +12,14 @@ from deepsynth_min.model.decoder import (
     KVCache,
     RMSNorm,
     Router,
-    apply_rotary,
     attend,
     attention,
     balance_term,
     decode,
-    rotary_tables,
-    rotate,
 )
 from deepsynth_min.model.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
 from deepsynth_min.model.norm import rms_norm
+from deepsynth_min.model.rotary import apply_rotary, rotary_tables, rotate
 
 CONFIG = DecoderConfig(
     vocab_size=64,

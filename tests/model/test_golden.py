@@ -72,7 +72,7 @@ def test_balance_loss_gradients_of_the_routers_equal_the_official_ones(model, ca
     batch = golden_batch(case)
     everything = torch.ones_like(batch.attention_mask)  # the official code counts padding too
     hidden, balance = model.hidden(
-        model.embed(batch), valid=batch.attention_mask, counted=everything
+        model.embed(batch), valid=batch.attention_mask, token_mask=everything
     )
     scored = hidden.flatten(0, 1)[batch.score_index]
     total = summed_cross_entropy(scored, model.lm_head.weight, batch.targets)

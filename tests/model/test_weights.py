@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.weights import find_checkpoint, load_weights, official_views, save_weights
+from deepsynth_min.model.presets import find_checkpoint
+from deepsynth_min.model.weights import load_weights, official_views, save_weights
 
 
 @pytest.mark.parametrize("shard_bytes, files", [(10**9, 1), (500_000, 5)])

@@ -3,12 +3,11 @@
 import gzip
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from adapter_runs import run, write_base, write_rows
+from commands import python, words
 from golden import GOLDEN
 from official_rules import official_shapes, problems
 from official_tree import official_tree
@@ -72,14 +71,8 @@ def test_an_export_keeps_every_rule_and_loads_back_strictly(folder, tmp_path, wh
 
 
 def test_tiny_exported_keeps_every_rule(tmp_path):
-    run(
-        tmp_path,
-        *"--model tiny".split(),
-        "--data",
-        write_rows(tmp_path / "r.jsonl"),
-        *"--max-steps 1".split(),
-        out="tiny",
-    )
+    rows = write_rows(tmp_path / "r.jsonl")
+    run(tmp_path, *words("--model tiny --data {} --max-steps 1", rows), out="tiny")
     to = exported(tmp_path, tmp_path, "tiny")
     assert problems(to, EMBEDDED) == []
     config = json.loads((to / "config.json").read_text())
@@ -221,9 +214,7 @@ sys.exit(export.main(sys.argv[1:]))
 
 def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(folder, tmp_path):
     arguments = ["--run", folder / "full", "--to", tmp_path / "exported"]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *map(str, arguments)], capture_output=True, text=True
-    )
+    done = python("-c", LIMITED, *arguments)
     assert done.returncode == 2
     assert "could not be written" in done.stderr and "File too large" in done.stderr
     assert list(tmp_path.iterdir()) == []

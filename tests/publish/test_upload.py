@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 from adapter_runs import run, write_base, write_rows
+from commands import TRAIN, words
 from hub_server import COMMIT, TOKEN, command, running_hub
 from safetensors.torch import load_file
 from small_model import SMALL
@@ -28,24 +29,15 @@ def folder(tmp_path_factory):
 
 
 def export(server, folder, tmp_path, *options) -> subprocess.CompletedProcess:
-    return command(
-        server,
-        tmp_path,
-        *"-m deepsynth_min.export".split(),
-        "--run",
-        folder / "run",
-        "--to",
-        tmp_path / "e",
-        "--push-to-hub",
-        REPO,
-        *options,
-    )
+    given = words("--run {} --to {} --push-to-hub {}", folder / "run", tmp_path / "e", REPO)
+    return command(server, tmp_path, "-m", "deepsynth_min.export", *given, *options)
 
 
 FETCH = """
 import sys
 from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.model.weights import find_checkpoint, tensor_digest
+from deepsynth_min.model.weights import tensor_digest
+from deepsynth_min.model.presets import find_checkpoint
 for revision in sys.argv[2:]:
     print(find_checkpoint(sys.argv[1], revision).name, flush=True)
 model = DeepseekOCR.from_pretrained(sys.argv[1])
@@ -79,21 +71,12 @@ def test_a_merged_model_is_pushed_and_read_by_its_hub_id_from_the_cache_first(fo
 
 def test_an_adapter_is_pushed_at_the_end_of_training_with_its_card(folder, tmp_path):
     with running_hub() as server:
-        done = command(
-            server,
-            tmp_path,
-            *"-m deepsynth_min.train".split(),
-            "--model",
-            folder / "base",
-            *"--tune lora".split(),
-            "--data",
-            folder / "rows.jsonl",
-            *"--max-steps 1 --val-samples 2".split(),
-            "--out",
-            tmp_path / "run",
-            "--push-to-hub",
-            REPO,
+        more = words(
+            "--model {} --data {} --out {} --tune lora --max-steps 1 --val-samples 2 "
+            "--max-new-tokens 4 --push-to-hub {}",
+            *(folder / "base", folder / "rows.jsonl", tmp_path / "run", REPO),
         )
+        done = command(server, tmp_path, *TRAIN, *more)
         assert done.returncode == 0, done.stderr
         files = server.repositories[REPO]
     assert files.keys() == {CONFIG, TENSORS, "README.md"} and not server.private[REPO]

@@ -1,10 +1,8 @@
 """Sinks repeat metrics.jsonl, and are not there unless asked for."""
 
-import json
-import subprocess
-import sys
-
 import pytest
+from commands import python
+from run_files import lines
 
 from deepsynth_min import train
 from deepsynth_min.reports import sinks
@@ -29,7 +27,7 @@ def test_tensorboard_gets_every_figure_of_the_metrics(tmp_path):
         for event in events.Scalars(name)
     }
     expected = {}
-    for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
+    for line in lines(out):
         kind, step = line.pop("kind"), line.pop("step")
         expected |= {
             (f"{kind}/{name}", step): value
@@ -44,7 +42,7 @@ def test_without_being_asked_for_neither_package_is_imported():
         "import sys, deepsynth_min.train; "
         "print([m for m in sys.modules if m.split('.')[0] in ('tensorboard', 'wandb')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code, check=True)
     assert done.stdout.strip() == "[]"
 
 

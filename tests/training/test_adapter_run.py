@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 import torch
-from adapter_runs import QUICK, held_out, run, write_base, write_rows
+from adapter_runs import QUICK, run, write_base, write_rows
+from commands import words
+from run_files import losses
 from safetensors.torch import load_file
 from small_model import SMALL
 
 from deepsynth_min import evaluate, train
-from deepsynth_min.errors import UserError
-from deepsynth_min.files.disk import WriteError, whole_directory
 from deepsynth_min.options import change
 from deepsynth_min.settings import Settings
 from deepsynth_min.training.build import resolve
@@ -31,15 +31,15 @@ def folder(tmp_path_factory):
     write_base(folder / "base", SMALL)
     write_rows(folder / "rows.jsonl")
     for tune, options in KINDS:
-        run(folder, "--tune", tune, *options, "--max-steps", 4, "--save-every", 2, out=tune)
+        run(folder, "--tune", tune, *options, "--max-steps", 12, "--save-every", 6, out=tune)
     return folder
 
 
 @pytest.mark.parametrize("tune, _", KINDS)
 def test_the_loss_falls_and_the_checkpoint_holds_no_base(folder, tune, _):
-    losses = held_out(folder / tune)
-    assert losses[-1] < losses[0]
-    checkpoint = folder / tune / "checkpoints" / "step-000004"
+    found = losses(folder / tune)
+    assert found[-1] < found[0]
+    checkpoint = folder / tune / "checkpoints" / "step-000012"
     names = {CONFIG, TENSORS, "optimizer.safetensors", "training.json", "manifest.json"}
     assert {path.name for path in checkpoint.iterdir()} == (
         names | {OTHERS} if "projector" in tune else names
@@ -51,18 +51,18 @@ def test_the_loss_falls_and_the_checkpoint_holds_no_base(folder, tune, _):
 @pytest.mark.parametrize("tune, _", KINDS)
 def test_evaluating_a_checkpoint_gives_the_logged_loss(folder, tune, _):
     result = evaluate.run(["--run", str(folder / tune)])
-    assert abs(result["loss"] - held_out(folder / tune)[-1]) < 1e-6
+    assert abs(result["loss"] - losses(folder / tune)[-1]) < 1e-6
 
 
 @pytest.mark.parametrize("tune, _", KINDS)
 def test_a_resumed_run_ends_with_the_same_bytes(folder, tmp_path, tune, _):
     stopped = tmp_path / "stopped"
     shutil.copytree(folder / tune, stopped)
-    shutil.rmtree(stopped / "checkpoints" / "step-000004")
-    words = ["--config", stopped / "config.toml", "--out", stopped, "--resume", "auto"]
-    assert train.main(list(map(str, words))) == 0
+    shutil.rmtree(stopped / "checkpoints" / "step-000012")
+    given = words("--config {} --out {} --resume auto", stopped / "config.toml", stopped)
+    assert train.main(given) == 0
     for name in (TENSORS, OTHERS, "optimizer.safetensors"):
-        whole, again = (f / "checkpoints" / "step-000004" / name for f in (folder / tune, stopped))
+        whole, again = (f / "checkpoints" / "step-000012" / name for f in (folder / tune, stopped))
         assert whole.exists() == again.exists()
         if whole.exists():
             a, b = load_file(whole), load_file(again)
@@ -74,22 +74,17 @@ def test_a_run_over_a_preset_keeps_the_random_weights_it_stands_on(folder, tmp_p
     out = run(tmp_path, "--model", "tiny", "--tune", "qlora", "--max-steps", 1)
     assert {path.name for path in (out / "base").iterdir()} >= {"config.json", "tokenizer.json"}
     result = evaluate.run(["--run", str(out)])
-    assert abs(result["loss"] - held_out(out)[-1]) < 1e-6
+    assert abs(result["loss"] - losses(out)[-1]) < 1e-6
 
 
 def test_training_goes_on_from_an_adapter_with_its_rank_and_scale(folder, tmp_path):
     shutil.copyfile(folder / "rows.jsonl", tmp_path / "rows.jsonl")
     first = folder / "lora"
-    out = run(
-        tmp_path,
-        "--model",
-        folder / "base",
-        *"--tune lora --max-steps 1".split(),
-        "--adapter",
-        first / "checkpoints" / "step-000004",
-    )
-    assert abs(held_out(out)[0] - held_out(first)[-1]) < 1e-6
-    assert held_out(out)[0] != held_out(first)[0]
+    adapter = first / "checkpoints" / "step-000012"
+    options = words("--model {} --tune lora --max-steps 1 --adapter {}", folder / "base", adapter)
+    out = run(tmp_path, *options)
+    assert abs(losses(out)[0] - losses(first)[-1]) < 1e-6
+    assert losses(out)[0] != losses(first)[0]
 
 
 @pytest.mark.parametrize(
@@ -107,20 +102,12 @@ def test_training_goes_on_from_an_adapter_with_its_rank_and_scale(folder, tmp_pa
 def test_settings_that_contradict_an_adapter_are_one_line(
     folder, tmp_path, capsys, options, message
 ):
-    adapter = folder / "lora" / "checkpoints" / "step-000004"
-    words = [
-        "--model",
-        folder / "base",
-        "--data",
-        folder / "rows.jsonl",
-        "--out",
-        tmp_path / "r",
-        "--adapter",
-        adapter,
-        *QUICK,
-        *options,
-    ]
-    assert train.main(list(map(str, words))) == 2
+    adapter = folder / "lora" / "checkpoints" / "step-000012"
+    given = words(
+        "--model {} --data {} --out {} --adapter {}",
+        *(folder / "base", folder / "rows.jsonl", tmp_path / "r", adapter),
+    )
+    assert train.main([*given, *QUICK, *options]) == 2
     error = capsys.readouterr().err.strip()
     assert re.search(message, error) and len(error.splitlines()) == 1
     assert not (tmp_path / "r").exists()
@@ -128,20 +115,12 @@ def test_settings_that_contradict_an_adapter_are_one_line(
 
 def test_an_adapter_of_another_base_is_refused(folder, tmp_path, capsys):
     other = write_base(tmp_path / "other", SMALL, seed=5)
-    adapter = folder / "lora" / "checkpoints" / "step-000004"
-    words = [
-        "--model",
-        other,
-        "--data",
-        folder / "rows.jsonl",
-        "--out",
-        tmp_path / "r",
-        *QUICK,
-        *"--tune lora".split(),
-        "--adapter",
-        adapter,
-    ]
-    assert train.main(list(map(str, words))) == 2
+    adapter = folder / "lora" / "checkpoints" / "step-000012"
+    given = words(
+        "--model {} --data {} --out {} --tune lora --adapter {}",
+        *(other, folder / "rows.jsonl", tmp_path / "r", adapter),
+    )
+    assert train.main([*given, *QUICK]) == 2
     assert "trained over another base model" in capsys.readouterr().err
 
 
@@ -150,14 +129,3 @@ def test_automatic_values_of_adapters_are_as_documented():
     resolved = resolve(settings, 100, 1)
     assert (resolved.adapter.lora_rank, resolved.adapter.lora_alpha) == (16, 32.0)
     assert resolved.adapter.lora_targets == ("attention+mlp",) and resolved.optim.lr == 1e-4
-
-
-def test_a_directory_gets_its_name_only_when_it_is_whole(tmp_path):
-    with pytest.raises(WriteError, match="could not be written: No space left on device"):
-        with whole_directory(tmp_path / "d") as partial:
-            (partial / "file").write_text("half")
-            with open("/dev/full", "w") as full:
-                full.write("x" * 10_000)
-    with pytest.raises(UserError, match="wrong"), whole_directory(tmp_path / "d"):
-        raise UserError("wrong")
-    assert list(tmp_path.iterdir()) == []

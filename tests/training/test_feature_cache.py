@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import words
 
 from deepsynth_min import train
 from deepsynth_min.model.batch import Batch
@@ -18,16 +19,12 @@ NAMES = ("step", "loss", "grad_norm", "lr")
 
 
 def run(out: Path, jsonl: Path, *arguments) -> list[list]:
-    common = [
-        *"--model tiny".split(),
-        "--data",
-        jsonl,
-        *(
-            "--batch-size 6 --max-steps 6 --val-samples 2 --log-every 1 --answer-samples 0 "
-            "--eval-every 0 --save-every 3 --ablation-samples 0"
-        ).split(),
-    ]
-    assert train.main([*map(str, (*common, *arguments)), "--out", str(out)]) == 0
+    common = words(
+        "--model tiny --data {} --batch-size 6 --max-steps 6 --val-samples 2 --log-every 1 "
+        "--answer-samples 0 --eval-every 0 --save-every 3 --ablation-samples 0 --out {}",
+        *(jsonl, out),
+    )
+    assert train.main([*common, *map(str, arguments)]) == 0
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [[line.get(name) for name in NAMES] for line in lines if line["kind"] != "answers"]
 

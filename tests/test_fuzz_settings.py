@@ -1,0 +1,45 @@
+"""Damaged settings files: each is refused in one line, or is what tomllib reads in it."""
+
+import json
+import random
+import tomllib
+from dataclasses import fields
+
+from fuzz import DEEP, ODD, TOML, mutate_bytes, outcome
+
+from deepsynth_min import settings as settings_
+from deepsynth_min.options import to_toml
+from deepsynth_min.settings import Settings
+
+DATES = ("nan", "-inf", "1979-05-27", "0x1f")
+VALUES = (*map(json.dumps, ODD[2:]), *DATES, DEEP, "{a=1}", "'''", "9" * 5000, "1e400", "true")
+
+
+def test_settings_are_refused_or_are_what_the_file_says(tmp_path):
+    chance, path, accepted = random.Random(3), tmp_path / "run.toml", 0
+    whole = to_toml(Settings()).encode()
+    lines = whole.decode().splitlines()
+    for _ in range(TOML):
+        if chance.random() < 0.5:
+            content = mutate_bytes(whole, chance)
+        else:
+            mine, at = list(lines), chance.randrange(len(lines))
+            odd = chance.choice(VALUES)
+            key = mine[at].partition(" =")[0]
+            forms = [f"{key} = {odd}", f"{key}.a = {odd}", f"{key} = {odd}\n" + mine[at], ""]
+            mine[at] = chance.choice([*forms, f"[{key}]", mine[at].replace("=", "=="), odd])
+            content = "\n".join(mine).encode("utf-8", "surrogatepass")
+        path.write_bytes(content)
+        got = outcome(lambda: settings_.parse(["--config", str(path)]))
+        if got is None:
+            continue
+        accepted += 1
+        said = tomllib.loads(content.decode())
+        for f in fields(Settings):
+            part, default = getattr(got, f.name), getattr(Settings(), f.name)
+            for g in fields(part):
+                value = said.get(f.name, {}).get(g.name, getattr(default, g.name))
+                value = tuple(value) if isinstance(value, list) else value
+                assert getattr(part, g.name) == value, (f.name, g.name)
+        assert not said.keys() - {f.name for f in fields(Settings)}
+    assert TOML * 0.1 < accepted < TOML * 0.9
