@@ -1,5 +1,7 @@
-"""`python -m deepsynth_min.tiny_reader --out DIR`: the recipe of tiny-reader, from random
-weights."""
+"""`python -m deepsynth_min.tiny_reader --out DIR`: trains tiny-reader anew, from random weights.
+
+In: a seed. Out: DIR/model, the model as it comes with the package (recipe.py).
+"""
 
 import sys
 from pathlib import Path
@@ -12,19 +14,20 @@ from .recipe import Training
 
 def run(arguments: list[str]) -> None:
     parser = OneLineParser(
-        prog="python -m deepsynth_min.tiny_reader",
-        description="Teach the preset tiny-reader to read.",
+        "python -m deepsynth_min.tiny_reader",
+        description="Trains tiny-reader, the model that comes with the package, from random "
+        "weights: hours on a CPU. Stopped, it goes on where it was.",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="directory; goes on with what is there"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and words (default: 0)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="new, or that of a stopped run")
+    add("--seed", type=int, default=0, help="of weights and random words (default: 0)")
+    add("--threads", type=int, default=0, help="CPU threads; 0: all cores (default: 0)")
+    add(
         "--evaluate-every",
         type=int,
         default=300,
-        help="steps between error rates, each with a checkpoint",
+        metavar="STEPS",
+        help="steps between error rates, each with a checkpoint (default: 300)",
     )
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What `tiny_reader.py` learns from: texts that nobody can guess, pages of letters, more documents.
+"""Training data of the recipe: random texts, pages labelled by letters, more documents.
 
 In: a seed and a number. Out: text, page or document of that number, the same at any time.
 
@@ -24,7 +24,7 @@ from ..model.loss import IGNORE
 from ..pages.glyphs import GlyphStore
 from ..pages.renderer import line_ranges
 
-SLOTS = 8  # letters that a visual token is asked for
+SLOTS = 8  # letters that a visual token predicts
 HELD_OUT = 16  # one text in so many is never trained on
 UNSEEN = 2**40  # held-out texts are drawn from this number on
 
@@ -47,6 +47,7 @@ def made_up_word(draw: Draw) -> str:
 
 
 def number(draw: Draw) -> str:
+    """Digits, some with a point, a comma, a colon or a sign."""
     digits = "".join(draw.pick("0123456789") for _ in range(1 + draw.below(4)))
     form = draw.below(6)
     more = "".join(draw.pick("0123456789") for _ in range(3 if form == 0 else 2))
@@ -58,34 +59,36 @@ def number(draw: Draw) -> str:
 
 
 def is_held_out(text: str) -> bool:
+    """Whether a text is never trained on."""
     return zlib.crc32(text.encode()) % HELD_OUT == 0
 
 
 class Words:
-    """Random texts: text n is a function of (seed, n, its least and its greatest length)."""
+    """Random texts: text n is a function of (seed, n, its limits of length)."""
 
     def __init__(self, seed: int):
         self.seed = seed
         self.known = sorted({word for d in documents("train") for word in d.text.split()})
 
     def word(self, draw: Draw) -> str:
-        kind = draw.below(10)
-        if 5 <= kind < 8:
+        """Half are made up, three in ten known, two in ten numbers; some with punctuation."""
+        chance = draw.below(10)
+        if 5 <= chance < 8:
             return draw.pick(self.known)  # with what punctuation it has there
-        word = made_up_word(draw) if kind < 5 else number(draw)
+        word = made_up_word(draw) if chance < 5 else number(draw)
         return word + draw.pick(".,;:!»’-") if draw.below(8) == 0 else word
 
-    def _drawn(self, draw: Draw, least: int, most: int) -> str:
-        size, text = least + draw.below(most - least + 1), ""
+    def _drawn(self, draw: Draw, min_chars: int, max_chars: int) -> str:
+        size, text = min_chars + draw.below(max_chars - min_chars + 1), ""
         while len(text) <= size:
             text += self.word(draw) + " "
         return text[:size].strip()
 
-    def text(self, n: int, least: int, most: int) -> str:
-        """From UNSEEN on the held-out texts, before it all others."""
+    def text(self, n: int, min_chars: int, max_chars: int) -> str:
+        """Text n: from UNSEEN on a held-out one, before it any other."""
         draw = Draw(self.seed * 2**48 + n)
         while True:
-            text = self._drawn(draw, least, most)
+            text = self._drawn(draw, min_chars, max_chars)
             if text and is_held_out(text) == (n >= UNSEEN):
                 return text
 
@@ -107,13 +110,13 @@ def document(n: int) -> Document:
 
 
 class Letters:
-    """Letters and visual tokens: pages full of words and the letters that each token is asked for
+    """Letters and visual tokens: pages full of words with the letters that each token is to predict
     (the first stage), and the tokens that a text's letters are on (the last)."""
 
     def __init__(self, words: Words, builder: SampleBuilder):
         self.words, self.builder = words, builder
         self.store = GlyphStore(builder.style, ink=False)
-        self.places = builder.side // 64
+        self.columns = builder.side // 64  # visual tokens in a row of a page, and rows
 
     def _ends(self, line: str) -> list[float]:
         """Where each letter of a line ends, px from the left edge of the page."""
@@ -126,10 +129,10 @@ class Letters:
             line, longer = longer, f"{longer} {self.words.word(draw)}"
         return line
 
-    def places_of(self, text: str) -> list[int]:
+    def visual_positions(self, text: str) -> list[int]:
         """Of each character of a text the position, in a prompt with its pages, of the visual token
         that its middle is on (0 of those that are on no page, as newlines)."""
-        n, found = self.places, [0] * len(text)
+        n, found = self.columns, [0] * len(text)
         page_tokens = visual_tokens(self.builder.side, self.builder.side)
         for number, (start, stop) in enumerate(line_ranges(text, self.builder.style)):
             page, row = divmod(number, n)  # a line is as high as a visual token
@@ -140,15 +143,16 @@ class Letters:
         return found
 
     def page(self, n: int) -> tuple[Tensor, Tensor]:
-        """Page n uint8 [1, s, s], and token ids [rows, columns, SLOTS]: of the letters along the
-        line from the first that has its middle there, EOS at the line's end; the rest IGNORE."""
+        """Page n, uint8 [1, s, s], and labels, token ids [rows, columns, SLOTS]: the letters along
+        the line from the first whose middle is on the visual token, EOS at the line's end; the rest
+        IGNORE."""
         draw = Draw(self.words.seed * 2**48 + n)
         while True:
-            lines = [self._line(draw) for _ in range(self.places)]
+            lines = [self._line(draw) for _ in range(self.columns)]
             if is_held_out("\n".join(lines)) == (n >= UNSEEN):
                 break
         eos = self.builder.special.eos
-        labels = torch.full((self.places, self.places, SLOTS), IGNORE)
+        labels = torch.full((self.columns, self.columns, SLOTS), IGNORE)
         for row, line in zip(labels, lines):
             ids = [*encode(self.builder.tokenizer, line), eos]
             ends, started = self._ends(line), set()

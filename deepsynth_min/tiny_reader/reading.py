@@ -1,10 +1,10 @@
-"""How well a model reads pages and tells what they say: the measures of the recipe `tiny-reader`.
+"""How well a model reads pages and summarises them: the measures of the recipe `tiny-reader`.
 
 In: a model. Out: what it writes of pages that it has never seen, and the share that is right.
 
-The one idea: each measure has a text to hold the answer against that nobody could guess: of random
-words the words, of a document's summary the names in the summaries that would be right, and the
-names and numbers in the document itself.
+The one idea: each measure compares with a text that nobody could guess: of random words the words,
+of a document's summary the names in the summaries that would be right, and the names and numbers in
+the document itself.
 """
 
 import re
@@ -23,7 +23,8 @@ from .random_text import UNSEEN, Words
 READ, SUMMARIZE = "Read. ", DataSettings.instruction
 
 
-def summarised(document: Document) -> Row:
+def summary_row(document: Document) -> Row:
+    """A document to be summarised, as a row of data."""
     return Row(document.id, document.summary, document.text, instruction=SUMMARIZE)
 
 
@@ -40,25 +41,29 @@ def statements(summary: str) -> list[str]:
 
 
 @torch.no_grad()
-def answers(model: DeepseekOCR, builder: SampleBuilder, rows: list[Row], most: int) -> list[str]:
-    """What the model writes of each row's pages, `most` tokens at most, the likeliest each time."""
+def answers(
+    model: DeepseekOCR, builder: SampleBuilder, rows: list[Row], max_tokens: int
+) -> list[str]:
+    """What the model writes of each row's pages by greedy decoding."""
     prompts = [builder.prompt(row) for row in rows]
-    how = GenerationSettings(max_new_tokens=most)
-    found = generate(model, collate(prompts, builder.special), how)
+    greedy = GenerationSettings(max_new_tokens=max_tokens)
+    found = generate(model, collate(prompts, builder.special), greedy)
     return [builder.tokenizer.decode(a.ids, skip_special_tokens=True) for a in found]
 
 
 class Reading:
-    """A model before unseen texts and held-out documents."""
+    """Measures of a model on unseen texts and held-out documents."""
 
     def __init__(self, model: DeepseekOCR, builder: SampleBuilder, words: Words):
         self.model, self.builder, self.words = model, builder, words
 
-    def error_rate(self, least: int, most: int, count: int = 64) -> tuple[float, list]:
-        """(character edits per character over `count` unseen texts, three of them as read)."""
-        texts = [self.words.text(UNSEEN + i, least, most) for i in range(count)]
+    def error_rate(
+        self, min_chars: int, max_chars: int, count: int = 64
+    ) -> tuple[float, list[tuple[str, str]]]:
+        """(character error rate over `count` unseen texts, three of them and what was read)."""
+        texts = [self.words.text(UNSEEN + i, min_chars, max_chars) for i in range(count)]
         rows = [Row("unseen", "", text) for text in texts]
-        read = answers(self.model, self.builder, rows, 8 + most)
+        read = answers(self.model, self.builder, rows, 8 + max_chars)
         edits = sum(character_error_rate(t, r) * len(t) for t, r in zip(texts, read))
         return edits / sum(map(len, texts)), list(zip(texts, read))[:3]
 
@@ -69,12 +74,15 @@ class Reading:
             "64 of 150 to 330": self.error_rate(150, 330, 64)[0],
         }
 
-    def told(self, count: int) -> tuple[float, float, list]:
-        """Of the summaries of held-out documents: the share of persons and towns named in the right
-        summary nearest to what was written that are named in it too; the share of its capitalised
-        words and numbers that stand in the document; two of them."""
+    def summary_accuracy(self, count: int) -> tuple[float, float, list[tuple[str, str]]]:
+        """(named, stated, two right summaries and what was written) over held-out documents.
+
+        named: of the persons and towns in the right summary nearest to what was written, the share
+        that is named there too. stated: of its capitalised words and numbers, the share that stands
+        in the document.
+        """
         chosen = documents("val")[:count]
-        written = answers(self.model, self.builder, [summarised(d) for d in chosen], 200)
+        written = answers(self.model, self.builder, [summary_row(d) for d in chosen], 200)
         right = [nearest(d, text) for d, text in zip(chosen, written)]
         named = [
             name in text

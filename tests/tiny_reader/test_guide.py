@@ -1,4 +1,4 @@
-"""Where the recipe's heads are told to look, and the loss that tells them."""
+"""Guided attention: the targets of the recipe's heads, and the loss that turns them there."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,7 @@ from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import TINY_READER_CONFIG
-from deepsynth_min.model.weights import SHIPPED
+from deepsynth_min.model.presets import SHIPPED, TINY_READER_CONFIG
 from deepsynth_min.pages.renderer import line_ranges, render_pages
 from deepsynth_min.settings import Settings
 from deepsynth_min.tiny_reader.guide import HEADS, Guide, copied
@@ -69,7 +68,7 @@ def test_a_letter_is_on_the_visual_token_that_its_ink_is_on(builder):
     """By other means: the visual tokens counted up as a prompt has them; the pages drawn up to the
     letter and with it, most of what changed being in one of their places."""
     text, side = documents("val")[0].text, builder.side // 64
-    places = Letters(Words(0), builder).places_of(text)
+    places = Letters(Words(0), builder).visual_positions(text)
     counted, position = {}, 1  # after BOS
     for cell in np.ndindex(len(render_pages(text, builder.style).pages), side, side):
         counted[cell] = position

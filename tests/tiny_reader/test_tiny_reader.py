@@ -15,12 +15,11 @@ from deepsynth_min.evaluation.text_metrics import character_error_rate
 from deepsynth_min.model.config import ModelConfig
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.loss import IGNORE
-from deepsynth_min.model.presets import TINY_READER, TINY_READER_CONFIG
-from deepsynth_min.model.weights import SHIPPED, find_checkpoint
+from deepsynth_min.model.presets import SHIPPED, TINY_READER, TINY_READER_CONFIG, find_checkpoint
 from deepsynth_min.options import change
 from deepsynth_min.pages.renderer import render_pages
 from deepsynth_min.settings import Settings
-from deepsynth_min.tiny_reader.curriculum import ENDS, READS, STAGES, learning_rate, place
+from deepsynth_min.tiny_reader.curriculum import ENDS, READS, STAGES, learning_rate, stage_at
 from deepsynth_min.tiny_reader.guide import copied
 from deepsynth_min.tiny_reader.random_text import SLOTS, UNSEEN, Letters, Words, document
 from deepsynth_min.tiny_reader.reading import (
@@ -29,7 +28,7 @@ from deepsynth_min.tiny_reader.reading import (
     answers,
     nearest,
     statements,
-    summarised,
+    summary_row,
 )
 from deepsynth_min.tiny_reader.recipe import Training
 from deepsynth_min.training import checkpoint
@@ -124,12 +123,12 @@ def test_a_visual_token_is_asked_for_the_letters_that_begin_in_its_place(words, 
 @pytest.mark.parametrize("stage", range(1, len(STAGES)))
 def test_a_step_s_pages_show_what_is_to_be_read_or_summarised(training, stage):
     at(training, stage).step += 1
-    (batch, looks), pages = training._batch(training.step), 0
+    (batch, targets), pages = training._data(training.step), 0
     places = torch.arange(batch.labels.shape[1]).split(batch.lengths)
     scored = [batch.labels[0][own] for own in places]
     texts = [training.builder.tokenizer.decode(row[row != IGNORE][:-1]) for row in scored]
     count = STAGES[stage].documents
-    first = STAGES[stage].first + count  # of the stage's second step
+    first = STAGES[stage].first_document + count  # of the stage's second step
     chosen = [document(n) for n in range(first, first + count)]
     reads = len(texts) - count
     assert reads == STAGES[stage].batch and texts[reads:] == [d.summary for d in chosen]
@@ -137,38 +136,42 @@ def test_a_step_s_pages_show_what_is_to_be_read_or_summarised(training, stage):
         drawn = torch.from_numpy(render_pages(text, training.builder.style).pages)
         assert batch.pages[pages : pages + len(drawn), 0].equal(drawn), text
         pages += len(drawn)
-    assert pages == len(batch.pages) and len(looks) == (len(texts) if STAGES[stage].guided else 0)
+    assert pages == len(batch.pages) and len(targets) == (
+        len(texts) if STAGES[stage].guide_weight else 0
+    )
 
 
 SUMMARIES, NAMES = ([stage.name for stage in STAGES].index(name) for name in ("summaries", "names"))
 
 
 def test_the_letters_that_are_to_be_looked_for_are_those_of_the_answer(training):
-    batch, looks = at(training, NAMES)._batch(ENDS[NAMES - 1])
+    batch, targets = at(training, NAMES)._data(ENDS[NAMES - 1])
     starts = [0, *torch.tensor(batch.lengths).cumsum(0).tolist()]
     found = []
-    for start, length, pairs in zip(starts, batch.lengths, looks):
+    for start, length, pairs in zip(starts, batch.lengths, targets):
         own = slice(start, start + length)
         answer = length - int((batch.labels[0, own] != IGNORE).sum())
         visual = batch.image_mask[0, own].nonzero()[:, 0].tolist()
         assert all(place in visual for _, places in pairs for place in places)
         found.append([query + 1 - answer for query, _ in pairs])
     read, *told = found
-    text = training.words.text(ENDS[NAMES - 1] * 4096, STAGES[NAMES].least, STAGES[NAMES].most)
+    text = training.words.text(
+        ENDS[NAMES - 1] * 4096, STAGES[NAMES].min_chars, STAGES[NAMES].max_chars
+    )
     assert read == [i for i, letter in enumerate(text) if letter.isalnum()]
-    rows = [document(STAGES[NAMES].first + n) for n in range(STAGES[NAMES].documents)]
+    rows = [document(STAGES[NAMES].first_document + n) for n in range(STAGES[NAMES].documents)]
     assert told == [[i for i, _ in copied(d.text, d.summary)] for d in rows] and all(told)
 
 
 def test_a_guided_step_turns_the_heads_to_where_the_letters_stand(tmp_path):
     def missed_after_steps(guided: bool) -> float:
         training = at(Training(tmp_path / str(guided), 0, 1), NAMES)
-        batch, looks = training._batch(ENDS[NAMES - 1])
+        batch, targets = training._data(ENDS[NAMES - 1])
         for _ in range(12):
-            training._train_step((batch, looks if guided else []))
+            training._train_step((batch, targets if guided else []))
         with training.guide, torch.no_grad():
             training.model.loss(batch)
-        total, count = training.guide.loss(batch.lengths, looks)
+        total, count = training.guide.loss(batch.lengths, targets)
         return total.item() / count
 
     assert missed_after_steps(True) < missed_after_steps(False) - 0.3
@@ -182,15 +185,15 @@ def test_the_nearest_summary_is_the_one_that_was_meant():
 
 
 def test_what_a_document_s_pages_are_to_the_frozen_encoder_is_kept_if_it_comes_again(training):
-    batch, _ = at(training, NAMES)._batch(ENDS[NAMES - 1])
-    training._encoded(batch)
-    assert not training.encoded
-    first, _ = at(training, SUMMARIES)._batch(training.step)
-    fresh = training._encoded(first)
-    assert sorted(training.encoded) == list(range(STAGES[SUMMARIES].documents))  # and no words
-    kept = {n: features.clone() for n, features in training.encoded.items()}
-    training.encoded = {n: features + 1 for n, features in kept.items()}
-    again = training._encoded(first).features - fresh.features
+    batch, _ = at(training, NAMES)._data(ENDS[NAMES - 1])
+    training._with_features(batch)
+    assert not training.features
+    first, _ = at(training, SUMMARIES)._data(training.step)
+    fresh = training._with_features(first)
+    assert sorted(training.features) == list(range(STAGES[SUMMARIES].documents))  # and no words
+    kept = {n: features.clone() for n, features in training.features.items()}
+    training.features = {n: features + 1 for n, features in kept.items()}
+    again = training._with_features(first).features - fresh.features
     of_words = torch.tensor([first.rows[owner] < 0 for owner in first.owners])
     assert again[of_words].eq(0).all() and (again[~of_words] - 1).abs().max() < 1e-5
 
@@ -199,17 +202,17 @@ def test_what_a_document_s_pages_are_to_the_frozen_encoder_is_kept_if_it_comes_a
 
 
 def test_stages_follow_each_other_and_each_warms_up():
-    ends = [place(step)[1] for step in range(0, ENDS[-1], 100)]
+    ends = [stage_at(step)[1] for step in range(0, ENDS[-1], 100)]
     assert ends == sorted(ends) and len(set(ends)) == len(STAGES)
     for stage, end in zip(STAGES, ENDS):
-        assert learning_rate(end - stage.steps) <= stage.rate / 100
-        a_step_before = stage.last + (stage.rate - stage.last) / stage.steps
+        assert learning_rate(end - stage.steps) <= stage.first_rate / 100
+        a_step_before = stage.last_rate + (stage.first_rate - stage.last_rate) / stage.steps
         assert learning_rate(end - 1) == pytest.approx(a_step_before)
 
 
 def test_the_first_stage_teaches_the_encoder_and_leaves_the_decoder_alone(training):
     before = {name: p.clone() for name, p in training.model.named_parameters()}
-    first = training._batch(0)
+    first = training._data(0)
     losses = [total / count for total, count in (training._train_step(first) for _ in range(30))]
     moved = {
         name.split(".")[1]
@@ -223,7 +226,7 @@ def test_the_first_stage_teaches_the_encoder_and_leaves_the_decoder_alone(traini
 @pytest.mark.parametrize("stage", [2, NAMES])
 def test_taken_up_again_it_goes_on_as_if_undisturbed(tmp_path, stage):
     def losses(training: Training, steps: int) -> list:
-        return [training._train_step(training._batch(training.step)) for _ in range(steps)]
+        return [training._train_step(training._data(training.step)) for _ in range(steps)]
 
     training = at(Training(tmp_path, 0, 1), stage)
     losses(training, 2)
@@ -276,7 +279,7 @@ def test_it_still_reads_pages_that_it_has_never_seen(shipped, words, builder):
 def test_what_its_summaries_state_stands_in_documents_that_it_has_never_seen(shipped, builder):
     """By greedy decoding; in another document of the same language far fewer do."""
     chosen = documents("val")[-24:]
-    written = answers(shipped, builder, [summarised(d) for d in chosen], 200)
+    written = answers(shipped, builder, [summary_row(d) for d in chosen], 200)
     stated, elsewhere = (
         [word in d.text for d, text in zip(documents_, written) for word in statements(text)]
         for documents_ in (chosen, chosen[4:] + chosen[:4])  # of the same language
@@ -287,7 +290,7 @@ def test_what_its_summaries_state_stands_in_documents_that_it_has_never_seen(shi
 def test_its_summaries_name_the_persons_and_towns_of_documents_that_it_has_never_seen(
     shipped, words, builder
 ):
-    named, _, shown = Reading(shipped, builder, words).told(48)
+    named, _, shown = Reading(shipped, builder, words).summary_accuracy(48)
     assert named > 0.65 and all(text for _, text in shown)
 
 
