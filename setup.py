@@ -50,6 +50,7 @@ setup(
             "jiwer>=3",
             "pytest>=8",
             "pytest-xdist>=3.5",
+            "ruff>=0.14",  # formats and lints; .ci/run
             "hypothesis>=6",
             "pillow>=10",
             "pyarrow>=16",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import settings as settings_
 from .errors import UserError, exit_code
-from .model.weights import find_checkpoint
+from .model.presets import find_checkpoint
 from .options import OneLineParser
 from .publish import upload
 from .publish.official import export_adapter, export_model

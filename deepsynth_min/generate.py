@@ -1,17 +1,18 @@
 """`python -m deepsynth_min.generate`: a trained model reads texts, rows or images and answers.
 
-In: a run directory or a model, and files: .jsonl (rows as for training, answers not needed),
-images, or anything else as UTF-8 text; - is text from standard input. Out: the answers on standard
-output, or with --out as JSON lines; a bar on standard error.
+In: a run directory or a model, and files: .jsonl and .parquet (rows as for training, answers not
+needed), images, or anything else as UTF-8 text; - is text from standard input. Out: the answers on
+standard output, or with --out as JSON lines; a progress bar on standard error.
 
-The one idea: a document takes the way it took in training, through `SampleBuilder.prompt`, with the
-run's own page, mode and instruction; what is given on the command line comes before them. With one
-input the answer appears as it is made.
+The one idea: a document becomes a prompt as it did in training, by `SampleBuilder.prompt`, with the
+run's own page settings, mode and instruction; the command line takes precedence over them. A single
+answer is printed token by token.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,7 @@ from .errors import UserError, exit_code
 from .model.batch import Batch
 from .model.deepseek_ocr import DeepseekOCR
 from .model.generation import Answer, generate, tokens
-from .model.presets import PRESETS
-from .model.weights import find_checkpoint
+from .model.presets import PRESETS, find_checkpoint
 from .options import change
 from .settings import GenerationSettings, PageSettings, Settings
 from .training.build import load_run_model, usual_beams
@@ -44,7 +44,7 @@ IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
 
 @dataclass(frozen=True)
 class Reader:
-    """A model and all that turns a document into its prompt."""
+    """A model and all that turns a document into a prompt for it."""
 
     model: DeepseekOCR
     builder: SampleBuilder
@@ -52,10 +52,14 @@ class Reader:
     device: torch.device
 
     def batch(self, samples: list[Sample]) -> Batch:
+        """Prompts as a padded batch on the model's device."""
         return collate(samples, self.builder.special).to(self.device)
 
     def prompt(self, row: Row) -> Sample:
-        """Raises UserError if the document leaves no room for an answer; says what is not drawn."""
+        """A document as a prompt; warns of characters that are not drawn as they should.
+
+        Raises UserError if it fills the model's context, so that there could be no answer.
+        """
         sample, context = self.builder.prompt(row), self.builder.context
         if len(sample.ids) >= context:
             raise UserError(
@@ -72,15 +76,17 @@ class Reader:
         return sample
 
     def decode(self, ids: list[int]) -> str:
+        """Token ids as text, without special tokens."""
         return self.builder.tokenizer.decode(ids, skip_special_tokens=True)
 
     def precision(self) -> torch.autocast:
-        """As trained; weights partly held in bf16 were computed with in bf16."""
-        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
-        mixed = len(kinds) > 1 and torch.bfloat16 in kinds
+        """The context of the model's products: as trained; bf16 for weights partly held in it."""
+        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        mixed = len(dtypes) > 1 and torch.bfloat16 in dtypes
         return autocast(self.device, "bf16" if mixed else self.settings.optim.precision)
 
     def answers(self, samples: list[Sample], numbers: list[int]) -> list[Answer]:
+        """Of a batch of prompts; `numbers` of the inputs seed the sampling of each."""
         with self.precision():
             return generate(
                 self.model,
@@ -90,13 +96,12 @@ class Reader:
                 numbers,
             )
 
-    def stream(self, sample: Sample):
-        """Yields the text of the answer piece by piece; not for beams, which decide at the end."""
+    def stream(self, sample: Sample) -> Iterator[str]:
+        """The text of the answer piece by piece; not for beams, which decide at the end."""
         ids, shown = [], 0
+        batch, settings = self.batch([sample]), self.settings
         with self.precision():
-            for token in tokens(
-                self.model, self.batch([sample]), self.settings.generation, self.settings.optim.seed
-            ):
+            for token in tokens(self.model, batch, settings.generation, settings.optim.seed):
                 if int(token) == self.builder.special.eos:
                     break
                 ids.append(int(token))
@@ -132,9 +137,9 @@ class TextFile:
         return Row(self.name, "", self.text)
 
 
-def open_inputs(names: list[str], settings: Settings) -> list:
+def open_inputs(names: list[str], settings: Settings) -> list[tuple[Sequence[Row], int]]:
     """Pairs (rows, number), in the order given. Raises UserError for what cannot be read."""
-    found = []
+    inputs = []
     for name in names:
         if Path(name).suffix.lower() in KINDS:
             rows = open_files(name, settings.data, answered=False)
@@ -142,44 +147,67 @@ def open_inputs(names: list[str], settings: Settings) -> list:
             rows = [Row(name, "", images=(Path(name),))]
         else:
             rows = TextFile(name)
-        found += [(rows, i) for i in range(len(rows))]
-    return found
+        inputs += [(rows, i) for i in range(len(rows))]
+    return inputs
 
 
-def load(given: argparse.Namespace, values: dict) -> Reader:
-    """The model that the command line names, on its device."""
-    run = Path(given.run) if given.run else None
-    if run and not (run / "config.toml").is_file():
-        raise UserError(f"{run}: not a run directory (no config.toml)")
+# -- the model ------------------------------------------------------------------------------------
+
+
+def load(given: argparse.Namespace, values: dict[str, object]) -> Reader:
+    """The model that the command line names, on its device.
+
+    given: the command line; values: the settings among it, which take precedence over the run's.
+    """
+    settings = Settings()
+    if given.run:
+        if not (Path(given.run) / "config.toml").is_file():
+            raise UserError(f"{given.run}: not a run directory (no config.toml)")
+        settings = settings_.load(Path(given.run) / "config.toml")
     if values.get("temperature"):
-        values = {"beams": 1, **values}  # whatever the run did
-    settings = change(settings_.load(run / "config.toml") if run else Settings(), **values)
-    world = start(given.device, given.threads)
-    if run:
-        if given.adapter:
-            raise UserError("--adapter: a run has its own adapter; give --model")
-        checkpoint = find_run_checkpoint(run, given.checkpoint)
-        model, directory = load_run_model(settings, run, checkpoint, world.device)
+        values = {"beams": 1, **values}  # even if the run's answers came from a beam search
+    settings = change(settings, **values)
+    device = start(given.device, given.threads).device
+    if given.run:
+        model, directory = _model_of_run(given, settings, device)
     else:
-        if given.model in PRESETS:
-            raise UserError(f"--model {given.model}: a preset has random weights")
-        directory = find_checkpoint(given.model)
-        model = DeepseekOCR.from_pretrained(directory, device=world.device)
+        model, directory = _model_of_checkpoint(given, device)
         settings = change(settings, model=given.model)
-        if given.adapter:
-            base = Base(given.model, None, base_digest(directory))
-            load_adapter(model, find_checkpoint(given.adapter), base)
     model.eval().requires_grad_(False)
     settings = change(settings, beams=usual_beams(settings))
     builder = SampleBuilder(settings, model.config, load_tokenizer(directory))
-    return Reader(model, builder, settings, world.device)
+    return Reader(model, builder, settings, device)
+
+
+def _model_of_run(
+    given: argparse.Namespace, settings: Settings, device: torch.device
+) -> tuple[DeepseekOCR, Path]:
+    """(model, directory of its tokenizer)"""
+    if given.adapter:
+        raise UserError("--adapter: a run has its own adapter; give --model")
+    run = Path(given.run)
+    return load_run_model(settings, run, find_run_checkpoint(run, given.checkpoint), device)
+
+
+def _model_of_checkpoint(
+    given: argparse.Namespace, device: torch.device
+) -> tuple[DeepseekOCR, Path]:
+    """(model, directory of its tokenizer), with --adapter in it."""
+    if given.model in PRESETS:
+        raise UserError(f"--model {given.model}: a preset has random weights")
+    directory = find_checkpoint(given.model)
+    model = DeepseekOCR.from_pretrained(directory, device=device)
+    if given.adapter:
+        base = Base(given.model, None, base_digest(directory))
+        load_adapter(model, find_checkpoint(given.adapter), base)
+    return model, directory
 
 
 # -- outputs --------------------------------------------------------------------------------------
 
 
-def record(row: Row, sample: Sample, answer: Answer, text: str) -> dict:
-    """A line of --out."""
+def record(row: Row, sample: Sample, answer: Answer, text: str) -> dict[str, object]:
+    """A line of --out: where the document was, the answer, and what both took."""
     return {
         "input": row.where,
         "summary": text,
@@ -191,7 +219,7 @@ def record(row: Row, sample: Sample, answer: Answer, text: str) -> dict:
 
 
 def show_one(reader: Reader, row: Row) -> None:
-    """Prints the answer as it is made."""
+    """Prints the answer to one document, as it is made if it can be."""
     sample = reader.prompt(row)
     if reader.settings.generation.beams > 1:
         print(reader.decode(reader.answers([sample], [0])[0].ids))
@@ -201,11 +229,13 @@ def show_one(reader: Reader, row: Row) -> None:
     print()
 
 
-def answer_all(reader: Reader, inputs: list, size: int, show: bool):
-    """Yields a record for each input, in order."""
+def answer_all(
+    reader: Reader, inputs: list[tuple[Sequence[Row], int]], batch_size: int, show: bool
+) -> Iterator[dict[str, object]]:
+    """A record for each input, in order; show: print its answer too, under the document's name."""
     with tqdm(total=len(inputs), desc="reading", unit="document", file=sys.stderr) as bar:
-        for begin in range(0, len(inputs), size):
-            rows = [rows[i] for rows, i in inputs[begin : begin + size]]
+        for begin in range(0, len(inputs), batch_size):
+            rows = [rows[i] for rows, i in inputs[begin : begin + batch_size]]
             samples = [reader.prompt(row) for row in rows]
             numbers = list(range(begin, begin + len(rows)))
             for row, sample, answer in zip(rows, samples, reader.answers(samples, numbers)):
@@ -216,37 +246,47 @@ def answer_all(reader: Reader, inputs: list, size: int, show: bool):
             bar.update(len(rows))
 
 
+# -- the command ----------------------------------------------------------------------------------
+
+
 def parser() -> options.OneLineParser:
+    """The options of this command and those settings of a run that concern reading."""
     concerns = {"page": PageSettings, "generation": GenerationSettings}
     out = options.make_parser(
         concerns,
         "python -m deepsynth_min.generate",
-        "Read documents with a trained model. Page settings, mode and instruction default to those "
-        "of the run.",
+        "Reads documents with a trained model and prints its answers. Settings default to those of "
+        "the run.",
     )
-    out.usage = "python -m deepsynth_min.generate --run DIR | --model DIR [options] FILE..."
-    out.add_argument("files", nargs="+", metavar="FILE", help="text, rows or image; -: text")
-    which = out.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", metavar="DIR", default="", help="run directory of a training")
-    which.add_argument("--model", metavar="DIR", default="", help="checkpoint directory or hub id")
-    for option, default, text in (
-        ("--checkpoint", "last", "of the run: last, best or a step number"),
-        ("--adapter", "", "directory or hub id of an adapter over --model"),
-        ("--out", "", "write JSON lines to this new file"),
-        ("--device", "auto", "auto, cpu, cuda, ..."),
+    out.usage = "python -m deepsynth_min.generate (--run DIR | --model DIR) [options] FILE..."
+    out.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a text, an image, or rows (.jsonl, .parquet); -: text from standard input",
+    )
+    model = out.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", metavar="DIR", default="", help="run directory of a training")
+    model.add_argument("--model", metavar="DIR", default="", help="checkpoint directory or hub id")
+    for option, metavar, default, text in (
+        ("--checkpoint", "WHICH", "last", "of the run: last, best or a step number"),
+        ("--adapter", "DIR", "", "directory or hub id of an adapter for --model"),
+        ("--out", "FILE", "", "write the answers as JSON lines to this new file"),
+        ("--device", "DEVICE", "auto", "auto, cpu, cuda, ..."),
     ):
-        out.add_argument(option, default=default, help=f"{text} (default: {default!r})")
-    out.add_argument("--mode", help="page size, as in training (default: the run's, or auto)")
-    out.add_argument("--instruction", help="prompt after the page (default: the run's)")
-    out.add_argument("--batch-size", type=int, default=8, help="documents at a time (default: 8)")
-    out.add_argument("--seed", type=int, help="of sampling (default: the run's, or 0)")
-    out.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+        text += f" (default: {default})" if default else ""
+        out.add_argument(option, metavar=metavar, default=default, help=text)
+    add = out.add_argument
+    add("--mode", help="page size, as in training (default: the run's, or auto)")
+    add("--instruction", metavar="TEXT", help="prompt after the page (default: the run's)")
+    add("--batch-size", metavar="N", type=int, default=8, help="documents at a time (default: 8)")
+    add("--seed", metavar="N", type=int, help="of sampling (default: the run's, or 0)")
+    add("--threads", metavar="N", type=int, default=0, help="CPU threads; 0: all (default: 0)")
     return out
 
 
 def run(arguments: list[str]) -> None:
-    out = parser()
-    given = out.parse_args(arguments)
+    given = parser().parse_args(arguments)
     if given.batch_size < 1:
         raise UserError(f"--batch-size: {given.batch_size} is below 1")
     values = options.checked(vars(given), (PageSettings, GenerationSettings))
@@ -262,10 +302,11 @@ def run(arguments: list[str]) -> None:
     with target as file:
         if len(inputs) == 1 and not file:
             rows, number = inputs[0]
-            return show_one(reader, rows[number])
-        for found in answer_all(reader, inputs, given.batch_size, show=not file):
+            show_one(reader, rows[number])
+            return
+        for line in answer_all(reader, inputs, given.batch_size, show=not file):
             if file:
-                file.write(json.dumps(found, ensure_ascii=False) + "\n")
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
 
 

@@ -4,18 +4,21 @@ import json
 import os
 
 import pytest
+
+# Test processes share the cores: each keeps to one, and so does what it starts. Two teams of
+# threads on the same cores wait for each other more than they work. Before torch is imported, so
+# that its threads know how many cores there are.
+worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if worker and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 import torch
 from small_model import SMALL
 
 from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.model.config import ModelConfig
 
-# Test processes share the cores: each keeps to one, and so does what it starts. Two teams of
-# threads on the same cores wait for each other more than they work.
-worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-if worker and hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 torch.set_num_threads(1)
 
 

@@ -95,7 +95,7 @@ def matrices(changes: Changes) -> Tensor:
     angle = torch.deg2rad(v["angle"])
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
 
-    def stack(*rows) -> Tensor:
+    def stack(*rows: object) -> Tensor:
         return torch.stack([torch.stack(row, -1) for row in rows], -2)  # [N, 3, 3]
 
     # Each is the inverse of what is done to the page, so the last comes first.

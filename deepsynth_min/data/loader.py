@@ -7,11 +7,13 @@ a sample holds no state, so threads work ahead, and a run can be taken up at any
 """
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ..model.batch import Batch
 from ..settings import Settings
 from .order import Order, share
+from .row import Row
 from .samples import SampleBuilder, collate
 
 
@@ -20,13 +22,13 @@ class Loader:
 
     def __init__(
         self,
-        rows,
+        rows: Sequence[Row],
         builder: SampleBuilder,
         settings: Settings,
-        rank=0,
-        world=1,
-        step=0,
-        finish=lambda batch: batch,
+        rank: int = 0,
+        world: int = 1,
+        step: int = 0,
+        finish: Callable[[Batch], Batch] = lambda batch: batch,
     ):
         self.finish = finish  # what else is to be done to a batch ahead of its step
         self.rows, self.builder, self.settings = rows, builder, settings

@@ -16,7 +16,10 @@ Sources: Luby & Rackoff 1988 (permutations from rounds), Black & Rogaway 2002 (c
 Steele et al. 2014 (the mixing function of SplitMix64).
 """
 
+from collections.abc import Sequence
 from operator import index
+
+from .row import Row
 
 _64 = 2**64 - 1
 _ROUNDS = 6
@@ -65,7 +68,7 @@ class Order:
     steps whose samples are sorted by length together; 0 or 1: as the permutation gives them.
     """
 
-    def __init__(self, rows, seed: int, global_batch: int, bucket: int = 0):
+    def __init__(self, rows: Sequence[Row], seed: int, global_batch: int, bucket: int = 0):
         self.rows, self.seed = rows, seed
         self.global_batch, self.bucket = global_batch, max(1, bucket)
         self.epoch = (-1, None)  # the last one used and its permutation

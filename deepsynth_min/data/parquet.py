@@ -19,6 +19,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,18 +43,18 @@ def _arrow():
     return pyarrow
 
 
-def _is_text(kind, pa) -> bool:
+def _is_text(kind: Any, pa: Any) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(check(kind) for check in checks)
 
 
-def _is_bytes(kind, pa) -> bool:
+def _is_bytes(kind: Any, pa: Any) -> bool:
     checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
     return any(check(kind) for check in checks)
 
 
-def _is_image(kind, pa) -> bool:
+def _is_image(kind: Any, pa: Any) -> bool:
     """A path, bytes, {bytes, path} with at least one of the two, or a list of such."""
     if any(f(kind) for f in (pa.types.is_list, pa.types.is_large_list)):
         return _is_image(kind.value_type, pa) and not pa.types.is_list(kind.value_type)
@@ -67,7 +68,7 @@ def _is_image(kind, pa) -> bool:
     return _is_text(kind, pa) or _is_bytes(kind, pa)
 
 
-def _image(value):
+def _image(value: Any):
     """The bytes or the path of a cell; the hub's struct has its path for a name if it has bytes."""
     if isinstance(value, list):
         return [_image(item) for item in value]
@@ -98,7 +99,7 @@ class ParquetFile:
     def _readable(self):
         return _Readable(self.path, self.pa)
 
-    def _columns(self, schema) -> list[str]:
+    def _columns(self, schema: Any) -> list[str]:
         """The columns that rows are made of, by name. Raises UserError for a wrong type."""
         names, pa = self.names, self.pa
         texts = (names.text_field, names.summary_field, names.instruction_field)
@@ -143,7 +144,7 @@ class ParquetFile:
             if rows != facts.num_rows:
                 raise ValueError(f"row group {group} holds {rows} rows, not {facts.num_rows}")
 
-    def row(self, batch, at: int, number: int) -> Row:
+    def row(self, batch: Any, at: int, number: int) -> Row:
         """Row `at` of a batch, which is row `number` of the file, counted from 0."""
         where = f"{self.path}:row {number + 1}"
         try:
@@ -174,7 +175,7 @@ class ParquetFile:
 class _Readable:
     """Turns what pyarrow raises for a file that is none, or damaged, into a UserError."""
 
-    def __init__(self, path: Path, pa):
+    def __init__(self, path: Path, pa: Any):
         self.path, self.kinds = (
             path,
             (
@@ -191,7 +192,7 @@ class _Readable:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: Any, error: BaseException | None, trace: object):
         if isinstance(error, self.kinds) and not isinstance(error, UserError):
             reason = (str(error).strip().splitlines() or [kind.__name__])[0]
             raise UserError(f"{self.path}: not a readable Parquet file ({reason})") from None

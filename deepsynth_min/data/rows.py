@@ -12,6 +12,7 @@ it starts and is named by file and line: nothing is ever dropped in silence.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,7 +216,9 @@ def pinned(settings: DataSettings, before: DataSettings | None = None) -> DataSe
 class View:
     """Rows `start` .. `stop` of others, in the order of a permutation, or in their own."""
 
-    def __init__(self, rows, start: int, stop: int, order: Permutation | None = None):
+    def __init__(
+        self, rows: Sequence[Row], start: int, stop: int, order: Permutation | None = None
+    ):
         self.rows, self.start, self.stop, self.order = rows, start, stop, order
 
     def __len__(self) -> int:
@@ -236,7 +239,9 @@ class View:
         return self.rows[self._row(i)]
 
 
-def open_rows(settings: DataSettings, seed: int, progress: bool = False):
+def open_rows(
+    settings: DataSettings, seed: int, progress: bool = False
+) -> tuple[Sequence[Row], Sequence[Row]]:
     """(training rows, held-out rows). Raises UserError."""
     if settings.data == "embedded":
         train = EmbeddedRows("train")
@@ -260,7 +265,7 @@ def open_rows(settings: DataSettings, seed: int, progress: bool = False):
     return train, held_out
 
 
-def _split(rows, settings: DataSettings, seed: int):
+def _split(rows: Sequence[Row], settings: DataSettings, seed: int):
     """A share of the rows is held out: the same for the same seed and number of rows."""
     if len(rows) < 2:
         raise UserError(f"{settings.data}: one row cannot be split; give --val-data")

@@ -9,6 +9,7 @@ and EOS are scored.
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from ..pages.modes import MODES, TILE, page_side
 from ..pages.renderer import PageStyle, render_pages
 from ..settings import Settings
 from .row import Row
-from .tokenizer import check_tokenizer, encode, special_ids
+from .tokenizer import SpecialIds, check_tokenizer, encode, special_ids
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Sample:
 class SampleBuilder:
     """Turns rows into samples; holds no state that changes, so threads may share it."""
 
-    def __init__(self, settings: Settings, config: ModelConfig, tokenizer):
+    def __init__(self, settings: Settings, config: ModelConfig, tokenizer: Any):
         self.side = page_side(settings.model.mode, config.page_size)
         self.gundam = settings.model.mode == "gundam"
         self.settings, self.tokenizer = settings, tokenizer
-        self.context, self.taught = config.decoder.max_position_embeddings, config.text
+        self.context, self.trained_with = config.decoder.max_position_embeddings, config.text
         self.special = special_ids(tokenizer)
         check_tokenizer(tokenizer, config.decoder.vocab_size)
         # More pages than could ever be used are not drawn, but counted as an error.
@@ -59,15 +60,15 @@ class SampleBuilder:
         ]
 
     def _style(self, width: int, height: int) -> PageStyle:
-        page, taught = self.settings.page, self.taught
+        page, trained_with = self.settings.page, self.trained_with
         # What has the same name in both is passed on as it is.
         same = {f.name for f in fields(PageStyle)} & {f.name for f in fields(page)}
         values = {name: getattr(page, name) for name in same}
         # In gundam, letters are as large as on a page of the global view's size.
-        values["font_size"] = page.font_size or taught.font_size or max(10, self.side // 64)
-        values["line_height"] = page.line_height or taught.line_height or 1.25
+        values["font_size"] = page.font_size or trained_with.font_size or max(10, self.side // 64)
+        values["line_height"] = page.line_height or trained_with.line_height or 1.25
         values["max_pages"] = page.max_pages or self.most_pages
-        margins = (page.margin, taught.margin, self.side // 32)
+        margins = (page.margin, trained_with.margin, self.side // 32)
         values["margin"] = next(margin for margin in margins if margin >= 0)
         try:
             style = PageStyle(width=width, height=height, fonts=page.font, **values)
@@ -165,7 +166,7 @@ def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
 
 
 def collate(
-    samples: list[Sample], special, rows: tuple[int, ...] = (), pack: bool = False
+    samples: list[Sample], special: SpecialIds, rows: tuple[int, ...] = (), pack: bool = False
 ) -> Batch:
     """Pads samples to the right, or packs them; pages stay in sample order.
 

@@ -12,22 +12,21 @@ The one idea: text is never syntax. A document that contains "<image>" holds sev
 `encode` yields ids that spell them, never the id of the marker. It cuts such text inside the marker
 and encodes the parts, which needs no switch on the tokenizer: threads may share one.
 
-    python -m deepsynth_min.data.tokenizer --out DIR     makes the embedded files again
+`python -m deepsynth_min.tokenizer` makes the embedded files again.
 """
 
 import json
 import os
 import re
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ..corpus import documents as corpus
-from ..errors import UserError, one_line, read_json
-from ..options import OneLineParser
+from ..errors import UserError, read_json
 
 EMBEDDED = Path(__file__).parent / "embedded_tokenizer"
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -46,7 +45,7 @@ class SpecialIds:
     image: int
 
 
-def load_tokenizer(directory: Path | str | None = None):
+def load_tokenizer(directory: Path | str | None = None) -> Any:
     """The tokenizer in `directory`; without one, the embedded.
 
     tokenizer.json is taken as it stands, whatever class tokenizer_config.json names: the official
@@ -77,7 +76,7 @@ def load_tokenizer(directory: Path | str | None = None):
 PROBE = "".join(map(chr, range(1, 0x250))) + "Яשع日本語한ไ‑–€\u200b\u2028\ufffd\ue000😀🏽\U0010fffd"
 
 
-def check_tokenizer(tokenizer, vocabulary: int) -> None:
+def check_tokenizer(tokenizer: Any, vocabulary: int) -> None:
     """Raises UserError unless it turns any text, all of it, into ids below `vocabulary`."""
     name = tokenizer.name_or_path
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -95,7 +94,7 @@ def check_tokenizer(tokenizer, vocabulary: int) -> None:
         raise UserError(f"{name}: the tokenizer drops characters: {''.join(dropped[:20])}")
 
 
-def special_ids(tokenizer) -> SpecialIds:
+def special_ids(tokenizer: Any) -> SpecialIds:
     """Raises UserError if the tokenizer lacks one of them."""
     image = tokenizer.get_added_vocab().get(IMAGE)
     ids = SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, image)
@@ -106,7 +105,7 @@ def special_ids(tokenizer) -> SpecialIds:
 
 
 @lru_cache(maxsize=8)
-def _markers(tokenizer) -> re.Pattern:
+def _markers(tokenizer: Any) -> re.Pattern:
     """Finds every added token in a text, the longest first where one begins with another.
 
     A marker of one character cannot be cut and stays what it is; no known tokenizer has any.
@@ -115,7 +114,7 @@ def _markers(tokenizer) -> re.Pattern:
     return re.compile("|".join(re.escape(text) for text in sorted(added, key=len, reverse=True)))
 
 
-def encode(tokenizer, text: str, special: bool = False) -> list[int]:
+def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
     """The ids of `text`, nothing added before or after.
 
     With `special`, markers in it stand for themselves (an instruction may hold <|grounding|>);
@@ -194,28 +193,3 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
         name: json.dumps(value, ensure_ascii=False, indent=1) + "\n"
         for name, value in zip(FILES, contents)
     }
-
-
-def main() -> int:
-    parser = OneLineParser(description="Make the files of the embedded tokenizer.")
-    parser.add_argument("--out", type=Path, required=True, help="a directory without such files")
-    try:
-        out = parser.parse_args().out
-        for name in FILES:  # all of them, before one is written
-            if os.path.lexists(out / name):
-                raise UserError(f"--out {out}: {name} exists")
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in tokenizer_files(train_tokenizer()).items():
-            with (out / name).open("x", encoding="utf-8", newline="\n") as file:
-                file.write(content)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        print(f"error: {one_line(f'--out {out}: {error}')}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,11 +3,15 @@
 In: what to write. Out: it, on the disk, under its name; or a WriteError and nothing.
 
 The one idea: everything is written under a temporary name, flushed and renamed, so whatever stands
-under its own name was finished, whenever the machine stopped.
+under its own name was finished, whenever the machine stopped. A directory that is replaced is first
+renamed too (no system call that Python has replaces a full directory at once), and is removed only
+when its successor has the name: a kill between the two renames leaves both of them whole, and
+`undo_unfinished` gives the name back.
 """
 
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,16 +41,26 @@ class WriteError(UserError):
     """The system refused to store something (a full disk, a missing permission)."""
 
 
+def partial_name(final: Path) -> Path:
+    """Where a directory is filled before it gets its name."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def _replaced_name(final: Path) -> Path:
+    """Where the one before it waits until then."""
+    return final.with_name(f".{final.name}.replaced")
+
+
 @contextmanager
-def whole_directory(final: Path):
+def whole_directory(final: Path) -> Iterator[Path]:
     """Gives a directory to fill, which gets its name when it is complete and on the disk.
 
-    What had the name before is replaced. If anything goes wrong nothing stays behind; what the
-    system refused (a full disk, a missing permission) is a WriteError.
+    What had the name before is replaced. If anything goes wrong that stays and nothing else does;
+    what the system refused (a full disk, a missing permission) is a WriteError.
     """
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_name(final)
     try:
+        undo_unfinished(final)
         partial.mkdir(parents=True)
         yield partial
         readable = partial.stat().st_mode & 0o666  # as the umask says; safetensors writes 0600
@@ -54,11 +68,39 @@ def whole_directory(final: Path):
             file.chmod(readable)
             flush(file)
         flush(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
-        flush(final.parent)
+        _give_name(partial, final)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise WriteError(f"{final}: could not be written: {reason}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _give_name(partial: Path, final: Path) -> None:
+    """Renames a finished directory, in place of the one that has the name now."""
+    replaced = _replaced_name(final)
+    if final.is_dir() and not final.is_symlink():
+        os.rename(final, replaced)
+    try:
+        os.rename(partial, final)
+    except OSError:
+        undo_unfinished(final)
+        raise
+    flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def undo_unfinished(final: Path) -> None:
+    """Clears away what a kill in the middle of `whole_directory(final)` may have left."""
+    shutil.rmtree(partial_name(final), ignore_errors=True)
+    replaced = _replaced_name(final)
+    if not final.exists() and replaced.is_dir():
+        os.rename(replaced, final)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def undo_all_unfinished(folder: Path) -> None:
+    """`undo_unfinished` for every name in a folder."""
+    for suffix in (".partial", ".replaced"):
+        for left in folder.glob(f".*{suffix}"):
+            undo_unfinished(left.with_name(left.name[1:].removesuffix(suffix)))

@@ -6,6 +6,7 @@ that a training step never waits for the device.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -114,7 +115,7 @@ class Batch:
         return len(self.targets)
 
     @property
-    def counted(self) -> Tensor:
+    def token_mask(self) -> Tensor:
         """[B, T] bool, which tokens are which sample's; of a packed batch too, where B counts its
         samples and T runs over all of them."""
         if not self.lengths:
@@ -142,7 +143,7 @@ class Batch:
             lengths=lengths,
         )
 
-    def _mapped(self, change) -> "Batch":
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """`change` done to every tensor but grids, which say how to cut and stay on the CPU."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grids"}
         return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})

@@ -12,10 +12,11 @@ Letters used in the shape comments of the whole package:
     N pages   P patches  V vocabulary        R rank      I inner width of an MLP
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..errors import UserError, read_json
+from .config_limits import check_numbers
 
 
 @dataclass(frozen=True)
@@ -100,59 +101,7 @@ _ONLY = {
 }
 
 
-# Other names that our fields have in the official file.
-_OFFICIAL = {
-    "neck": "neck_channels",
-    "window": "window_size",
-    "downsample": "downsample_channels",
-    "global_layers": "global_attn_indexes",
-    "page_size": "candidate_resolutions",
-}
-_MAY_BE_ZERO = (
-    "n_shared_experts",
-    "first_k_dense_replace",
-    "bos_token_id",
-    "eos_token_id",
-    "global_layers",
-)
-# Far beyond any model that there is; a number above it would only exhaust memory and patience.
-_MOST = {
-    "layers": 256,
-    "num_hidden_layers": 256,
-    "n_routed_experts": 2048,
-    "image_size": 8192,
-    "page_size": 8192,
-    "vocab_size": 2**24,
-}
-_MOST_ELSE = 2**20
-
-
-def _check_numbers(section, name: str) -> None:
-    """Raises UserError unless every field of a section is a number such as a model can have."""
-    for f in fields(section):
-        value, least = getattr(section, f.name), 0 if f.name in _MAY_BE_ZERO else 1
-        most = _MOST.get(f.name, _MOST_ELSE)
-        if f.type is bool:
-            fits, kind = isinstance(value, bool), "true or false"
-        elif f.type is float:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            fits, kind = number and 0 < value <= 1e12, "a positive number"
-        elif f.type is int:
-            fits, kind = type(value) is int and least <= value <= most, "a whole number"
-        elif f.type == tuple[int, ...]:
-            fits = isinstance(value, tuple) and all(
-                type(v) is int and least <= v <= most for v in value
-            )
-            kind = "a list of whole numbers"
-        else:  # a section of its own
-            continue
-        if not fits:
-            limits = "" if f.type in (bool, float) else f" from {least} to {most}"
-            shown = f"{name}{_OFFICIAL.get(f.name, f.name)} = {value!r:.100}"
-            raise UserError(f"{shown} is not {kind}{limits}")
-
-
-def _tuple(value):
+def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -202,7 +151,7 @@ class ModelConfig:
             "": self,
         }
         for name, section in sections.items():
-            _check_numbers(section, name)
+            check_numbers(section, name)
         checks = {
             "vision_config.image_size must be a multiple of 64": sam.image_size % 64 == 0,
             "clip-l-14-224.image_size must be a multiple of its patch_size": clip.image_size

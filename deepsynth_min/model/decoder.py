@@ -12,6 +12,7 @@ Parameter names are those of the official checkpoint, but for the stacked expert
 """
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -22,48 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from .config import DecoderConfig
 from .experts import Experts
 from .norm import RMSNorm
-
-
-def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `rotate`: positions [B, T] -> two [B, 1, T, head_dim], float32."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    frequencies = theta ** (-exponents / head_dim)  # [head_dim/2]
-    angles = positions[..., None].float() * frequencies  # [B, T, head_dim/2]
-    angles = torch.cat([angles, angles], dim=-1)[:, None]  # [B, 1, T, head_dim]
-    return angles.cos(), angles.sin()
-
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The plain form: turns the pairs (x[i], x[i + d/2]) by their angle; x [B, H, T, d]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    out, sin = x * cos, sin[..., :half]
-    out[..., :half].addcmul_(x[..., half:], sin, value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin)
-    return out.to(x.dtype)
-
-
-class _Rotary(torch.autograd.Function):
-    """The gradient of a turn is the turn back: only the angles are kept."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        cos, sin = ctx.saved_tensors
-        return _rotated(grad, cos, -sin), None, None
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`apply_rotary` with its gradient by hand: half the passes over memory, and x is not kept."""
-    return _Rotary.apply(x, cos, sin)
+from .rotary import rotary_tables, rotate
 
 
 class KVCache:
@@ -72,7 +32,14 @@ class KVCache:
     `length` tokens are filled; the decoder appends at `length` and advances it after a forward.
     """
 
-    def __init__(self, config: DecoderConfig, batch: int, capacity: int, dtype, device):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype | None,
+        device: torch.device | str,
+    ):
         heads, d = config.num_key_value_heads, config.head_dim
         size = (config.num_hidden_layers, 2, batch, heads, capacity, d)
         self.store = torch.zeros(size, dtype=dtype, device=device)
@@ -138,7 +105,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, kv_width, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x, cos, sin, mask=None, cache: KVCache | None = None, lengths=()) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        lengths: Sequence[int] = (),
+    ) -> Tensor:
         B, T, D = x.shape
         q, k, v = (
             project(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, H, T, d]
@@ -186,20 +161,20 @@ class Router(nn.Module):
         return chosen, weight * self.scale, scores
 
 
-def balance_term(scores: Tensor, chosen: Tensor, counted: Tensor) -> Tensor:
+def balance_term(scores: Tensor, chosen: Tensor, token_mask: Tensor) -> Tensor:
     """sum over sequences of sum_e f_e * P_e: how unevenly one layer's experts are used.
 
-    scores [B, T, E], chosen [B, T, K], counted [B, T] (True where a token takes part); of packed
-    sequences, scores and chosen are [1, T, ...] and counted says whose each token is. f_e is the
+    scores [B, T, E], chosen [B, T, K], token_mask [B, T] (True where a token takes part); of packed
+    sequences, scores and chosen are [1, T, ...] and token_mask says whose each token is. f_e is the
     share of choices that went to expert e times E, P_e its mean probability. Balanced use gives 1
     per sequence. DeepSeekMoE (Dai et al. 2024), sequence-wise form.
     """
     B, T, E = scores.shape
-    counted = counted.to(scores.dtype)
-    tokens = counted.sum(1, keepdim=True)  # [B, 1]
-    picks = F.one_hot(chosen, E).sum(2).to(scores.dtype) * counted[..., None]  # [B, T, E]
+    token_mask = token_mask.to(scores.dtype)
+    tokens = token_mask.sum(1, keepdim=True)  # [B, 1]
+    picks = F.one_hot(chosen, E).sum(2).to(scores.dtype) * token_mask[..., None]  # [B, T, E]
     share = picks.sum(1) * E / (tokens * chosen.shape[-1])  # [B, E]
-    mean_score = (scores * counted[..., None]).sum(1) / tokens  # [B, E]
+    mean_score = (scores * token_mask[..., None]).sum(1) / tokens  # [B, E]
     return (share * mean_score).sum()
 
 
@@ -213,10 +188,10 @@ class MixtureOfExperts(nn.Module):
         shared = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = MLP(config.hidden_size, shared) if shared else None
 
-    def forward(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, token_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         B, T, D = x.shape
         chosen, weight, scores = self.gate(x)
-        balance = None if counted is None else balance_term(scores, chosen, counted)
+        balance = None if token_mask is None else balance_term(scores, chosen, token_mask)
         y = self.experts(x.view(B * T, D), chosen.view(B * T, -1), weight.view(B * T, -1))
         y = y.view(B, T, D)
         return (y if self.shared_experts is None else y + self.shared_experts(x)), balance
@@ -234,14 +209,24 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x, cos, sin, mask, cache, counted, lengths=(), wanted: Tensor | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        token_mask: Tensor | None,
+        lengths: Sequence[int] = (),
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """wanted: flat positions [L] in [B*T] that go on after attention; x becomes [1, L, D]."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, lengths)
         if wanted is not None:
             x = x.flatten(0, 1).index_select(0, wanted)[None]
         y = self.post_attention_layernorm(x)
-        y, balance = self.mlp(y, counted) if hasattr(self.mlp, "experts") else (self.mlp(y), None)
+        y, balance = (
+            self.mlp(y, token_mask) if hasattr(self.mlp, "experts") else (self.mlp(y), None)
+        )
         return x + y, balance
 
 
@@ -259,38 +244,38 @@ def causal_mask(valid: Tensor, length: int) -> Tensor:
 
 
 def decode(
-    layers,
-    norm,
+    layers: nn.ModuleList,
+    norm: nn.Module,
     config: DecoderConfig,
     x: Tensor,
     *,
-    valid=None,
-    cache=None,
-    counted=None,
-    lengths=(),
+    valid: Tensor | None = None,
+    cache: KVCache | None = None,
+    token_mask: Tensor | None = None,
+    lengths: Sequence[int] = (),
     wanted: Tensor | None = None,
     recompute: int = 0,
-):
+) -> tuple[Tensor, Tensor | None]:
     """Embeddings x [B, T, D] -> (hidden states [B, T, D], balance term or None).
 
     `valid` [B, S] marks real tokens, those already in the cache included; without it every token is
-    real, or padding stands to the right, where causality alone hides it. `counted` [B, T] asks for
-    the balance term over those tokens. `lengths`: of packed sequences, in x [1, T, D] one after
+    real, or padding stands to the right, where causality alone hides it. `token_mask` [B, T] asks
+    for the balance term over those tokens. `lengths`: of packed sequences, in x [1, T, D] one after
     another. `wanted`: flat positions [L] in [B*T] whose hidden states alone are asked for, [1, L,
-    D]: no other needs the last layer's MLP (not with `counted`, which looks at all). The
+    D]: no other needs the last layer's MLP (not with `token_mask`, which looks at all). The
     activations of the first `recompute` layers are not kept but computed again in the backward
     pass: the first, since theirs would wait the longest.
     """
     B, T, _ = x.shape
     past = cache.length if cache is not None else 0
-    assert wanted is None or counted is None
+    assert wanted is None or token_mask is None
     if lengths:
         assert (B, T) == (1, sum(lengths)) and valid is None and cache is None
         positions = torch.cat([torch.arange(n, device=x.device) for n in lengths])[None]
     elif valid is None:
         positions = torch.arange(past, past + T, device=x.device).expand(B, T)
     else:
-        first = valid.int().argmax(1, keepdim=True)  # [B, 1] padding on the left is not counted
+        first = valid.int().argmax(1, keepdim=True)  # [B, 1] padding on the left is not token_mask
         positions = (torch.arange(past, past + T, device=x.device) - first).clamp(min=0)
     # One query sees all keys; a longer piece after a filled cache needs the mask spelled out.
     if valid is None and past:
@@ -305,7 +290,7 @@ def decode(
             sin,
             mask,
             cache,
-            counted,
+            token_mask,
             lengths,
             wanted if number == len(layers) - 1 else None,
         )

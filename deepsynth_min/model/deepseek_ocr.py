@@ -12,18 +12,22 @@ autograd graph, and every part can be trained.
 Source: Wei et al. 2025 (DeepSeek-OCR); parameter names are those of the official checkpoint.
 """
 
+import os
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batch import Batch
 from .config import ModelConfig
-from .decoder import DecoderLayer, Router, decode
+from .decoder import DecoderLayer, KVCache, Router, decode
 from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
 from .experts import Experts
 from .loss import summed_cross_entropy
 from .norm import RMSNorm
-from .weights import find_checkpoint, is_adapter, load_weights
+from .presets import find_checkpoint
+from .weights import is_adapter, load_weights
 
 
 def side_by_side(sam: Tensor, clip: Tensor) -> Tensor:
@@ -61,7 +65,12 @@ class DeepseekOCR(nn.Module):
             self.initialise()
 
     @classmethod
-    def from_pretrained(cls, directory_or_hub_id, dtype=None, device="cpu") -> "DeepseekOCR":
+    def from_pretrained(
+        cls,
+        directory_or_hub_id: str | os.PathLike,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "DeepseekOCR":
         """Loads the official layout, strictly. dtype None keeps what the file holds.
 
         Raises UserError naming every missing, unknown or wrongly shaped tensor.
@@ -194,7 +203,16 @@ class DeepseekOCR(nn.Module):
         flat = x.flatten(0, 1).index_copy(0, batch.image_index, visual.to(x.dtype))
         return flat.view_as(x)
 
-    def hidden(self, x: Tensor, *, valid=None, cache=None, counted=None, lengths=(), wanted=None):
+    def hidden(
+        self,
+        x: Tensor,
+        *,
+        valid: Tensor | None = None,
+        cache: KVCache | None = None,
+        token_mask: Tensor | None = None,
+        lengths: Sequence[int] = (),
+        wanted: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Embeddings [B, T, D] -> normed hidden states [B, T, D], or [1, L, D] of the flat
         positions `wanted`, and the balance term or None."""
         trunk = self.model
@@ -205,7 +223,7 @@ class DeepseekOCR(nn.Module):
             x,
             valid=valid,
             cache=cache,
-            counted=counted,
+            token_mask=token_mask,
             lengths=lengths,
             wanted=wanted,
             recompute=self.recompute,
@@ -222,15 +240,17 @@ class DeepseekOCR(nn.Module):
         total, count, _ = self.loss_terms(batch)
         return total, count
 
-    def loss_terms(self, batch: Batch, balance: bool = False, embedded: Tensor | None = None):
+    def loss_terms(
+        self, batch: Batch, balance: bool = False, embedded: Tensor | None = None
+    ) -> tuple[Tensor, int, Tensor | None]:
         """(sum, count, balance term summed over sequences and layers; None unless asked for).
 
         Padding stands to the right, where causality hides it, so no mask is needed; the balance
         term leaves it out. `embedded` is `embed(batch)`, if it is known already.
         """
-        counted, wanted = (batch.counted, None) if balance else (None, batch.score_index)
+        token_mask, wanted = (batch.token_mask, None) if balance else (None, batch.score_index)
         x = self.embed(batch) if embedded is None else embedded
-        x, term = self.hidden(x, counted=counted, lengths=batch.lengths, wanted=wanted)
+        x, term = self.hidden(x, token_mask=token_mask, lengths=batch.lengths, wanted=wanted)
         scored = x.flatten(0, 1)[batch.score_index] if balance else x[0]  # [L, D]
         return summed_cross_entropy(scored, self.lm_head.weight, batch.targets), batch.count, term
 
@@ -268,7 +288,7 @@ def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
     share = {"routed experts": routed, "decoder": (1, 1), "head": (1, 1), "adapter": (1, 1)}
     sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
     for path, module in model.named_modules():
-        if hasattr(module, "unpack"):  # a quantised weight: counted as what it stands for
+        if hasattr(module, "unpack"):  # a quantised weight: token_mask as what it stands for
             sizes[path] = (module.shape.numel(), False)
     rows: dict[str, list[int]] = {}
     for name, (size, trains) in sizes.items():

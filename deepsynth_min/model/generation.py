@@ -11,7 +11,7 @@ chance, where it is asked for, has a stream for each row.
 Beam search: Graves 2012, with the length penalty as an exponent. Top-p: Holtzman et al. 2020.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ def _pad_left(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return x.gather(1, source[..., None].expand_as(x)), mask.gather(1, source)
 
 
-def room(model: DeepseekOCR, batch: Batch, most: int) -> list[int]:
+def token_budget(model: DeepseekOCR, batch: Batch, most: int) -> list[int]:
     """New tokens that each row may have. Raises ValueError if a prompt fills the context."""
     context = model.config.decoder.max_position_embeddings
     lengths = batch.attention_mask.sum(1).tolist()
@@ -105,7 +105,9 @@ def choose(logits: Tensor, how: GenerationSettings, chance: Tensor | None) -> Te
     return order.gather(1, place[:, None])[:, 0]
 
 
-def _chance(how: GenerationSettings, seed: int, numbers, device) -> Tensor | None:
+def _chance(
+    how: GenerationSettings, seed: int, numbers: Sequence[int] | None, device: torch.device | str
+) -> Tensor | None:
     """Fractions [B, most] from (seed, number of the row) alone; None for greedy decoding."""
     if not how.temperature:
         return None
@@ -121,14 +123,17 @@ def tokens(
     batch: Batch,
     how: GenerationSettings,
     seed: int = 0,
-    numbers=None,
+    numbers: Sequence[int] | None = None,
     stop_at_eos: bool = True,
 ) -> Iterator[Tensor]:
     """The next token of every row [B], step after step; a row that has ended gives EOS on and on.
 
     `numbers` tell the rows' streams of chance apart (default: their places in the batch).
     """
-    most, eos = max(room(model, batch, how.max_new_tokens)), model.config.decoder.eos_token_id
+    most, eos = (
+        max(token_budget(model, batch, how.max_new_tokens)),
+        model.config.decoder.eos_token_id,
+    )
     state = _Decoding(model, batch, most)
     B = len(state.logits)
     chance = _chance(how, seed, range(B) if numbers is None else numbers, state.logits.device)
@@ -149,24 +154,30 @@ def tokens(
 
 
 def generate(
-    model: DeepseekOCR, batch: Batch, how: GenerationSettings, seed: int = 0, numbers=None
+    model: DeepseekOCR,
+    batch: Batch,
+    how: GenerationSettings,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> list[Answer]:
     """The answer to each prompt of `batch`, found as `how` says; the rows may have unequal lengths.
 
-    Raises ValueError if a prompt leaves no room in the model's context.
+    Raises ValueError if a prompt leaves no budget in the model's context.
     """
     if how.beams > 1:
         return beam_search(model, batch, how)
-    rooms, eos = room(model, batch, how.max_new_tokens), model.config.decoder.eos_token_id
+    budgets, eos = token_budget(model, batch, how.max_new_tokens), model.config.decoder.eos_token_id
     columns = torch.stack(list(tokens(model, batch, how, seed, numbers)), dim=1).tolist()
     answers = []
-    for ids, most in zip(columns, rooms):
+    for ids, most in zip(columns, budgets):
         ids = ids[:most]
         answers.append(Answer(ids[: ids.index(eos)], True) if eos in ids else Answer(ids, False))
     return answers
 
 
-def greedy(model: DeepseekOCR, batch: Batch, most: int, *, stop_at_eos=True) -> list[list[int]]:
+def greedy(
+    model: DeepseekOCR, batch: Batch, most: int, *, stop_at_eos: bool = True
+) -> list[list[int]]:
     """The likeliest next token again and again, `most` times; without EOS, or going on after it."""
     how = GenerationSettings(max_new_tokens=most)
     if stop_at_eos:
@@ -180,12 +191,12 @@ def greedy(model: DeepseekOCR, batch: Batch, most: int, *, stop_at_eos=True) -> 
 class _Beams:
     """One row's k unfinished beginnings and the best k finished answers; all of it on the host."""
 
-    def __init__(self, first: int, how: GenerationSettings, room: int, eos: int):
-        self.first, self.k, self.penalty, self.room, self.eos = (
+    def __init__(self, first: int, how: GenerationSettings, budget: int, eos: int):
+        self.first, self.k, self.penalty, self.budget, self.eos = (
             first,
             how.beams,
             how.length_penalty,
-            room,
+            budget,
             eos,
         )
         self.texts: list[list[int]] = [[] for _ in range(self.k)]
@@ -209,7 +220,7 @@ class _Beams:
         scores, beams, next_tokens = zip(*going[: self.k])
         self.texts = [self.texts[beam] + [token] for beam, token in zip(beams, next_tokens)]
         length = len(self.texts[0])
-        if self.open and length == self.room:
+        if self.open and length == self.budget:
             for score, text in zip(scores, self.texts):
                 self._finish(score, Answer(text, False))
             self.open = False
@@ -225,10 +236,10 @@ def beam_search(model: DeepseekOCR, batch: Batch, how: GenerationSettings) -> li
     A row ends when it has k finished answers that its best unfinished one is not ahead of.
     """
     k, eos = how.beams, model.config.decoder.eos_token_id
-    rooms = room(model, batch, how.max_new_tokens)
-    state = _Decoding(model, batch, max(rooms), k)
+    budgets = token_budget(model, batch, how.max_new_tokens)
+    state = _Decoding(model, batch, max(budgets), k)
     device, V = state.logits.device, state.logits.shape[-1]
-    rows = [_Beams(b * k, how, most, eos) for b, most in enumerate(rooms)]
+    rows = [_Beams(b * k, how, most, eos) for b, most in enumerate(budgets)]
     scores = torch.full((len(rows), k), -torch.inf, device=device)
     scores[:, 0] = 0  # the k beginnings are still the same one
     while True:

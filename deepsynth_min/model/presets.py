@@ -3,10 +3,15 @@
 In: nothing. Out: a ModelConfig by name.
 
 The one idea: `--model NAME` is a preset, and its weights are random, unless it is `tiny-reader`,
-whose weights are in the package (weights.find_checkpoint) and whose shape here is what its recipe
+whose weights are in the package (`find_checkpoint`) and whose shape here is what its recipe
 builds.
 """
 
+import os
+from pathlib import Path
+
+from ..errors import UserError
+from ..files.download import fetch
 from .config import ClipConfig, DecoderConfig, ModelConfig, SamConfig, TextConfig
 
 # The name of the model that comes with the package: it learned to read from nothing on a CPU,
@@ -74,3 +79,31 @@ PRESETS = {
         page_size=256,
     ),
 }
+
+
+SHIPPED = Path(__file__).parents[1] / "tiny_reader" / "weights"
+
+
+def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") -> Path:
+    """A directory as it is; `tiny-reader` from the package; a hub id from the local cache, else
+    downloaded. Never any code.
+
+    revision: branch, tag or commit of a hub id; empty: its default branch. A token comes from
+    HF_TOKEN by way of huggingface_hub. Raises UserError.
+    """
+    path = Path(directory_or_hub_id)
+    if os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
+        return path
+    name = str(directory_or_hub_id)
+    if name == TINY_READER:
+        return SHIPPED
+    if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
+    # Not just a configuration that something looked at.
+    return fetch(
+        name,
+        "model",
+        revision,
+        ["*.json", "*.safetensors", "*.txt"],
+        lambda cached: any(cached.glob("*.safetensors")),
+    )

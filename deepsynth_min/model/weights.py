@@ -23,12 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError, find_file, read_json
-from ..files.download import fetch
-from .presets import TINY_READER
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-SHIPPED = Path(__file__).parents[1] / "tiny_reader" / "weights"
 _TYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -94,31 +91,6 @@ def tensor_digest(tensor: Tensor) -> bytes:
     """SHA-256 of a tensor's bytes; of a shard, of those that lie here."""
     data = local_part(tensor.detach()).contiguous().cpu().flatten().view(torch.uint8)
     return hashlib.sha256(data.numpy()).digest()
-
-
-def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") -> Path:
-    """A directory as it is; `tiny-reader` from the package; a hub id from the local cache, else
-    downloaded. Never any code.
-
-    revision: branch, tag or commit of a hub id; empty: its default branch. A token comes from
-    HF_TOKEN by way of huggingface_hub. Raises UserError.
-    """
-    path = Path(directory_or_hub_id)
-    if os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
-        return path
-    name = str(directory_or_hub_id)
-    if name == TINY_READER:
-        return SHIPPED
-    if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
-    # Not just a configuration that something looked at.
-    return fetch(
-        name,
-        "model",
-        revision,
-        ["*.json", "*.safetensors", "*.txt"],
-        lambda cached: any(cached.glob("*.safetensors")),
-    )
 
 
 def _tensor_files(directory: Path) -> list[Path]:
@@ -237,7 +209,12 @@ def _read_pieces(views: dict[str, Tensor], places: dict[str, Path], at_once: int
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, directory: Path, dtype=None, device="cpu") -> None:
+def load_weights(
+    module: nn.Module,
+    directory: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
     """Fills a module that was built on the meta device, one parameter at a time.
 
     dtype None keeps what the file holds. Raises UserError on anything that does not fit.

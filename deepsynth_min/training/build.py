@@ -19,8 +19,8 @@ from ..errors import UserError
 from ..files.disk import whole_directory
 from ..model.config import ModelConfig
 from ..model.deepseek_ocr import DeepseekOCR
-from ..model.presets import PRESETS, TINY_READER
-from ..model.weights import find_checkpoint, load_weights
+from ..model.presets import PRESETS, TINY_READER, find_checkpoint
+from ..model.weights import load_weights
 from ..options import change
 from ..settings import Settings
 from ..tuning.adapter import base_digest, load_adapter, read_config

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +200,9 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _adapted_paths(model: nn.Module, config: LoraConfig, names, directory: Path) -> set[str]:
+def _adapted_paths(
+    model: nn.Module, config: LoraConfig, names: Iterable[str], directory: Path
+) -> set[str]:
     """The linears that the tensor names speak of, if they are what the configuration selects."""
     chosen = {re.sub(r"\.lora_[AB]\.weight$", "", name.removeprefix(_PREFIX)) for name in names}
     path, holders = directory / TENSORS, adaptable(model)
@@ -258,7 +261,9 @@ def _read_others(model: nn.Module, directory: Path) -> dict[str, torch.Tensor]:
     return read_tensors(path, _shapes({n: p for n, p in model.named_parameters() if n in names}))
 
 
-def _fill(model: nn.Module, adapter: dict[str, torch.Tensor], others) -> None:
+def _fill(
+    model: nn.Module, adapter: dict[str, torch.Tensor], others: dict[str, torch.Tensor]
+) -> None:
     for name, view in adapter_views(model).items():
         view.copy_(adapter[name])
     for name, tensor in others.items():

@@ -9,6 +9,8 @@ frozen one has any), and at the end (the bytes of every frozen parameter are the
 start).
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -44,7 +46,7 @@ def freeze(model: nn.Module, tune: str) -> set[str]:
     return policy
 
 
-def _fail(claim: str, names) -> None:
+def _fail(claim: str, names: Iterable[str]) -> None:
     names = sorted(names)
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     raise FreezeError(f"freeze audit: {claim}: {', '.join(names[:10])}{more}")

@@ -69,7 +69,14 @@ class LoraConfig:
 class LoraPair(nn.Module):
     """x [..., in] -> scale * B A dropout(x) [..., out]; with `experts`, E pairs in one."""
 
-    def __init__(self, inner: int, outer: int, config: LoraConfig, device, experts: tuple = ()):
+    def __init__(
+        self,
+        inner: int,
+        outer: int,
+        config: LoraConfig,
+        device: torch.device | str,
+        experts: tuple = (),
+    ):
         super().__init__()
         self.scale, self.dropout = config.scale, config.dropout
         size = {"device": device, "dtype": torch.float32}

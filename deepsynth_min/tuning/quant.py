@@ -35,6 +35,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from ..model.experts import Experts, compute_dtype, mix_experts
 
@@ -126,7 +127,7 @@ class _PackedProduct(torch.autograd.Function):
     """x [M, in] times a packed weight [out, in]; or, with row ends, times experts [E, out, in]."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, packed: Packed, ends: Tensor | None) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, packed: Packed, ends: Tensor | None) -> Tensor:
         ctx.packed, ctx.ends = packed, ends
         weight = packed.unpack(x.dtype)
         if ends is None:
@@ -134,7 +135,7 @@ class _PackedProduct(torch.autograd.Function):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight = ctx.packed.unpack(grad.dtype)
         if ctx.ends is None:
             return grad @ weight, None, None

@@ -7,7 +7,7 @@ import jiwer
 import pytest
 import torch
 import torch.nn.functional as F
-from commands import torchrun, words
+from commands import ranks, torchrun, words
 from run_files import lines
 from small_model import SMALL
 
@@ -186,12 +186,19 @@ def test_training_ends_when_patience_does_keeps_the_best_and_stays_ended(stopped
     assert "loss was not better in 2 evaluations" in capsys.readouterr().out
 
 
-def test_two_processes_find_exactly_the_figures_of_one(stopped):
+def in_torchrun(*arguments) -> str:
+    done = torchrun(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("start", [ranks, pytest.param(in_torchrun, marks=pytest.mark.slow)])
+def test_two_processes_find_exactly_the_figures_of_one(stopped, start):
+    """With torchrun, which has a `--run` of its own, as without it."""
     out, _, evaluations = stopped
     options = words("--run-dir {} --threads 1", out)
-    done = torchrun(2, "-m", "deepsynth_min.evaluate", *options)
-    assert done.returncode == 0, done.stderr
-    two = json.loads(done.stdout.splitlines()[-1])
+    printed = start(2, "-m", "deepsynth_min.evaluate", *options)
+    two = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
     one = evaluate.run(options)
     assert {name: two[name] for name in one} == one
     assert one == {name: evaluations[-1][name] for name in one} and "rougeL" in one

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from adapter_runs import QUICK
+from commands import TRAIN
 from hub_server import COMMIT, TOKEN, command, running_hub
 from PIL import Image
 
@@ -123,7 +124,7 @@ def test_rows_may_name_image_files_of_the_data_set_and_no_others(tmp_path):
 
 def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
     out = tmp_path / "run"
-    words = ["-m", "deepsynth_min.train", *QUICK, "--data", REPO, "--out", out]
+    words = [*TRAIN, *QUICK, "--data", REPO, "--out", out]
     with running_hub() as server:
         serve(server, {"rows.parquet": table([f"text {i}" for i in range(8)])})
         done = command(server, tmp_path, *words, "--max-steps", 1)
@@ -144,26 +145,28 @@ def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 500])
-def test_an_error_of_the_hub_is_one_line_without_token_or_password(tmp_path, status, monkeypatch):
+STATUSES = (401, 403, 404, 500)
+TRY_ALL = """
+import sys
+from deepsynth_min.train import main
+for repo in sys.argv[2:]:
+    for option in ("--data", "--model"):
+        print(main([option, repo, "--out", sys.argv[1]]))
+"""
+
+
+def test_an_error_of_the_hub_is_one_line_without_token_or_password(tmp_path, monkeypatch):
     with running_hub() as server:
-        server.fail = {"info": [status] * 99}
         address = server.url.replace("//", f"//user:{TOKEN}@")
         monkeypatch.setattr(type(server), "url", property(lambda self: address))
-        for option in ("--data", "--model"):
-            done = command(
-                server,
-                tmp_path,
-                *"-m deepsynth_min.train".split(),
-                option,
-                REPO,
-                "--out",
-                tmp_path / "run",
-            )
-            lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-            assert done.returncode == 2 and len(lines) == 1, done.stderr
-            assert lines[0].startswith(f"error: {REPO}: not here, and the hub did not give it")
-            assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+        repos = [f"someone/fails-{status}" for status in STATUSES]
+        done = command(server, tmp_path, "-c", TRY_ALL, tmp_path / "run", *repos)
+    assert done.stdout.split() == ["2"] * 2 * len(repos), done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 2 * len(repos)
+    for line, repo in zip(said, [repo for repo in repos for _ in range(2)]):
+        assert line.startswith(f"error: {repo}: not here, and the hub did not give it")
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_an_address_loses_its_password_in_any_message():
@@ -186,22 +189,7 @@ def test_what_is_no_split_is_named(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
-    assert not any(
-        map(
-            is_hub_id,
-            (
-                "data/rows.jsonl",
-                "data/a.parquet",
-                "a",
-                "./a",
-                "a/b/c",
-                "~/a",
-                "a b/c",
-                "/a",
-                "a/",
-                "../a",
-            ),
-        )
-    )
+    names = "data/rows.jsonl data/a.parquet a ./a a/b/c ~/a /a a/ ../a".split()
+    assert not any(map(is_hub_id, [*names, "a b/c"]))
     with pytest.raises(UserError, match="--data-revision main: 'x.jsonl' is not a data set"):
         pinned(settings_.parse(["--data", "x.jsonl", "--data-revision", "main"]).data)

@@ -1,7 +1,8 @@
 """A small hub on loopback: enough of the real one's HTTP interface to push to and download from.
 
 Requests come from huggingface_hub itself, over sockets. State: the committed files of each
-repository. `fail` maps a kind of request to the status codes that its next requests answer.
+repository. `fail` maps a kind of request to the status codes that its next requests answer; a
+repository named fails-403 is always refused with that status.
 """
 
 import base64
@@ -150,6 +151,8 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, body, repo, revision):
         self.server.requests.append(f"info:{revision}")
         files = self.server.repositories.get(repo)
+        if match := re.search(r"/fails-(\d{3})$", repo):
+            return self.answer(int(match[1]), b"out of order")
         if files is None:
             return self.answer(404, b"", X_Error_Code="RepoNotFound")
         return self.answer_json(

@@ -1,5 +1,6 @@
 """The decoder against slow, readable references."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -47,9 +48,13 @@ def random_layers() -> tuple[torch.nn.ModuleList, RMSNorm]:
 
 @pytest.fixture
 def two_threads():
+    """Each on a core of its own where there are two: conftest keeps a test process to one."""
+    kept = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, kept)
 
 
 def random_experts() -> Experts:

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import resource
 import shutil
 
 import pytest
 import torch
 from adapter_runs import run, write_base, write_rows
-from commands import python, words
+from commands import words
 from golden import GOLDEN
 from official_rules import official_shapes, problems
 from official_tree import official_tree
@@ -201,23 +202,17 @@ def test_an_export_that_computes_something_else_is_withdrawn(folder, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from deepsynth_min import export
-from deepsynth_min.settings import load
-from deepsynth_min.training.build import load_run_model
-from deepsynth_min.training.run_directory import find_run_checkpoint
-sys.exit(export.main(sys.argv[1:]))
-"""
-
-
-def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(folder, tmp_path):
-    arguments = ["--run", folder / "full", "--to", tmp_path / "exported"]
-    done = python("-c", LIMITED, *arguments)
-    assert done.returncode == 2
-    assert "could not be written" in done.stderr and "File too large" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(folder, tmp_path, capsys):
+    """The limit on a file's size stands for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        code = export.main(words("--run {} --to {}", folder / "full", tmp_path / "exported"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err
+    assert code == 2 and "could not be written" in error and "File too large" in error
+    assert error.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_a_truncated_shard_is_named(folder, tmp_path):

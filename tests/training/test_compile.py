@@ -46,7 +46,13 @@ def shorter(batch):
 
 @pytest.mark.parametrize(
     "tune, precision",
-    [("decoder", "fp32"), ("all", "fp32"), ("lora", "fp32"), ("decoder", "bf16"), ("lora", "bf16")],
+    [
+        ("all", "fp32"),
+        ("lora", "bf16"),
+        pytest.param("decoder", "fp32", marks=pytest.mark.slow),
+        pytest.param("decoder", "bf16", marks=pytest.mark.slow),
+        pytest.param("lora", "fp32", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_parts_give_the_same_loss_and_gradients(small_config, tune, precision):
     plain, compiled, backend = build(small_config, tune), build(small_config, tune), Counted()
