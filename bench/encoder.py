@@ -55,7 +55,7 @@ def _parts(attention: encoder.SamAttention, x: Tensor):
 
 
 class OfficialAttention(nn.Module):
-    """SAM's attention as the official code has it: the slow twin, nothing fused."""
+    """SAM's attention as the official code has it: the reference implementation, unfused."""
 
     def __init__(self, ours: encoder.SamAttention):
         super().__init__()

@@ -3,7 +3,7 @@
     python bench/experts.py                    # middle size, 800 and 3200 tokens
     python bench/experts.py --preset deepseek-ocr --precision bf16      # on a GPU
 
-`loop` is the readable twin of both others: the model runs `one by one` for plain experts on a CPU,
+`loop` is the plain form of both others: the model runs `one by one` for plain experts on a CPU,
 if they are of some size, and else `grouped`.
 """
 
@@ -12,10 +12,19 @@ import argparse
 import torch
 from common import SIZES, environment, finish, interleaved, median, product_rate, table
 
-from deepsynth_min.model.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
+from deepsynth_min.model.experts import (
+    Experts,
+    mixture_of_experts,
+    mixture_of_experts_cpu,
+    mixture_of_experts_grouped,
+)
 from deepsynth_min.training.distributed import start
 
-FORMS = {"grouped": mix_experts, "one by one": mix_one_by_one, "loop": experts_by_loop}
+FORMS = {
+    "grouped": mixture_of_experts_grouped,
+    "one by one": mixture_of_experts_cpu,
+    "loop": mixture_of_experts,
+}
 
 
 def measure(experts: Experts, config, M: int, given, device: torch.device) -> dict:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from common import child, environment, finish, resident, table
 
-from deepsynth_min.model.loss import IGNORE, summed_cross_entropy
+from deepsynth_min.model.loss import IGNORE, chunked_cross_entropy
 from deepsynth_min.training.distributed import start
 
 
@@ -32,7 +32,7 @@ def naive(hidden, weight, labels) -> torch.Tensor:
 def ours(hidden, weight, labels) -> torch.Tensor:
     places = (labels != IGNORE).flatten().nonzero()[:, 0]
     scored = hidden.flatten(0, 1)[places - 1]
-    return summed_cross_entropy(scored, weight, labels.flatten()[places])
+    return chunked_cross_entropy(scored, weight, labels.flatten()[places])
 
 
 FORMS = {"naive": naive, "deepsynth_min": ours}

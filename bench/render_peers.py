@@ -54,13 +54,13 @@ def pillow_plain(font_file, size, side, margin, step):
 
     font = ImageFont.truetype(font_file, size, layout_engine=ImageFont.Layout.BASIC)
     image = Image.new("L", (side, side), 255)
-    canvas, room = ImageDraw.Draw(image), side - 2 * margin
+    canvas, free = ImageDraw.Draw(image), side - 2 * margin
 
     def lines_of(paragraph):
         line = ""
         for word in paragraph.split(" "):
             longer = f"{line} {word}" if line else word
-            if line and font.getlength(longer) > room:
+            if line and font.getlength(longer) > free:
                 yield line
                 longer = word
             line = longer

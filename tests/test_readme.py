@@ -14,10 +14,11 @@ from deepsynth_min.pages.modes import MODES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAP = (ROOT / "deepsynth_min" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_two_commands_are_on_the_first_screen():
-    first_screen = README.splitlines()[:25]
+    first_screen = README.splitlines()[:32]
     assert (
         "pip install -c constraints.txt -e . && torchrun --standalone -m deepsynth_min.train"
         in (first_screen)
@@ -25,12 +26,28 @@ def test_the_two_commands_are_on_the_first_screen():
     assert 'pip install -c constraints.txt -e ".[test]" && pytest -q' in first_screen
 
 
-def test_every_file_named_exists_and_every_module_is_named():
-    named = set(re.findall(r"`(\w+\.py)`", README))
-    modules = {path.name for path in (ROOT / "deepsynth_min").glob("*.py")} - {"__init__.py"}
-    assert modules <= named
-    for path in re.findall(r"`((?:tests|bench|csrc)/[\w./]*)`", README):
-        assert (ROOT / path).exists(), path
+def test_every_path_named_exists():
+    for text in (README, MAP):
+        for path in re.findall(r"`((?:tests|bench|csrc)/[\w./]*)`", text):
+            assert (ROOT / path).exists(), path
+    for path in re.findall(r"`([a-z_]+/[\w./]*\.py)`", MAP):
+        bases = (ROOT, ROOT / "deepsynth_min")
+        assert any((base / path).exists() for base in bases), path
+    for link in re.findall(r"\]\(([^):]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_map_names_every_module_and_folder():
+    package = ROOT / "deepsynth_min"
+    for path in package.rglob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py"):
+            assert re.search(rf"\b{path.stem}\b", MAP), path
+        if path.parent != package:
+            assert f"{path.parent.name}/" in MAP, path.parent
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 200
 
 
 def test_every_option_named_exists():
@@ -73,7 +90,7 @@ def test_the_parameter_table_is_what_the_summary_gives():
     with torch.device("meta"):
         rows = parameter_summary(DeepseekOCR(PRESETS["deepseek-ocr"]))
     for part, total, _, active in rows:
-        line = next(line for line in README.splitlines() if line.startswith(f"| {part}"))
+        line = next(line for line in MAP.splitlines() if line.startswith(f"| {part}"))
         numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]+", line)]
         assert numbers == [total] + ([active] if active else [])
 

@@ -24,7 +24,7 @@ from .config import ModelConfig
 from .decoder import DecoderLayer, KVCache, Router, decode
 from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
 from .experts import Experts
-from .loss import summed_cross_entropy
+from .loss import chunked_cross_entropy
 from .norm import RMSNorm
 from .presets import find_checkpoint
 from .weights import is_adapter, load_weights
@@ -252,7 +252,7 @@ class DeepseekOCR(nn.Module):
         x = self.embed(batch) if embedded is None else embedded
         x, term = self.hidden(x, token_mask=token_mask, lengths=batch.lengths, wanted=wanted)
         scored = x.flatten(0, 1)[batch.score_index] if balance else x[0]  # [L, D]
-        return summed_cross_entropy(scored, self.lm_head.weight, batch.targets), batch.count, term
+        return chunked_cross_entropy(scored, self.lm_head.weight, batch.targets), batch.count, term
 
 
 # -- what is in it ------------------------------------------------------------------------------

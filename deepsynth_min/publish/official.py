@@ -71,7 +71,7 @@ def _expert_updates(experts: LoraExperts, name: str) -> dict[str, Tensor]:
     prefix, updates = name.rpartition(".")[0], {}
     for projection in projections:
         pair = getattr(experts, f"lora_{projection}")
-        for e in range(experts.count):
+        for e in range(experts.num_experts):
             update = pair.B[e].detach() @ pair.A[e].detach() * pair.scale
             updates[f"{prefix}.{e}.{projection}_proj.weight"] = update
     return updates

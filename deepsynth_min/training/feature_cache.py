@@ -155,7 +155,7 @@ class FeatureCache:
             return
         # The header, about 200 bytes an entry, counts too.
         if size + 1024 * len(entries) > self.disk_room:
-            self.report(f"{self.folder.parent}: no room left (--cache-disk); no more is written")
+            self.report(f"{self.folder.parent}: no space left (--cache-disk); no more is written")
             self.folder = None
             return
         final = self.folder / f"{uuid.uuid4().hex}.safetensors"

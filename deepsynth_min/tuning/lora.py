@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..model.experts import grouped_product, mix_experts
+from ..model.experts import grouped_product, mixture_of_experts_grouped
 from ..model.weights import official_views
 
 # Sets of linears by name. A pattern fits an official module path, or the end of one from a dot on;
@@ -119,8 +119,8 @@ class LoraExperts(nn.Module):
 
     def __init__(self, base: nn.Module, config: LoraConfig):
         super().__init__()
-        self.base, self.count = base, base.count
-        D, inner, rest = base.width, base.inner, (config, device_of(base), (base.count,))
+        self.base, self.num_experts = base, base.num_experts
+        D, inner, rest = base.width, base.inner, (config, device_of(base), (base.num_experts,))
         self.lora_gate = LoraPair(D, inner, *rest)
         self.lora_up = LoraPair(D, inner, *rest)
         self.lora_down = LoraPair(inner, D, *rest)
@@ -135,7 +135,7 @@ class LoraExperts(nn.Module):
         return out + self.lora_down(inner, ends).to(out.dtype)
 
     def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-        return mix_experts(self, x, chosen, weight)
+        return mixture_of_experts_grouped(self, x, chosen, weight)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -152,7 +152,7 @@ def adaptable(model: nn.Module) -> dict[str, str]:
         if not path.startswith("model.layers."):
             continue
         if hasattr(module, "project_in"):
-            for e in range(module.count):
+            for e in range(module.num_experts):
                 holders |= {f"{path}.{e}.{kind}_proj": path for kind in PROJECTIONS}
         elif hasattr(module, "in_features"):
             holders[path] = path

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from ..model.experts import Experts, compute_dtype, mix_experts
+from ..model.experts import Experts, compute_dtype, mixture_of_experts_grouped
 
 BLOCK, BLOCK_OF_ABSMAX = 64, 256
 PART = 2**20  # weights packed at a time; whole blocks
@@ -169,7 +169,7 @@ class QuantExperts(nn.Module):
 
     def __init__(self, experts: Experts, config: QuantConfig):
         super().__init__()
-        self.count, self.width, self.inner = experts.count, experts.width, experts.inner
+        self.num_experts, self.width, self.inner = experts.num_experts, experts.width, experts.inner
         self.config, self.gate_up, self.down = config, experts.gate_up, experts.down
         self.gate_up.requires_grad = self.down.requires_grad = False
 
@@ -183,7 +183,7 @@ class QuantExperts(nn.Module):
         return packed_product(inner, self.down, ends)  # [M, D]
 
     def forward(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-        return mix_experts(self, x, chosen, weight)
+        return mixture_of_experts_grouped(self, x, chosen, weight)
 
 
 def _receive(module: nn.Module, name: str, weight: Tensor) -> None:

@@ -18,7 +18,12 @@ from deepsynth_min.model.decoder import (
     balance_term,
     decode,
 )
-from deepsynth_min.model.experts import Experts, experts_by_loop, mix_experts, mix_one_by_one
+from deepsynth_min.model.experts import (
+    Experts,
+    mixture_of_experts,
+    mixture_of_experts_cpu,
+    mixture_of_experts_grouped,
+)
 from deepsynth_min.model.norm import rms_norm
 from deepsynth_min.model.rotary import apply_rotary, rotary_tables, rotate
 
@@ -35,7 +40,7 @@ CONFIG = DecoderConfig(
     max_position_embeddings=64,
 )
 
-FORMS = (mix_experts, mix_one_by_one)
+FORMS = (mixture_of_experts_grouped, mixture_of_experts_cpu)
 
 
 def random_layers() -> tuple[torch.nn.ModuleList, RMSNorm]:
@@ -76,7 +81,7 @@ def test_experts_equal_the_loop_forward_and_backward(unused, form):
     inputs = [x, weight, experts.gate_up, experts.down]
     upstream = torch.randn(20, 32)
     mixed = form(experts, x, chosen, weight)
-    looped = experts_by_loop(experts, x, chosen, weight)
+    looped = mixture_of_experts(experts, x, chosen, weight)
     assert torch.allclose(mixed, looped, atol=1e-5)
     for ours, reference in zip(
         torch.autograd.grad(mixed, inputs, upstream), torch.autograd.grad(looped, inputs, upstream)
@@ -91,7 +96,7 @@ def test_frozen_experts_pass_the_gradient_on(form):
     weight, upstream = torch.rand(20, 3, requires_grad=True), torch.randn(20, 32)
     ours, reference = (
         torch.autograd.grad(form(experts, x, chosen, weight), [x, weight], upstream)
-        for form in (form, experts_by_loop)
+        for form in (form, mixture_of_experts)
     )
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, reference))
 

@@ -10,7 +10,7 @@ from golden import CASES, GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, exp
 from deepsynth_min.model.config import ModelConfig
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
 from deepsynth_min.model.generation import greedy
-from deepsynth_min.model.loss import summed_cross_entropy
+from deepsynth_min.model.loss import chunked_cross_entropy
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.model.weights import official_views
 
@@ -75,7 +75,7 @@ def test_balance_loss_gradients_of_the_routers_equal_the_official_ones(model, ca
         model.embed(batch), valid=batch.attention_mask, token_mask=everything
     )
     scored = hidden.flatten(0, 1)[batch.score_index]
-    total = summed_cross_entropy(scored, model.lm_head.weight, batch.targets)
+    total = chunked_cross_entropy(scored, model.lm_head.weight, batch.targets)
     (total / batch.count + 0.02 * balance / len(batch.input_ids)).backward()
     assert_gradients_agree(model, f"{case}.train_aux.grad.", 2)
 

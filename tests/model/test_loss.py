@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deepsynth_min.model import loss
-from deepsynth_min.model.loss import cross_entropy, summed_cross_entropy
+from deepsynth_min.model.loss import chunked_cross_entropy, cross_entropy
 
 
 def test_the_chunked_loss_and_its_gradients_equal_the_naive_ones(monkeypatch):
@@ -13,7 +13,7 @@ def test_the_chunked_loss_and_its_gradients_equal_the_naive_ones(monkeypatch):
     hidden = torch.randn(11, 8, requires_grad=True)
     weight = torch.randn(30, 8, requires_grad=True)
     targets = torch.randint(30, (11,))
-    ours = summed_cross_entropy(hidden, weight, targets)
+    ours = chunked_cross_entropy(hidden, weight, targets)
     naive = cross_entropy(hidden, weight, targets)
     assert torch.allclose(ours, naive)
     for a, b in zip(
@@ -24,7 +24,7 @@ def test_the_chunked_loss_and_its_gradients_equal_the_naive_ones(monkeypatch):
 
 def test_no_label_at_all_is_a_loss_of_zero_with_a_gradient_of_zeros():
     hidden, weight = torch.randn(0, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
-    total = summed_cross_entropy(hidden, weight, torch.empty(0, dtype=torch.long))
+    total = chunked_cross_entropy(hidden, weight, torch.empty(0, dtype=torch.long))
     assert total.item() == 0
     total.backward()
     assert weight.grad.eq(0).all()
@@ -32,7 +32,7 @@ def test_no_label_at_all_is_a_loss_of_zero_with_a_gradient_of_zeros():
 
 def test_a_second_backward_is_refused_instead_of_scaling_twice():
     hidden, weight = torch.randn(3, 8, requires_grad=True), torch.randn(30, 8)
-    total = summed_cross_entropy(hidden, weight, torch.tensor([1, 2, 3])) * 2
+    total = chunked_cross_entropy(hidden, weight, torch.tensor([1, 2, 3])) * 2
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         total.backward()
@@ -43,7 +43,7 @@ def test_under_autocast_the_gradients_are_those_of_the_rounded_product():
     hidden, weight = torch.randn(9, 32, requires_grad=True), torch.randn(30, 32, requires_grad=True)
     targets = torch.randint(30, (9,))
     with torch.autocast("cpu", torch.bfloat16):
-        ours = summed_cross_entropy(hidden, weight, targets)
+        ours = chunked_cross_entropy(hidden, weight, targets)
         naive = cross_entropy(hidden, weight, targets)
     assert ours.dtype == torch.float32 and torch.allclose(ours, naive, rtol=1e-5)
     for a, b in zip(

@@ -105,13 +105,13 @@ def test_justified_lines_end_at_the_right_margin_except_the_last_of_a_paragraph(
         top = 20 + row * reference.step
         strip = page[top : top + reference.up + 1]
         last = text[shown - 1]
-        room = (
+        space = (
             reference.glyph(last)[3] // 64
             - reference.glyph(last)[1]
             - reference.glyph(last)[0].shape[1]
         )
         end = np.flatnonzero((strip < 255).any(0))[-1] + 1
-        assert (end == 280 - room) == (row < len(lines) - 1)
+        assert (end == 280 - space) == (row < len(lines) - 1)
     assert len(render_pages(text, left)) == len(render_pages(text, style))
 
 

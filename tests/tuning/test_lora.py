@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
-from deepsynth_min.model.experts import experts_by_loop
+from deepsynth_min.model.experts import mixture_of_experts
 from deepsynth_min.model.generation import greedy
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.training.optim import make_adamw
@@ -117,7 +117,7 @@ def test_stacked_experts_equal_a_loop_over_experts_with_merged_weights(model, ra
         for kind in ("gate", "up", "down")
     )
     merged.gate_up, merged.down = base.gate_up + torch.cat([gate, up], 1), base.down + down
-    reference = experts_by_loop(merged, x, chosen, weight)
+    reference = mixture_of_experts(merged, x, chosen, weight)
     assert torch.allclose(ours, reference, atol=1e-4)
     for mine, theirs in zip(ours_grad, torch.autograd.grad(reference, wanted, probe)):
         assert torch.allclose(mine, theirs, atol=1e-4)
