@@ -1,11 +1,11 @@
 """The feature cache: runs with it equal runs without it, whatever is wrong with its files."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from adapter_runs import write_base
 from commands import words
+from run_files import lines
+from small_model import SMALL
 
 from deepsynth_min import train
 from deepsynth_min.model.batch import Batch
@@ -18,25 +18,24 @@ CPU = torch.device("cpu")
 NAMES = ("step", "loss", "grad_norm", "lr")
 
 
-def run(out: Path, jsonl: Path, *arguments) -> list[list]:
-    common = words(
-        "--model tiny --data {} --batch-size 6 --max-steps 6 --val-samples 2 --log-every 1 "
-        "--answer-samples 0 --eval-every 0 --save-every 3 --ablation-samples 0 --out {}",
-        *(jsonl, out),
-    )
-    assert train.main([*common, *map(str, arguments)]) == 0
-    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [[line.get(name) for name in NAMES] for line in lines if line["kind"] != "answers"]
-
-
 def test_a_run_with_the_cache_has_the_losses_of_one_without_to_the_bit(tmp_path, jsonl):
-    plain = run(tmp_path / "plain", jsonl, "--tune", "projector+decoder")
-    more = ["--tune", "projector+decoder", "--feature-cache"]
-    assert run(tmp_path / "memory", jsonl, *more, "memory") == plain
-    assert run(tmp_path / "disk", jsonl, *more, tmp_path / "cache") == plain
+    base = write_base(tmp_path / "base", SMALL)
+
+    def run(name: str, *more) -> list[list]:
+        common = words(
+            "--model {} --data {} --batch-size 6 --max-steps 6 --val-samples 2 --log-every 1 "
+            "--answer-samples 0 --eval-every 0 --save-every 3 --ablation-samples 0 --out {} "
+            "--tune projector+decoder",
+            *(base, jsonl, tmp_path / name),
+        )
+        assert train.main([*common, *map(str, more)]) == 0
+        return [[line.get(name) for name in NAMES] for line in lines(tmp_path / name)]
+
+    plain, more = run("plain"), ["--feature-cache", tmp_path / "cache"]
+    assert run("memory", "--feature-cache", "memory") == plain
+    assert run("disk", *more) == plain
     (tmp_path / "disk" / "checkpoints" / "step-000006" / "manifest.json").unlink()
-    resumed = run(tmp_path / "disk", jsonl, *more, tmp_path / "cache", "--resume", "auto")
-    assert resumed == plain
+    assert run("disk", *more, "--resume", "auto") == plain
 
 
 def cache(model, folder, **limits) -> tuple[FeatureCache, list[str]]:
