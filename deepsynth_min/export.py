@@ -1,21 +1,19 @@
-"""`python -m deepsynth_min.export --run DIR --to DIR2 [--merge] [--base DIR3]`: a run's model for
-others.
+"""`python -m deepsynth_min.export --run DIR --to DIR2`: a run's model for others.
 
 In: a run directory. Out: DIR2, a checkpoint in the official layout or the run's adapter in PEFT's
 (publish/official.py), and one line about how its logits compare with those of the model in memory.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
 
-from . import settings as settings_
 from .errors import UserError, exit_code
 from .model.presets import find_checkpoint
 from .options import OneLineParser
 from .publish import upload
 from .publish.official import export_adapter, export_model
+from .settings import load_of_run
 from .training.build import is_adapted
 from .training.distributed import start, stop
 from .training.run_directory import find_run_checkpoint
@@ -30,26 +28,38 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def run(arguments: list[str]) -> None:
-    parser = OneLineParser(
+def parser() -> OneLineParser:
+    out = OneLineParser(
         "python -m deepsynth_min.export",
-        description="Writes a run's model in the official layout, or its adapter, and checks it.",
+        description="Writes the model that a run trained in the official layout, or the adapter "
+        "that it trained in PEFT's, and checks what was written.",
     )
-    add = parser.add_argument
+    add = out.add_argument
     add("--run", required=True, metavar="DIR", help="run directory of a training")
     add("--to", required=True, metavar="DIR", help="directory to write; must not exist")
     add("--merge", action="store_true", help="merge the run's adapter into its base model")
-    add("--base", metavar="DIR", help="merge into this checkpoint, not into quantised weights")
-    add("--checkpoint", default="last", metavar="WHICH", help="last, best or a step number")
+    add(
+        "--base",
+        metavar="DIR",
+        help="with --merge: the base model as it was before quantisation (for qlora)",
+    )
+    add(
+        "--checkpoint",
+        default="last",
+        metavar="WHICH",
+        help="last, best or a step number (default: last)",
+    )
     add("--shard-size", default="5GB", metavar="SIZE", help="largest file (default: 5GB)")
-    add("--push-to-hub", metavar="REPO", help="then upload it to this repository (owner/name)")
+    add("--push-to-hub", metavar="OWNER/NAME", help="then upload it to this repository")
     add("--private", action="store_true", help="make the repository private, if it is new")
     add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    given = parser.parse_args(arguments)
+    return out
+
+
+def run(arguments: list[str]) -> None:
+    given = parser().parse_args(arguments)
     source, to, shard_bytes = Path(given.run), Path(given.to), parse_size(given.shard_size)
-    if not os.path.isfile(source / "config.toml"):
-        raise UserError(f"{source}: not a run directory (no config.toml)")
-    settings = settings_.load(source / "config.toml")
+    settings = load_of_run(source)
     checkpoint = find_run_checkpoint(source, given.checkpoint)
     adapted = is_adapted(settings.model.tune)
     if not adapted and (given.merge or given.base):
@@ -58,21 +68,15 @@ def run(arguments: list[str]) -> None:
         raise UserError("--base: only with --merge")
     if to.exists():
         raise UserError(f"--to {to}: exists already")
-    world = start(given.device, settings.run.threads)
+    device = start(given.device, settings.run.threads).device
     if adapted and not given.merge:
-        said = export_adapter(settings, source, checkpoint, to, device=world.device)
+        finding = export_adapter(settings, source, checkpoint, to, device=device)
     else:
         base = find_checkpoint(given.base) if given.base else None
-        said = export_model(
-            settings,
-            source,
-            checkpoint,
-            to,
-            device=world.device,
-            base=base,
-            shard_bytes=shard_bytes,
+        finding = export_model(
+            settings, source, checkpoint, to, device=device, base=base, shard_bytes=shard_bytes
         )
-    print(f"{to}: {said}")
+    print(f"{to}: {finding}")
     if given.push_to_hub:
         upload.push(to, given.push_to_hub, given.private)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import options, settings as settings_
+from . import options
 from .data.row import Row
 from .data.rows import KINDS, open_files
 from .data.samples import Sample, SampleBuilder, collate
@@ -31,7 +31,7 @@ from .model.deepseek_ocr import DeepseekOCR
 from .model.generation import Answer, generate, tokens
 from .model.presets import PRESETS, find_checkpoint
 from .options import change
-from .settings import GenerationSettings, PageSettings, Settings
+from .settings import GenerationSettings, PageSettings, Settings, load_of_run
 from .training.build import load_run_model, usual_beams
 from .training.distributed import start, stop
 from .training.precision import autocast
@@ -159,11 +159,7 @@ def load(given: argparse.Namespace, values: dict[str, object]) -> Reader:
 
     given: the command line; values: the settings among it, which take precedence over the run's.
     """
-    settings = Settings()
-    if given.run:
-        if not (Path(given.run) / "config.toml").is_file():
-            raise UserError(f"{given.run}: not a run directory (no config.toml)")
-        settings = settings_.load(Path(given.run) / "config.toml")
+    settings = load_of_run(Path(given.run)) if given.run else Settings()
     if values.get("temperature"):
         values = {"beams": 1, **values}  # even if the run's answers came from a beam search
     settings = change(settings, **values)

@@ -1,7 +1,7 @@
-"""`python -m deepsynth_min.hub --directory DIR --repo OWNER/NAME [--private]`: uploads what is
-finished.
+"""`python -m deepsynth_min.hub --directory DIR --repo OWNER/NAME`: uploads a finished directory.
 
-In: a directory that export or a training run has written. Out: a commit on the hub that holds it.
+In: a directory that an export or a training run has written. Out: a commit on the hub that holds it
+(publish/upload.py).
 """
 
 import sys
@@ -14,11 +14,14 @@ from .publish.upload import push
 
 def run(arguments: list[str]) -> None:
     parser = OneLineParser(
-        "python -m deepsynth_min.hub", description="Uploads a finished directory to the hub."
+        "python -m deepsynth_min.hub",
+        description="Uploads a directory that an export or a training run has written to the hub. "
+        "The token is that of HF_TOKEN or of `hf auth login`.",
     )
-    parser.add_argument("--directory", required=True, metavar="DIR", help="what to upload")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="where to")
-    parser.add_argument("--private", action="store_true", help="if the repository is new")
+    add = parser.add_argument
+    add("--directory", required=True, metavar="DIR", help="holds a model or an adapter")
+    add("--repo", required=True, metavar="OWNER/NAME", help="repository to upload it to")
+    add("--private", action="store_true", help="make the repository private, if it is new")
     given = parser.parse_args(arguments)
     directory = Path(given.directory)
     if not any(directory.glob("*.safetensors")):

@@ -1,7 +1,7 @@
-"""`python -m deepsynth_min.report RUN [RUN ...] [--out FILE]`: one HTML page about one run or
-several.
+"""`python -m deepsynth_min.report RUN [RUN ...]`: one HTML page about one run or several.
 
-In: run directories. Out: report.html, or comparison.html (reports/page.py draws it).
+In: run directories. Out: report.html in the run, or comparison.html here (reports/page.py makes
+the page).
 """
 
 import json
@@ -16,24 +16,27 @@ from .options import OneLineParser
 from .reports.page import page
 
 
-def write(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     parser = OneLineParser(
         "python -m deepsynth_min.report",
-        description="One HTML page about one run, or about several.",
+        description="Writes one HTML page about a run, or about several side by side: curves, "
+        "figures, answers, settings.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directory")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=Path, help="run directory of a training"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="default: report.html in the run; comparison.html for several",
+        help="default: report.html in the run; for several, comparison.html in this folder",
     )
     given = parser.parse_args(arguments)
-    for run in given.runs:
-        if not os.path.isfile(run / "metrics.jsonl"):
-            raise UserError(f"{run}: not a run directory (no metrics.jsonl)")
-    one = given.runs[0] / "report.html"
-    out = given.out or (one if len(given.runs) == 1 else Path("comparison.html"))
+    for directory in given.runs:
+        if not os.path.isfile(directory / "metrics.jsonl"):
+            raise UserError(f"{directory}: not a run directory (no metrics.jsonl)")
+    usual = given.runs[0] / "report.html" if len(given.runs) == 1 else Path("comparison.html")
+    out = given.out or usual
     try:
         write_text(out, page(*given.runs))
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
@@ -44,7 +47,7 @@ def write(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code(write, arguments)
+    return exit_code(run, arguments)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ and its limits; command line and TOML are made from them (options.py). Precedenc
 then file, then the default.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -304,5 +305,13 @@ def parse(arguments: list[str] | None = None) -> Settings:
 
 
 def load(path: Path) -> Settings:
-    """The settings that a run wrote."""
+    """The settings in a TOML file. Raises UserError."""
     return parse(["--config", str(path)])
+
+
+def load_of_run(directory: Path) -> Settings:
+    """The settings that a run wrote into its directory. Raises UserError if it is none."""
+    path = directory / "config.toml"
+    if not os.path.isfile(path):
+        raise UserError(f"{directory}: not a run directory (no config.toml)")
+    return load(path)
