@@ -148,6 +148,7 @@ def last_line(*command: str, env=None) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ("decoder", "lora"))
 def test_the_decoders_bench_runs_against_an_equal_peer(tune):
     pytest.importorskip("peft")
@@ -163,6 +164,7 @@ def test_the_decoders_bench_runs_against_an_equal_peer(tune):
     assert set(few["seconds"]) == set(all_["seconds"]) == names
 
 
+@pytest.mark.slow
 def test_the_steps_bench_gives_utilisation_and_the_whole_split():
     result = last_line(
         *(
@@ -174,6 +176,7 @@ def test_the_steps_bench_gives_utilisation_and_the_whole_split():
     assert {"data", "encode", "forward", "backward", "optimizer"} <= set(result["split_s"])
 
 
+@pytest.mark.slow
 def test_the_loss_needs_less_memory_than_the_naive_one():
     result = last_line(
         *(
@@ -184,6 +187,7 @@ def test_the_loss_needs_less_memory_than_the_naive_one():
     assert result["share"] < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directory, said", [("", "give the directory"), ("nowhere", "no config")])
 def test_the_official_peer_says_what_it_needs(directory, said):
     done = subprocess.run(
@@ -229,6 +233,7 @@ class DeepseekOCRForCausalLM(PreTrainedModel):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ("decoder", "lora"))
 def test_the_official_peer_s_bench_runs_with_code_from_a_directory(model, tmp_path, tune):
     """The stand-in takes what the official code takes; what computes is our model."""

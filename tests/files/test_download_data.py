@@ -3,13 +3,16 @@ pinned."""
 
 import io
 import json
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from adapter_runs import QUICK
-from commands import TRAIN
-from hub_server import COMMIT, TOKEN, command, running_hub
+from commands import TRAIN, words
+from hub_server import COMMIT, TOKEN, command, environment, running_hub
 from PIL import Image
 
 from deepsynth_min import settings as settings_
@@ -40,68 +43,83 @@ SPLITS = {
 }
 
 READ = """
-import sys
+import json, sys
 from deepsynth_min.data.rows import open_rows, pinned
+from deepsynth_min.errors import UserError
 from deepsynth_min.settings import parse
-settings = pinned(parse(sys.argv[1:]).data)
-print(settings.data_revision)
-for rows in open_rows(settings, 0):
-    read = [rows[i] for i in range(len(rows))]
-    print(*sorted(str(r.text or r.images[0].read_bytes()[1:4]) for r in read))
+
+def read(options):
+    settings = pinned(parse(options).data)
+    yield settings.data_revision
+    for rows in open_rows(settings, 0):
+        found = [rows[i] for i in range(len(rows))]
+        yield " ".join(sorted(str(r.text or r.images[0].read_bytes()[1:4]) for r in found))
+
+for line in sys.stdin:
+    try:
+        answer = list(read(json.loads(line)))
+    except UserError as error:
+        answer = str(error)
+    print(json.dumps(answer), flush=True)
 """
 
 
-def read(server, tmp_path, *options) -> list[str]:
-    done = command(server, tmp_path, "-c", READ, "--data", REPO, *options)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+@contextmanager
+def reader(server, tmp_path):
+    """A process that reads the data set whenever it is told to: read(*options) -> the commit and
+    the rows of each split, or what the user is told."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", READ],
+        env=environment(server, tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
+    def read(*options):
+        process.stdin.write(json.dumps(["--data", REPO, *options]) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert TOKEN not in answer
+        return json.loads(answer)
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    try:
+        yield read
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_files_of_the_splits_are_read_and_then_need_no_hub(tmp_path):
     with running_hub() as server:
         serve(server, SPLITS)
-        found = read(server, tmp_path, "--val-data", REPO)
+        with reader(server, tmp_path) as read:
+            found = read("--val-data", REPO)
         assert found == [COMMIT, "a b c d", "v w"]
         assert not list((tmp_path / "home").rglob("README.md"))  # only what is read
         server.requests.clear()
         serve(server, {"train.parquet": table(["new 1", "new 2"])}, LATER)
-        assert read(server, tmp_path, "--val-data", REPO) == found and not server.requests
-        # A revision by name that the cache has not seen, and the commit that it has.
-        assert read(server, tmp_path, "--data-revision", "v2")[0] == LATER
-        assert (
-            read(
-                server,
-                tmp_path,
-                "--val-data",
-                REPO,
-                "--data-revision",
-                COMMIT,
-                "--val-revision",
-                COMMIT,
-            )
-            == found
-        )
+        with reader(server, tmp_path) as read:  # a new process
+            assert read("--val-data", REPO) == found and not server.requests
+            # A revision by name that the cache has not seen, and the commit that it has.
+            assert read("--data-revision", "v2")[0] == LATER
+            commits = words("--data-revision {} --val-revision {}", COMMIT, COMMIT)
+            assert read("--val-data", REPO, *commits) == found
 
 
 def test_a_download_that_was_interrupted_is_not_taken_for_a_smaller_data_set(tmp_path):
-    with running_hub() as server:
+    with running_hub() as server, reader(server, tmp_path) as read:
         serve(server, SPLITS)
-        read(server, tmp_path, "--val-data", REPO)
+        read("--val-data", REPO)
         (lost,) = (tmp_path / "home").rglob("train-00001-of-00002.parquet")
         lost.unlink()
         server.requests.clear()
-        assert read(server, tmp_path, "--val-data", REPO) == [COMMIT, "a b c d", "v w"]
+        assert read("--val-data", REPO) == [COMMIT, "a b c d", "v w"]
         assert "file" in server.requests
         (tmp_path / "cache" / "deepsynth_min").rename(tmp_path / "gone")  # as if by another program
         lost.unlink()
         server.fail = {"info": [503] * 99}
-        done = command(server, tmp_path, "-c", READ, "--data", REPO)
-        assert "UserError: someone/papers: not here, and the hub did not give it" in done.stderr
+        assert read().startswith("someone/papers: not here, and the hub did not give it")
 
 
 def test_rows_may_name_image_files_of_the_data_set_and_no_others(tmp_path):
@@ -110,33 +128,33 @@ def test_rows_may_name_image_files_of_the_data_set_and_no_others(tmp_path):
     rows = [{"image": f"pages/{i}.png", "summary": "s"} for i in range(2)]
     content = "\n".join(map(json.dumps, rows)).encode()
     files = {"rows.jsonl": content, "pages/0.png": png.getvalue(), "pages/1.png": png.getvalue()}
-    with running_hub() as server:
+    with running_hub() as server, reader(server, tmp_path) as read:
         serve(server, files)
-        assert read(server, tmp_path)[1:] == ["b'PNG'", "b'PNG'"]
+        assert read()[1:] == ["b'PNG'", "b'PNG'"]
         serve(server, {"rows.jsonl": content.replace(b"pages/1.png", b"/etc/hostname")}, LATER)
-        done = command(server, tmp_path, "-c", READ, "--data", REPO, "--data-revision", LATER)
-        assert "rows.jsonl:1" in done.stderr and "pages/0.png: no such image" in done.stderr
+        said = read("--data-revision", LATER)
+        assert "rows.jsonl:1" in said and "pages/0.png: no such image" in said
         files["rows.jsonl"] = content.replace(b"pages/1.png", b"/etc/hostname")
         serve(server, files, "f00d" * 10)
-        done = command(server, tmp_path, "-c", READ, "--data", REPO, "--data-revision", "f00d" * 10)
-        assert "rows.jsonl:2: image '/etc/hostname' is outside of the data folder" in done.stderr
+        said = read("--data-revision", "f00d" * 10)
+        assert "rows.jsonl:2: image '/etc/hostname' is outside of the data folder" in said
 
 
 def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
     out = tmp_path / "run"
-    words = [*TRAIN, *QUICK, "--data", REPO, "--out", out]
-    with running_hub() as server:
+    command_line = [*TRAIN, *QUICK, "--data", REPO, "--out", out]
+    with running_hub() as server, reader(server, tmp_path) as read:
         serve(server, {"rows.parquet": table([f"text {i}" for i in range(8)])})
-        done = command(server, tmp_path, *words, "--max-steps", 1)
+        done = command(server, tmp_path, *command_line, "--max-steps", 1)
         assert done.returncode == 0, done.stderr
         assert settings_.load(out / "config.toml").data.data_revision == COMMIT
         # The branch has moved on, and the cache with it; the run goes on with its own rows.
         serve(server, {"rows.parquet": table([f"new {i}" for i in range(9)])}, LATER)
-        read(server, tmp_path, "--data-revision", LATER)
+        read("--data-revision", LATER)
         for ref in (tmp_path / "home").rglob("refs/main"):
             ref.write_text(LATER)
-        assert read(server, tmp_path)[0] == LATER
-        done = command(server, tmp_path, *words, "--max-steps", 2, "--resume", "auto")
+        assert read()[0] == LATER
+        done = command(server, tmp_path, *command_line, "--max-steps", 2, "--resume", "auto")
         assert done.returncode == 0, done.stderr
         assert "resuming after step 1" in done.stdout
         assert settings_.load(out / "config.toml").data.data_revision == COMMIT

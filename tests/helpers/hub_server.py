@@ -11,10 +11,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from commands import python
 
 TOKEN = "hf_thisIsTheSecret"
 COMMIT = "c0ffee" * 6 + "c0ff"  # 40 digits
@@ -198,17 +199,20 @@ def running_hub():
         thread.join()
 
 
-def command(server, tmp_path, *words) -> subprocess.CompletedProcess:
-    """Runs Python with the hub's address and a token in its environment."""
-    environment = {
+def environment(server, tmp_path) -> dict[str, str]:
+    """Of a process that finds this hub, has a token, and has its caches under tmp_path."""
+    return {
         **os.environ,
         "HF_ENDPOINT": server.url,
         "HF_HOME": str(tmp_path / "home"),
         "HF_TOKEN": TOKEN,
         "HF_HUB_DISABLE_XET": "1",  # the other way to send has its own servers
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True
-    )
+
+
+def command(server, tmp_path, *words) -> subprocess.CompletedProcess:
+    """Runs Python in this environment; the token must not be in what it prints."""
+    done = python(*words, env=environment(server, tmp_path))
     assert TOKEN not in done.stdout + done.stderr
     return done

@@ -53,6 +53,7 @@ def builds(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_random_fonts_styles_and_texts_draw_as_a_pixel_loop_does_without_a_finding(builds):
     """Seeds anew each run; the vector and the portable loops must agree on every byte."""
     seed = int.from_bytes(os.urandom(3))
@@ -65,6 +66,7 @@ def test_random_fonts_styles_and_texts_draw_as_a_pixel_loop_does_without_a_findi
     assert sums[0] == sums[1] != "", f"seed {seed}"
 
 
+@pytest.mark.slow
 def test_the_extension_draws_hard_texts_without_a_finding(builds):
     pytest.importorskip("pybind11")
     runtimes = [

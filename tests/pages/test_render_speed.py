@@ -13,6 +13,7 @@ import render as bench
 import render_peers
 
 TEXTS = bench.documents(2)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

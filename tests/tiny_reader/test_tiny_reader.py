@@ -85,6 +85,7 @@ def test_every_character_is_drawn_and_is_one_token(words, builder):
         assert len(sample.ids) == sample.prompt + len(text) + 1, ascii(text)
 
 
+@pytest.mark.slow
 def test_no_document_shares_an_entity_combination_with_a_held_out_one():
     held_out = {pair for d in documents("val") for pair in d.combinations()}
     assert [document(n).text for n in (0, 2399)] == [documents("train")[n].text for n in (0, 2399)]
@@ -120,7 +121,14 @@ def test_a_visual_token_is_asked_for_the_letters_that_begin_in_its_place(words, 
             assert np.array_equal(drawn, page[0, 64 * number : 64 * number + 64]), line
 
 
-@pytest.mark.parametrize("stage", range(1, len(STAGES)))
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if stage.first_document else n
+        for n, stage in enumerate(STAGES)
+        if n
+    ],
+)
 def test_a_step_s_pages_show_what_is_to_be_read_or_summarised(training, stage):
     at(training, stage).step += 1
     (batch, targets), pages = training._data(training.step), 0
@@ -163,6 +171,7 @@ def test_the_letters_that_are_to_be_looked_for_are_those_of_the_answer(training)
     assert told == [[i for i, _ in copied(d.text, d.summary)] for d in rows] and all(told)
 
 
+@pytest.mark.slow
 def test_a_guided_step_turns_the_heads_to_where_the_letters_stand(tmp_path):
     def missed_after_steps(guided: bool) -> float:
         training = at(Training(tmp_path / str(guided), 0, 1), NAMES)
@@ -210,6 +219,7 @@ def test_stages_follow_each_other_and_each_warms_up():
         assert learning_rate(end - 1) == pytest.approx(a_step_before)
 
 
+@pytest.mark.slow
 def test_the_first_stage_teaches_the_encoder_and_leaves_the_decoder_alone(training):
     before = {name: p.clone() for name, p in training.model.named_parameters()}
     first = training._data(0)
@@ -223,6 +233,7 @@ def test_the_first_stage_teaches_the_encoder_and_leaves_the_decoder_alone(traini
     assert moved == {"sam_model", "vision_model", "projector"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, NAMES])
 def test_taken_up_again_it_goes_on_as_if_undisturbed(tmp_path, stage):
     def losses(training: Training, steps: int) -> list:
@@ -276,6 +287,7 @@ def test_it_still_reads_pages_that_it_has_never_seen(shipped, words, builder):
     assert edits / sum(map(len, texts)) < 0.05
 
 
+@pytest.mark.slow
 def test_what_its_summaries_state_stands_in_documents_that_it_has_never_seen(shipped, builder):
     """By greedy decoding; in another document of the same language far fewer do."""
     chosen = documents("val")[-24:]
@@ -287,6 +299,7 @@ def test_what_its_summaries_state_stands_in_documents_that_it_has_never_seen(shi
     assert sum(stated) > 0.8 * len(stated) and sum(elsewhere) < sum(stated) / 2
 
 
+@pytest.mark.slow
 def test_its_summaries_name_the_persons_and_towns_of_documents_that_it_has_never_seen(
     shipped, words, builder
 ):
