@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from deepsynth_min.model import PRESETS
 from deepsynth_min.model.config import DecoderConfig
-from deepsynth_min.model.presets import PRESETS
 
 # A decoder between the presets, for a CPU: large enough that products count, with tiny's encoder.
 MIDDLE = DecoderConfig(
@@ -57,6 +57,7 @@ def processor() -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
+    """Of python and of packages, for the JSON line."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -112,9 +113,9 @@ def interleaved(
     return times
 
 
-def product_rate(device: torch.device, kind: torch.dtype, side: int) -> Callable[[int], None]:
+def product_rate(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[int], None]:
     """A square matrix product, for `interleaved`: the machine's rate is 2 side^3 over its time."""
-    a, b = torch.randn(2, side, side, device=device, dtype=kind)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     out = torch.empty_like(a)
     return lambda i: torch.mm(a, b, out=out)
 
@@ -126,8 +127,8 @@ def resident(which: str) -> int:
 
 
 def child(row: str, *words: str) -> dict:
-    """One row of the bench that is running, by a process of its own, whose peak is nobody else's:
-    the script as it was called, `--row` and more; what its last line says."""
+    """One row of the running bench, from a process of its own, so that its peak memory is its own:
+    calls the script as it was called, with `--row` and more; returns its last line."""
     command = [sys.executable, *sys.argv, "--row", row, *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

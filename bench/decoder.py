@@ -1,4 +1,4 @@
-"""The decoder's training step against transformers' own, and against the machine's floor.
+"""The decoder's training step against transformers' own, and against the machine's lower bound.
 
     python bench/decoder.py             # middle size, B 2 and 8, T 400 with 120 and 400 scored
     python bench/decoder.py --tune lora # adapters, against PEFT
@@ -8,8 +8,8 @@ Both start from embeddings [B, T, D] and get a random gradient at the hidden sta
 layers, forward and backward, nothing else. In training these are an answer's, at the end (120 of
 400 tokens, after the 273 of a page of 1024 px and a prompt); the library computes the others all
 the same, we leave out what nothing depends on. Where all are scored, both compute the same. Before
-anything is timed, hidden states and gradients must be equal. The floor is the FLOPs that the step
-needs over the rate of a square product, measured in the same turns.
+anything is timed, hidden states and gradients must be equal. The floor (lower bound) is the FLOPs
+that the step needs over the rate of a square product, measured in the same turns.
 """
 
 import argparse
@@ -20,12 +20,13 @@ import torch
 from common import SIZES, environment, finish, interleaved, median, product_rate, table
 from torch import Tensor, nn
 
+from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.model.decoder import Router, decode
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.training.distributed import start
 from deepsynth_min.training.precision import autocast, set_parameter_types
+from deepsynth_min.tuning import LoraConfig, attach
 from deepsynth_min.tuning.freeze import freeze
-from deepsynth_min.tuning.lora import LoraConfig, attach, choose, pairs
+from deepsynth_min.tuning.lora import choose, pairs
 
 TIE = 2e-6  # relative; ours and the library's float32 are 1e-6 apart
 SQUARE = 2048  # side of the product that the machine's rate is taken from; 8192 on a GPU
@@ -51,6 +52,8 @@ class Ours(nn.Module):
 
 
 class Theirs(nn.Module):
+    """The library's decoder, called as ours is."""
+
     def __init__(self, peer: nn.Module):
         super().__init__()
         self.peer = peer
@@ -64,7 +67,7 @@ def contenders(given, device: torch.device) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     with torch.device(device):
         model = DeepseekOCR(SIZES[given.preset])
-    theirs = {f"transformers {kind}": peers.peer_decoder(model, kind) for kind in given.peers}
+    theirs = {f"transformers {name}": peers.peer_decoder(model, name) for name in given.peers}
     if given.tune == "lora":
         attach(model, LoraConfig(given.rank, 2.0 * given.rank), choose(model, ("attention+mlp",)))
         for pair in pairs(model).values():
@@ -106,7 +109,7 @@ def check_equal(modules: dict[str, nn.Module], xs: list[Tensor], upstream: Tenso
     """Raises AssertionError unless all compute the same, forward and backward, for the first of the
     inputs that brings no router to a tie; bf16, which rounds more than that, takes the first."""
     exact = given.precision == "fp32"
-    ours, loose = modules["deepsynth_min"], 1e-4 if exact else 5e-2
+    ours, tolerance = modules["deepsynth_min"], 1e-4 if exact else 5e-2
     x = next((x for x in xs if not (exact and at_a_tie(ours, x))), None)
     assert x is not None, "each input brings a router to a tie: equality cannot be shown"
     results = {}
@@ -116,8 +119,8 @@ def check_equal(modules: dict[str, nn.Module], xs: list[Tensor], upstream: Tenso
     x.grad = None
     for name, theirs in results.items():
         for a, b in zip(results["deepsynth_min"], theirs):
-            apart = ((a - b).norm() / a.norm()).item()
-            assert apart < loose, f"{name} computes something else: {apart:.1e} apart"
+            error = ((a - b).norm() / a.norm()).item()
+            assert error < tolerance, f"{name} computes something else: {error:.1e} apart"
 
 
 def measure(modules, batch: int, scored: int, given, device: torch.device) -> dict:
@@ -137,24 +140,26 @@ def measure(modules, batch: int, scored: int, given, device: torch.device) -> di
         return step
 
     side = 8192 if device.type == "cuda" else SQUARE
-    kind = torch.float32 if given.precision == "fp32" else torch.bfloat16
+    dtype = torch.float32 if given.precision == "fp32" else torch.bfloat16
     work = {name: stepping(module) for name, module in modules.items()}
-    times = interleaved(work | {"product": product_rate(device, kind, side)}, given.repeats, device)
+    times = interleaved(
+        work | {"product": product_rate(device, dtype, side)}, given.repeats, device
+    )
     seconds = {name: median(values) for name, values in times.items()}
     rate = 2 * side**3 / seconds.pop("product")
     passes, rank = (2, given.rank) if given.tune == "lora" else (3, 0)
-    work_done = flops.decoder_flops(config, [T] * batch, passes, rank=rank)
-    work_done -= flops.spared_flops(config, batch * (T - scored), passes)
+    step_flops = flops.decoder_flops(config, [T] * batch, passes, rank=rank)
+    step_flops -= flops.spared_flops(config, batch * (T - scored), passes)
     best = min(value for name, value in seconds.items() if name != "deepsynth_min")
     return {
         "batch": batch,
         "scored": scored,
         "seconds": seconds,
-        "flops": work_done,
+        "flops": step_flops,
         "product_rate": rate,
-        "floor_s": work_done / rate,
+        "floor_s": step_flops / rate,
         "ratio": best / seconds["deepsynth_min"],
-        "over_floor": {n: v * rate / work_done for n, v in seconds.items()},
+        "over_floor": {n: v * rate / step_flops for n, v in seconds.items()},
     }
 
 

@@ -33,8 +33,7 @@ from common import (
 )
 from torch import Tensor, nn
 
-from deepsynth_min.model import encoder
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model import DeepseekOCR, encoder
 from deepsynth_min.pages.modes import page_side
 from deepsynth_min.training.distributed import start
 
@@ -55,7 +54,7 @@ def _parts(attention: encoder.SamAttention, x: Tensor):
 
 
 class OfficialAttention(nn.Module):
-    """SAM's attention as the official code has it: the reference implementation, unfused."""
+    """SAM's attention as the official code has it: the reference implementation, nothing fused."""
 
     def __init__(self, ours: encoder.SamAttention):
         super().__init__()
@@ -118,9 +117,9 @@ def build(name: str, given, device: torch.device) -> nn.Module:
     for module in [m for part in (trunk.sam_model, trunk.vision_model) for m in part.modules()]:
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
-    kind = torch.bfloat16 if given.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
     for part in (trunk.sam_model, trunk.vision_model):
-        part.to(kind).requires_grad_(False)
+        part.to(dtype).requires_grad_(False)
     if name == "transformers":
         import peers
 
@@ -130,9 +129,9 @@ def build(name: str, given, device: torch.device) -> nn.Module:
 
 def random_pages(given, device: torch.device) -> list[Tensor]:
     side = page_side(given.mode, SIZES[given.preset].page_size)
-    kind = torch.bfloat16 if given.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
     size = (given.pages, 3, side, side)
-    return [torch.rand(size, device=device, dtype=kind) * 2 - 1 for _ in range(4)]
+    return [torch.rand(size, device=device, dtype=dtype) * 2 - 1 for _ in range(4)]
 
 
 @torch.no_grad()
@@ -153,13 +152,13 @@ def peak(given, name: str) -> dict:
     return {"weights": sum(p.nbytes for p in module.parameters()), "peak": top - before}
 
 
-def check_equal(modules: dict[str, nn.Module], pages: Tensor, loose: float) -> None:
+def check_equal(modules: dict[str, nn.Module], pages: Tensor, tolerance: float) -> None:
     """Raises AssertionError unless all give the same features."""
     ours = modules["deepsynth_min"](pages)
     for name, module in modules.items():
         for a, b in zip(ours, module(pages)):
-            apart = ((a - b).norm() / a.norm()).item()
-            assert apart < loose, f"{name} computes something else: {apart:.1e} apart"
+            error = ((a - b).norm() / a.norm()).item()
+            assert error < tolerance, f"{name} computes something else: {error:.1e} apart"
 
 
 @torch.no_grad()
@@ -174,8 +173,8 @@ def compare(given) -> None:
         for name, module in modules.items()
         if name != "official"
     }
-    side, kind = 8192 if device.type == "cuda" else 2048, pages[0].dtype
-    work["product"] = product_rate(device, kind, side)
+    side = 8192 if device.type == "cuda" else 2048
+    work["product"] = product_rate(device, pages[0].dtype, side)
     times = interleaved(work, given.repeats, device, warmup=0)  # the check was one
     seconds = {name: median(values) for name, values in times.items()}
     rate = 2 * side**3 / seconds.pop("product")
@@ -183,12 +182,12 @@ def compare(given) -> None:
     for held in (modules, work, pages):  # before the children's memory is measured
         held.clear()
     memory = {name: child(name)["peak"] for name in names}
-    own = seconds["deepsynth_min"]
+    ours = seconds["deepsynth_min"]
     rows = [
         (
             name,
             f"{t * 1e3:.0f} ms",
-            f"{t / own:.2f}",
+            f"{t / ours:.2f}",
             f"{t * rate / needed:.2f}",
             f"{memory[name] / 2**20:,.0f} MiB",
         )
@@ -209,7 +208,7 @@ def compare(given) -> None:
             "peak_bytes": memory,
             "flops": needed,
             "product_rate": rate,
-            "ratio": seconds["transformers"] / own,
+            "ratio": seconds["transformers"] / ours,
             "memory_of_official": memory["deepsynth_min"] / memory["official"],
             **environment("torch", "transformers"),
         }

@@ -1,10 +1,10 @@
-"""One layer's experts, forward and backward: grouped, one by one, and in a loop.
+"""One layer's experts, forward and backward: the plain form and the two that the model runs.
 
     python bench/experts.py                    # middle size, 800 and 3200 tokens
     python bench/experts.py --preset deepseek-ocr --precision bf16      # on a GPU
 
-`loop` is the plain form of both others: the model runs `one by one` for plain experts on a CPU,
-if they are of some size, and else `grouped`.
+`plain` is the reference implementation, a loop over experts by autograd. The model runs `one by
+one` for plain experts on a CPU, if they are of some size, and else `grouped`.
 """
 
 import argparse
@@ -23,27 +23,27 @@ from deepsynth_min.training.distributed import start
 FORMS = {
     "grouped": mixture_of_experts_grouped,
     "one by one": mixture_of_experts_cpu,
-    "loop": mixture_of_experts,
+    "plain": mixture_of_experts,
 }
 
 
 def measure(experts: Experts, config, M: int, given, device: torch.device) -> dict:
     D, K, E = config.hidden_size, config.num_experts_per_tok, config.n_routed_experts
-    kind = experts.down.dtype
-    x = torch.randn(M, D, device=device, dtype=kind, requires_grad=True)
+    dtype = experts.down.dtype
+    x = torch.randn(M, D, device=device, dtype=dtype, requires_grad=True)
     weight, chosen = torch.rand(M, E, device=device).topk(K)
     upstream = torch.randn_like(x)
 
     def stepping(form):
         def step(i: int) -> None:
-            form(experts, x, chosen.roll(i, 0), weight.to(kind)).to(kind).backward(upstream)
+            form(experts, x, chosen.roll(i, 0), weight.to(dtype)).to(dtype).backward(upstream)
             x.grad = experts.gate_up.grad = experts.down.grad = None
 
         return step
 
     side = 8192 if device.type == "cuda" else 2048
     work = {name: stepping(form) for name, form in FORMS.items()}
-    work["product"] = product_rate(device, kind, side)
+    work["product"] = product_rate(device, dtype, side)
     seconds = {k: median(v) for k, v in interleaved(work, given.repeats, device).items()}
     rate = 2 * side**3 / seconds.pop("product")
     floor = 3 * 2 * M * K * 3 * D * config.moe_intermediate_size / rate

@@ -36,44 +36,15 @@ def main() -> None:
         rates = {}
         for cache in ("off", "memory"):
             out = Path(folder) / cache
-            code = train.main(
-                [
-                    "--data",
-                    str(rows),
-                    "--model",
-                    "tiny",
-                    "--mode",
-                    given.mode,
-                    "--tune",
-                    given.tune,
-                    "--epochs",
-                    "3",
-                    "--batch-size",
-                    str(given.batch_size),
-                    "--val-fraction",
-                    "0",
-                    "--val-samples",
-                    "1",
-                    "--answer-samples",
-                    "0",
-                    "--ablation-samples",
-                    "0",
-                    "--eval-every",
-                    "0",
-                    "--save-every",
-                    "0",
-                    "--bucket",
-                    "0",
-                    "--log-every",
-                    "1",
-                    "--threads",
-                    str(given.threads),
-                    "--feature-cache",
-                    cache,
-                    "--out",
-                    str(out),
-                ]
-            )
+            options = [
+                *("--data", rows, "--out", out, "--feature-cache", cache, "--model", "tiny"),
+                *("--mode", given.mode, "--tune", given.tune, "--epochs", 3),
+                *("--batch-size", given.batch_size, "--threads", given.threads),
+                *("--val-fraction", 0, "--val-samples", 1, "--answer-samples", 0),
+                *("--ablation-samples", 0, "--eval-every", 0, "--save-every", 0),
+                *("--bucket", 0, "--log-every", 1),
+            ]
+            code = train.main([str(option) for option in options])
             assert code == 0
             lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
             steps = [line for line in lines if line["kind"] == "train"]
@@ -82,7 +53,7 @@ def main() -> None:
             ]
             rates[cache] = [median(epoch) for epoch in epochs]
     table_rows = [
-        (f"cache {name}", *(f"{rate:.2f}" for rate in own)) for name, own in rates.items()
+        (f"cache {name}", *(f"{rate:.2f}" for rate in by_epoch)) for name, by_epoch in rates.items()
     ]
     print(table(table_rows, ("samples/s", "epoch 1", "epoch 2", "epoch 3")))
     first, second, third = rates["memory"]

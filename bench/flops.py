@@ -11,7 +11,8 @@ counted. With `as_done` it is, as torch's FlopCounterMode would count the kernel
 the tests hold the formulas to that counter.
 """
 
-from deepsynth_min.model.config import ClipConfig, DecoderConfig, ModelConfig, SamConfig
+from deepsynth_min.model import ModelConfig
+from deepsynth_min.model.config import ClipConfig, DecoderConfig, SamConfig
 
 
 def sam_flops(config: SamConfig, side: int, as_done: bool = False) -> int:

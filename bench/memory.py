@@ -24,9 +24,7 @@ from common import child, environment, finish, resident, table
 from train_step import random_batch
 
 from deepsynth_min.data.tokenizer import EMBEDDED
-from deepsynth_min.model.config import ModelConfig
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model import PRESETS, DeepseekOCR, ModelConfig
 from deepsynth_min.model.weights import official_views
 from deepsynth_min.pages.modes import page_side
 from deepsynth_min.training.build import build_base
@@ -34,8 +32,8 @@ from deepsynth_min.training.checkpoint import save_model
 from deepsynth_min.training.distributed import start
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
-from deepsynth_min.tuning import freeze
-from deepsynth_min.tuning.lora import LoraConfig, adapter_views, attach, choose
+from deepsynth_min.tuning import LoraConfig, attach, freeze
+from deepsynth_min.tuning.lora import adapter_views, choose
 from deepsynth_min.tuning.quant import Packed, QuantConfig, quantise
 
 TUNES = ("decoder", "lora", "qlora")
@@ -142,12 +140,12 @@ def measured(options, tune: str) -> dict:
     }
 
 
-def loaded(options, kind: str) -> dict:
-    """Peak and rest of loading a checkpoint, resident size above that before it."""
-    if kind != "bf16":
-        Packed(torch.randn(64, 64), QuantConfig(kind))  # the library's own memory is not counted
+def loaded(options, storage: str) -> dict:
+    """Peak and rest of loading a checkpoint in a storage type: resident size above that before."""
+    if storage != "bf16":
+        Packed(torch.randn(64, 64), QuantConfig(storage))  # the library's memory is not counted
     before, began = resident("VmRSS"), time.perf_counter()
-    packed = None if kind == "bf16" else QuantConfig(kind)
+    packed = None if storage == "bf16" else QuantConfig(storage)
     model = build_base(Path(options.directory), torch.device("cpu"), torch.bfloat16, packed)
     held = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
     return {
@@ -163,10 +161,10 @@ def mb(size: int | None) -> str:
 
 def report_training(options) -> None:
     rows = {tune: child(tune) for tune in TUNES}
-    how = "counted from shapes" if options.count else "held and measured in three steps"
+    method = "counted from shapes" if options.count else "held and measured in three steps"
     print(
         f"{options.preset}, {options.precision}, LoRA {options.targets} at rank {options.rank}, "
-        f"batch {options.batch_size}, {how}; MB = 10^6 bytes"
+        f"batch {options.batch_size}, {method}; MB = 10^6 bytes"
     )
     columns = ("weights", "gradients", "optimizer")
     lines = [
@@ -204,11 +202,11 @@ def report_loading(options) -> None:
         del model
         size = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
         words = ("--directory", str(directory))
-        rows = {kind: child(kind, *words) for kind in ("bf16", "nf4")}
+        rows = {storage: child(storage, *words) for storage in ("bf16", "nf4")}
     print(f"loading a bf16 checkpoint of {mb(size)} MB on the CPU; MB = 10^6 bytes")
     lines = [
-        (kind, mb(row["peak"]), f"{row['peak'] / size:.2f}", mb(row["rest"]), f"{row['seconds']} s")
-        for kind, row in rows.items()
+        (name, mb(row["peak"]), f"{row['peak'] / size:.2f}", mb(row["rest"]), f"{row['seconds']} s")
+        for name, row in rows.items()
     ]
     print(table(lines, ("as", "peak MB", "peak / file", "held after MB", "time")))
     finish(

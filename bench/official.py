@@ -6,7 +6,7 @@
 DIR holds the official checkpoint with its Python files; install the transformers that those were
 written for (4.46.3) and, for --tune lora, PEFT. Running this script runs that code, which nothing
 else in this repository does. Its vision part calls `.cuda()` itself, so it needs a GPU; `--device
-cpu` is for code that does not, such as the stand-in that tests/test_bench.py writes.
+cpu` is for code that does not, such as the stand-in that tests/bench/test_bench.py writes.
 
 Ours loads the same weights. Both take the same step on the same batches, in turn: forward,
 backward, clipping, AdamW on what trains. Their losses, before the first step, must agree.
@@ -21,14 +21,14 @@ from torch import nn
 from train_step import random_batch
 
 from deepsynth_min.errors import UserError, exit_code
-from deepsynth_min.model.batch import Batch
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model import Batch, DeepseekOCR
 from deepsynth_min.pages.modes import page_side
 from deepsynth_min.training.distributed import start, stop
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
+from deepsynth_min.tuning import LoraConfig, attach
 from deepsynth_min.tuning.freeze import freeze
-from deepsynth_min.tuning.lora import LoraConfig, attach, choose
+from deepsynth_min.tuning.lora import choose
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj"]  # attention alone: both sides adapt the same
 

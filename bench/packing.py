@@ -1,7 +1,7 @@
 """Packed against padded micro-steps of the embedded corpus: tokens wasted, and the step's time.
 
     python bench/packing.py                    # preset tiny, in the order that training has
-    python bench/packing.py --bucket 0         # without samples of like length brought together
+    python bench/packing.py --bucket 0         # without length bucketing
 
 The same samples, forward and backward of one model, in turn; the ratio of the medians counts.
 """
@@ -12,12 +12,10 @@ import time
 import torch
 from common import environment, finish, median, table
 
-from deepsynth_min.data.loader import Loader
+from deepsynth_min.data import Loader, SampleBuilder
 from deepsynth_min.data.rows import open_rows
-from deepsynth_min.data.samples import SampleBuilder
 from deepsynth_min.data.tokenizer import load_tokenizer
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model import PRESETS, DeepseekOCR
 from deepsynth_min.settings import parse
 from deepsynth_min.training.build import EMBEDDED
 from deepsynth_min.tuning import freeze
@@ -65,8 +63,8 @@ def main() -> None:
             if i >= 3:
                 times[name].append(seconds)
     wasted = {
-        name: 1 - sum(b.tokens for b in own) / sum(b.input_ids.numel() for b in own)
-        for name, own in forms.items()
+        name: 1 - sum(b.tokens for b in made) / sum(b.input_ids.numel() for b in made)
+        for name, made in forms.items()
     }
     speedup = median(times["padded"]) / median(times["packed"])
     rows = [(n, f"{wasted[n]:.1%}", f"{median(times[n]) * 1e3:.1f} ms") for n in forms]

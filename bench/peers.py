@@ -19,8 +19,8 @@ from transformers.models.deepseek_ocr2 import (
     modeling_deepseek_ocr2 as modeling,
 )
 
-from deepsynth_min.model.config import ClipConfig, DecoderConfig, ModelConfig, SamConfig
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model import DeepseekOCR, ModelConfig
+from deepsynth_min.model.config import ClipConfig, DecoderConfig, SamConfig
 from deepsynth_min.model.encoder import ClipEmbeddings
 from deepsynth_min.tuning.lora import pairs
 
@@ -85,13 +85,13 @@ def adapted(peer: nn.Module, model: DeepseekOCR) -> nn.Module:
     """PEFT's adapters on the library's decoder, with the rank, places and values of ours."""
     from peft import LoraConfig, get_peft_model
 
-    own = {path.removeprefix("model."): pair for path, pair in pairs(model).items()}
+    adapters = {path.removeprefix("model."): pair for path, pair in pairs(model).items()}
     config = LoraConfig(
-        r=model.adapter.rank, lora_alpha=model.adapter.alpha, target_modules=sorted(own)
+        r=model.adapter.rank, lora_alpha=model.adapter.alpha, target_modules=sorted(adapters)
     )
     wrapped = get_peft_model(peer, config)
     with torch.no_grad():
-        for path, pair in own.items():
+        for path, pair in adapters.items():
             theirs = wrapped.get_submodule(f"base_model.model.{path}")
             theirs.lora_A["default"].weight.copy_(pair.A)
             theirs.lora_B["default"].weight.copy_(pair.B)
@@ -177,8 +177,8 @@ def peer_encoder(model: DeepseekOCR) -> PeerEncoder:
     with torch.device(trunk.sam_model.pos_embed.device):
         peer = PeerEncoder(model.config)
     peer.sam.load_state_dict(renamed(trunk.sam_model.state_dict(), _SAM_NAMES))
-    own = trunk.vision_model.state_dict()
-    layers = {n: t for n, t in own.items() if n.startswith("transformer.")}
+    state = trunk.vision_model.state_dict()
+    layers = {n: t for n, t in state.items() if n.startswith("transformer.")}
     peer.clip.load_state_dict(clip_state(layers))
     peer.embeddings.load_state_dict(trunk.vision_model.embeddings.state_dict())
     peer.pre_layrnorm.load_state_dict(trunk.vision_model.pre_layrnorm.state_dict())

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from deepsynth_min.corpus.documents import documents
+from deepsynth_min.data import SampleBuilder
 from deepsynth_min.data.row import Row
-from deepsynth_min.data.samples import SampleBuilder, collate
+from deepsynth_min.data.samples import collate
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.model.generation import generate

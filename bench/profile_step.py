@@ -1,4 +1,4 @@
-"""One training step looked at: the dearest kernels, what bounds each, and waits for the device.
+"""One training step profiled: the most expensive kernels, what bounds each, and host waits.
 
     python bench/profile_step.py                                             # preset tiny, CPU
     python bench/profile_step.py --preset deepseek-ocr --mode base --tune lora --batch-size 16 \\
@@ -50,7 +50,7 @@ def gaps(events) -> float:
 def main() -> None:
     trace = argparse.ArgumentParser(add_help=False)
     trace.add_argument("--trace", help="file for chrome://tracing or ui.perfetto.dev")
-    own, rest = trace.parse_known_args()
+    given_trace, rest = trace.parse_known_args()
     sys.argv[1:] = rest
     given = train_step.options()
     world = start(given.device, given.threads)
@@ -63,8 +63,8 @@ def main() -> None:
         step.run()
         step.wait()
     side = 8192 if cuda else 2048
-    kind = torch.bfloat16 if given.precision == "bf16" else torch.float32
-    product = {"product": product_rate(world.device, kind, side)}
+    dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
+    product = {"product": product_rate(world.device, dtype, side)}
     rate = 2 * side**3 / median(interleaved(product, 5, world.device)["product"])
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     operations = sorted(seen.key_averages(), key=lambda o: -getattr(o, key))
@@ -94,8 +94,8 @@ def main() -> None:
     if cuda:
         print(f"the GPU had nothing to run for {idle:.1%}; the host waited {len(waits)} times")
         print("\n".join(sorted(set(waits))))
-    if own.trace:
-        seen.export_chrome_trace(own.trace)
+    if given_trace.trace:
+        seen.export_chrome_trace(given_trace.trace)
     finish(
         {
             "bench": "profile_step",

@@ -1,4 +1,4 @@
-"""Pages per second: ours, other people's, and the floors, on the same documents in one run.
+"""Pages per second: ours, other libraries', and lower bounds, on the same documents in one run.
 
     python bench/render.py                         # embedded font, 8 documents, two minutes
     python bench/render.py --docs 64 --rounds 9 --font DejaVuSans.ttf --cjk-font NotoSansCJK.otf
@@ -7,10 +7,10 @@
 Documents are made here: English prose with real words' frequencies, 2,000 to 14,000 characters.
 Everything that is compared takes its turn in each round; medians of the rounds are compared. Ours
 draws a document at a time into memory that is reused, as the peers do; `own memory` takes pages
-from the renderer's pool. The floors: filling the pages (memset), copying pages (memcpy), and
-filling plus copying each glyph to a place known beforehand (blit), which is drawing without layout.
-The targets are those of the peers that are installed; Pillow, OpenCV 5, skia-python and pycairo are
-no dependencies. Best on an idle machine.
+from the renderer's pool. The floors (lower bounds): filling the pages (memset), copying pages
+(memcpy), and filling plus copying each glyph to a place known beforehand (blit), which is drawing
+without layout. The targets are those of the peers that are installed; Pillow, OpenCV 5, skia-python
+and pycairo are no dependencies. Best on an idle machine.
 """
 
 import argparse
@@ -24,9 +24,10 @@ import numpy as np
 import render_peers
 from common import environment, finish, median, table
 
+from deepsynth_min.pages import PageStyle
 from deepsynth_min.pages.font import EMBEDDED, font_bytes
 from deepsynth_min.pages.glyphs import GlyphStore
-from deepsynth_min.pages.renderer import PageStyle, Renderer, _Layout
+from deepsynth_min.pages.renderer import Renderer, _Layout
 
 WORDS = (
     "the of and to in a is that for it was as with be by on not he his but at are this have from "
@@ -93,24 +94,24 @@ class Ours:
         self.parts = [self.out[:count] for count in counts]
         self.replays = [layout.plan.replay() for layout in layouts]
 
-    def draw(self):
+    def draw(self) -> None:
         for text in self.texts:
             self.renderer.render_pages(text, out=self.out)
 
-    def pooled(self):
+    def pooled(self) -> None:
         for text in self.texts:
             self.renderer.render_pages(text)
 
-    def memset(self):
+    def memset(self) -> None:
         for part in self.parts:
             part.fill(255)
 
-    def memcpy(self):
+    def memcpy(self) -> None:
         for part in self.parts:
             for page in part:
                 np.copyto(page, self.out[0])
 
-    def blit(self):
+    def blit(self) -> None:
         for replay in self.replays:
             replay.draw(self.out)
 
@@ -160,22 +161,20 @@ def grid(texts, font_file: str, rounds: int) -> list[dict]:
             )
             ours = Ours(texts, style)
             seconds = timed({"ours": ours.draw, "blit": ours.blit}, rounds)
-            results.append(
-                {
-                    "side": side,
-                    "font_size": size,
-                    "pages_per_s": ours.pages / seconds["ours"],
-                    "characters_per_s": ours.characters / seconds["ours"],
-                    "x_blit_floor": seconds["ours"] / seconds["blit"],
-                }
-            )
-            r = results[-1]
+            result = {
+                "side": side,
+                "font_size": size,
+                "pages_per_s": ours.pages / seconds["ours"],
+                "characters_per_s": ours.characters / seconds["ours"],
+                "x_blit_floor": seconds["ours"] / seconds["blit"],
+            }
+            results.append(result)
             rows.append(
                 (
                     f"{side} px, {size} px",
-                    f"{r['pages_per_s']:,.0f}",
-                    f"{r['characters_per_s'] / 1e6:,.1f}",
-                    f"{r['x_blit_floor']:.2f}",
+                    f"{result['pages_per_s']:,.0f}",
+                    f"{result['characters_per_s'] / 1e6:,.1f}",
+                    f"{result['x_blit_floor']:.2f}",
                 )
             )
     print("\n" + table(rows, ("page, font", "pages/s", "M characters/s", "x blit floor")))
@@ -216,43 +215,27 @@ def cold_start(cjk_font: str) -> dict:
     started = time.perf_counter()
     Renderer(style).render_pages(text)
     seconds = time.perf_counter() - started
-    kind = "CJK" if cjk_font else "embedded (no --cjk-font)"
+    glyphs = "CJK" if cjk_font else "embedded (no --cjk-font)"
     print(
-        f"\ncold start: {len(text)} distinct {kind} glyphs in {seconds:.3f} s, "
+        f"\ncold start: {len(text)} distinct {glyphs} glyphs in {seconds:.3f} s, "
         f"{1e6 * seconds / len(text):.0f} us each"
     )
-    return {"glyphs": len(text), "kind": kind, "seconds": seconds}
+    return {"glyphs": len(text), "kind": glyphs, "seconds": seconds}
 
 
 def judge(speeds: dict[int, dict]) -> list[dict]:
     """Each target with what was measured."""
     found = []
     for size, speed in speeds.items():
-        for name, (least, aim) in TARGETS.items():
+        for name, (low, aim) in TARGETS.items():
             if name in speed:
                 ratio = speed["ours"] / speed[name]
-                found.append(
-                    {
-                        "font_size": size,
-                        "against": name,
-                        "ratio": ratio,
-                        "at_least": least,
-                        "aim": aim,
-                        "met": ratio >= least,
-                    }
-                )
-        most, aim = FLOOR_TARGET
+                bar = {"at_least": low, "aim": aim, "met": ratio >= low}
+                found.append({"font_size": size, "against": name, "ratio": ratio, **bar})
+        high, aim = FLOOR_TARGET
         ratio = speed["floor: memset + blit"] / speed["ours"]
-        found.append(
-            {
-                "font_size": size,
-                "against": "memset + blit",
-                "ratio": ratio,
-                "at_most": most,
-                "aim": aim,
-                "met": ratio <= most,
-            }
-        )
+        bar = {"at_most": high, "aim": aim, "met": ratio <= high}
+        found.append({"font_size": size, "against": "memset + blit", "ratio": ratio, **bar})
     rows = [
         (
             f"{t['against']}, {t['font_size']} px",
@@ -284,40 +267,42 @@ def soak(pages: int) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    options.add_argument("--docs", type=int, default=8, help="documents (8)")
-    options.add_argument("--rounds", type=int, default=5, help="turns of each contender (5)")
-    options.add_argument("--font", default="", help="font file for everybody (embedded Noto Sans)")
-    options.add_argument("--cjk-font", default="", help="font file for the cold start")
-    options.add_argument("--soak", type=int, default=0, help="only watch memory over so many pages")
-    args = options.parse_args()
-    if args.soak:
-        soak(args.soak)
+    parser.add_argument("--docs", type=int, default=8, help="documents (8)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (5)")
+    parser.add_argument("--font", default="", help="font file for everybody (embedded Noto Sans)")
+    parser.add_argument("--cjk-font", default="", help="font file for the cold start")
+    parser.add_argument(
+        "--soak", type=int, default=0, help="watch memory over so many pages instead"
+    )
+    given = parser.parse_args()
+    if given.soak:
+        soak(given.soak)
         return
-    texts = documents(args.docs)
+    texts = documents(given.docs)
     with tempfile.NamedTemporaryFile(suffix=".ttf") as embedded:
         embedded.write(font_bytes(EMBEDDED[0]))
         embedded.flush()
-        font = args.font or embedded.name
-        speeds = {size: against_peers(texts, font, size, args.rounds) for size in (16, 12)}
+        font = given.font or embedded.name
+        speeds = {size: against_peers(texts, font, size, given.rounds) for size in (16, 12)}
         targets = judge(speeds)
-        sizes = grid(texts, font, args.rounds)
-        by_threads = threads(texts, font, args.rounds)
+        sizes = grid(texts, font, given.rounds)
+        by_threads = threads(texts, font, given.rounds)
     finish(
         {
             "bench": "render",
             **environment(
                 "numpy", "freetype-py", "pillow", "opencv-python-headless", "skia-python", "pycairo"
             ),
-            "font": os.path.basename(args.font) or "embedded Noto Sans",
-            "documents": args.docs,
+            "font": os.path.basename(given.font) or "embedded Noto Sans",
+            "documents": given.docs,
             "pages_per_s": speeds,
             "targets": targets,
             "grid": sizes,
             "pages_per_s_by_threads": by_threads,
-            "cold_start": cold_start(args.cjk_font),
+            "cold_start": cold_start(given.cjk_font),
         }
     )
 

@@ -34,7 +34,7 @@ def cached(measure):
 
 
 def paged(texts, lines_of, new_page, draw, side: int, margin: int, step: int, up: int) -> int:
-    """Draw all lines of all texts; returns the number of pages."""
+    """Draws all lines of all texts; returns the number of pages."""
     pages, last = 0, side - margin - step
     for text in texts:
         y = last + 1
@@ -54,13 +54,13 @@ def pillow_plain(font_file, size, side, margin, step):
 
     font = ImageFont.truetype(font_file, size, layout_engine=ImageFont.Layout.BASIC)
     image = Image.new("L", (side, side), 255)
-    canvas, free = ImageDraw.Draw(image), side - 2 * margin
+    canvas, width = ImageDraw.Draw(image), side - 2 * margin
 
     def lines_of(paragraph):
         line = ""
         for word in paragraph.split(" "):
             longer = f"{line} {word}" if line else word
-            if line and font.getlength(longer) > free:
+            if line and font.getlength(longer) > width:
                 yield line
                 longer = word
             line = longer

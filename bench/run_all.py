@@ -42,14 +42,14 @@ def on_cpu(quick: bool) -> list[tuple[str, ...]]:
 
 def on_gpu(baseline: str) -> list[tuple[str, ...]]:
     sixteen, eight = (*OFFICIAL, "--batch-size", "16"), (*OFFICIAL, "--batch-size", "8")
-    frugal = ("--weights", "bf16", "--optimizer", "adamw8bit", "--checkpoint-layers", "12")
+    low_memory = ("--weights", "bf16", "--optimizer", "adamw8bit", "--checkpoint-layers", "12")
     peers = [("official.py", "--baseline-dir", baseline, "--tune", t) for t in ("lora", "decoder")]
     return [
         *((STEP, "--tune", tune, *sixteen) for tune in ("lora", "decoder", "qlora")),
         (STEP, "--tune", "lora", "--cached", *sixteen),
         *((STEP, "--tune", tune, *eight) for tune in ("lora", "qlora")),
         (STEP, "--tune", "qlora", *OFFICIAL, "--batch-size", "1"),
-        (STEP, "--tune", "decoder", *frugal, *eight),
+        (STEP, "--tune", "decoder", *low_memory, *eight),
         *(
             (
                 "decoder.py",
@@ -74,8 +74,8 @@ def on_gpu(baseline: str) -> list[tuple[str, ...]]:
 
 def shown(result: dict) -> list[tuple[str, str]]:
     """(what was measured, its value) for one bench's JSON line."""
-    kind = result["bench"]
-    if kind == "decoder":
+    bench = result["bench"]
+    if bench == "decoder":
         return [
             (
                 f"decoder {result['preset']}, tune {result['tune']}, B {r['batch']}, "
@@ -85,7 +85,7 @@ def shown(result: dict) -> list[tuple[str, str]]:
             )
             for r in result["results"]
         ]
-    if kind == "encoder":
+    if bench == "encoder":
         return [
             (
                 f"encoder {result['preset']}, {result['pages']} page(s), {result['precision']}",
@@ -93,13 +93,13 @@ def shown(result: dict) -> list[tuple[str, str]]:
                 f"{result['memory_of_official']:.2f} of the official formulation's",
             )
         ]
-    if kind == "loss_memory":
+    if bench == "loss_memory":
         sizes = f"B {result['batch_size']}, T {result['tokens']}, V {result['vocabulary']}"
         frozen = ", head frozen" if result["frozen"] else ""
         return [
             (f"head and loss, {sizes}{frozen}", f"{result['share']:.1%} of the naive peak memory")
         ]
-    if kind == "train_step":
+    if bench == "train_step":
         memory = f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"
         cached = ", cached" if result["cached"] else ""
         return [
@@ -110,7 +110,7 @@ def shown(result: dict) -> list[tuple[str, str]]:
                 f"{result['utilisation']:.0%}; {memory}",
             )
         ]
-    if kind == "official":
+    if bench == "official":
         return [
             (
                 f"official code, tune {result['tune']}, batch {result['batch_size']}",
@@ -120,7 +120,7 @@ def shown(result: dict) -> list[tuple[str, str]]:
     first = result["operations"][0]
     return [
         (
-            "dearest kernel of a step",
+            "most expensive kernel of a step",
             f"{first['name']}, {first['us'] / 1e3:.1f} ms; host waits {result['host_waits']}",
         )
     ]

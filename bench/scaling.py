@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from train_step import random_batch
 
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model import PRESETS, DeepseekOCR
 from deepsynth_min.pages.modes import page_side
 from deepsynth_min.training.distributed import GradientReducer, World, barrier, start, stop
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw

@@ -22,16 +22,17 @@ import flops
 import torch
 from common import SIZES, environment, finish, interleaved, median, product_rate, table, wait
 
-from deepsynth_min.model.batch import Batch, visual_tokens
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
+from deepsynth_min.model import Batch, DeepseekOCR
+from deepsynth_min.model.batch import visual_tokens
+from deepsynth_min.model.deepseek_ocr import parameter_summary
 from deepsynth_min.pages.modes import page_side
 from deepsynth_min.training.compile import compile_parts
 from deepsynth_min.training.distributed import GradientReducer, World, start, stop
 from deepsynth_min.training.metrics import peak_memory
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
-from deepsynth_min.tuning import freeze
-from deepsynth_min.tuning.lora import LoraConfig, attach, choose
+from deepsynth_min.tuning import LoraConfig, attach, freeze
+from deepsynth_min.tuning.lora import choose
 from deepsynth_min.tuning.quant import QuantConfig, quantise
 
 PROMPT = 12  # text tokens of the instruction
@@ -184,10 +185,10 @@ def main() -> None:
     for _ in range(given.warmup):
         step.run()
     whole, splits, rates = [], [], []
-    side, kind = (8192, torch.bfloat16) if world.device.type == "cuda" else (2048, torch.float32)
+    side, dtype = (8192, torch.bfloat16) if world.device.type == "cuda" else (2048, torch.float32)
     if given.precision == "bf16":
-        kind = torch.bfloat16
-    product = {"product": product_rate(world.device, kind, side)}
+        dtype = torch.bfloat16
+    product = {"product": product_rate(world.device, dtype, side)}
     for _ in range(given.repeats):  # alternating, so that drift of the machine falls on all
         whole.append(step.timed())
         splits.append(step.split())
