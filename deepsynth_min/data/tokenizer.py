@@ -1,12 +1,12 @@
 """Text <-> token ids: the embedded tokenizer, loading of any other, and `encode` for users' text.
 
 In: a directory with tokenizer.json (ours is embedded_tokenizer/, or an official DeepSeek one). Out:
-a transformers tokenizer for data.py and generate.py, and lists of ids.
+a transformers tokenizer for samples.py and generate.py, and lists of ids.
 
-The embedded one is a byte-level BPE trained on the training split of corpus.py, its ids laid out
-like DeepSeek-OCR's: 0, 1, 2 are begin, end and padding, then come the 256 bytes and the merges, and
-`<image>`, one per visual token, is the last. Digits are never merged, so that a model reads a
-number figure by figure; every byte has an id, so any text survives encoding and decoding.
+The embedded one is a byte-level BPE trained on the training split of the embedded corpus, its ids
+laid out like DeepSeek-OCR's: 0, 1, 2 are begin, end and padding, then come the 256 bytes and the
+merges, and `<image>`, one per visual token, is the last. Digits are never merged, so that a model
+reads a number figure by figure; every byte has an id, so any text survives encoding and decoding.
 
 The one idea: text is never syntax. A document that contains "<image>" holds seven characters, and
 `encode` yields ids that spell them, never the id of the marker. It cuts such text inside the marker
@@ -37,7 +37,7 @@ IMAGE = "<image>"
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids with which data.py frames a sequence."""
+    """The ids with which samples.py frames a sequence."""
 
     bos: int
     eos: int

@@ -1,4 +1,4 @@
-"""The batch: what data.py hands to the model, checked once, on the CPU, where it was made.
+"""The batch: what data/ hands to the model, checked once, on the CPU, where it was made.
 
 The one idea: everything that the model would have to read back from the GPU (how many visual tokens
 a page gives, where they go, which positions are scored) is known here already, as index tensors, so
@@ -47,7 +47,7 @@ class Batch:
     lengths         empty, or the samples' lengths if they are packed: then the text tensors are
                     [1, T], the samples one after another in one row, and nothing is padding
     page_keys       empty, or the keys of pages and tiles in the feature cache
-    features        [N, h, w, F] what the encoder makes of the pages, if it is known (features.py)
+    features        [N, h, w, F] what the encoder makes of the pages, if cached (feature_cache.py)
     tile_features   [M, q, q, F] the same of the tiles
 
     Raises ValueError if the visual tokens of all pages do not fill image_mask exactly.

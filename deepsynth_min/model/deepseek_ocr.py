@@ -121,10 +121,10 @@ class DeepseekOCR(nn.Module):
         """uint8 [N, C, h*64, w*64] -> what the projector sees of them, [N, h, w, F].
 
         What a page becomes in float32 must not depend on the pages beside it, to the last bit, lest
-        a cached page (features.py) differ from a fresh one. Matrix products of other sizes may add
-        up in another order; so an encoder in float32 reads one page at a time, unless it is being
-        trained. From 512 px on that costs nothing; where the last bit does not matter, `together`
-        says how many pages it may read at once.
+        a cached page (feature_cache.py) differ from a fresh one. Matrix products of other sizes may
+        add up in another order; so an encoder in float32 reads one page at a time, unless it is
+        being trained. From 512 px on that costs nothing; where the last bit does not matter,
+        `together` says how many pages it may read at once.
         """
         trains = torch.is_grad_enabled() and self.encoder_trains
         exact = self.model.sam_model.pos_embed.dtype == torch.float32 and not trains

@@ -1,7 +1,7 @@
 """DeepEncoder: SAM ViT-B -> 16x compression -> CLIP-L -> projector; pages become visual tokens.
 
 In: normalised pages [N, 3, h, w], h and w multiples of 64. Out: one token per 64x64 px,
-[N, h/64 * w/64, D]; the row ends and the page end are put between them in model.py.
+[N, h/64 * w/64, D]; the row ends and the page end are put between them in deepseek_ocr.py.
 
 The one idea: pixels are read by cheap windowed attention (SAM, one patch per 16x16 px), compressed
 16-fold by two strided convolutions, and only then by full attention (CLIP). CLIP never sees a

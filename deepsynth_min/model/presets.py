@@ -15,7 +15,7 @@ from ..files.download import fetch
 from .config import ClipConfig, DecoderConfig, ModelConfig, SamConfig, TextConfig
 
 # The name of the model that comes with the package: it learned to read from nothing on a CPU,
-# letter by letter (tiny_reader.py). Its vocabulary is that of tokenizer.letter_tokenizer; no more
+# letter by letter (tiny_reader/). Its vocabulary is that of tokenizer.letter_tokenizer; no more
 # than 8 MB in bf16. A line of text is drawn in each row of visual tokens, five letters or so in
 # each.
 TINY_READER = "tiny-reader"
