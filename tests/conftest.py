@@ -34,3 +34,14 @@ def jsonl(tmp_path_factory):
     rows = [{"text": d.text, "summary": d.summary} for d in corpus.documents("train")[:24]]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return path
+
+
+# What takes longest is begun first, so that no process is left alone with it at the end.
+LONGEST = ("training", "tiny_reader", "test_train.py", "files", "publish", "evaluation", "bench")
+
+
+def pytest_collection_modifyitems(items):
+    def place(item) -> int:
+        return next((LONGEST.index(p) for p in item.path.parts if p in LONGEST), len(LONGEST))
+
+    items.sort(key=place)  # stable: a file's tests stay together
