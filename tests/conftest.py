@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -20,6 +21,15 @@ from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.model.config import ModelConfig
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """A run in this process handles SIGTERM, which must still end the processes that fork later."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

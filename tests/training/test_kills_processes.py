@@ -1,4 +1,4 @@
-"""Several processes: killed in the middle of anything, restarted by torchrun, now more, now fewer."""
+"""Several processes: killed in the middle of anything, restarted by torchrun, fewer than before."""
 
 import os
 import re
