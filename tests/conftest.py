@@ -23,12 +23,14 @@ from deepsynth_min.model.config import ModelConfig
 torch.set_num_threads(1)
 
 
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+
 @pytest.fixture(autouse=True)
 def signals_as_before():
     """A run in this process handles SIGTERM, which must still end the processes that fork later."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     yield
-    for number, handler in before.items():
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
 
 
