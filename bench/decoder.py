@@ -21,7 +21,7 @@ from common import SIZES, environment, finish, interleaved, median, product_rate
 from torch import Tensor, nn
 
 from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.model.decoder import Router, decode
+from deepsynth_min.model.decoder import Layout, Router, decode
 from deepsynth_min.training.distributed import start
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach
@@ -46,8 +46,10 @@ class Ours(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, scored: int) -> Tensor:
-        trunk, wanted = self.model.model, ends(x, scored) if scored < x.shape[1] else None
-        hidden, _ = decode(trunk.layers, trunk.norm, self.model.config.decoder, x, wanted=wanted)
+        trunk, layout = self.model.model, Layout()
+        if scored < x.shape[1]:
+            layout = Layout(output_index=ends(x, scored))
+        hidden, _ = decode(trunk.layers, trunk.norm, self.model.config.decoder, x, layout)
         return hidden.flatten(0, 1)
 
 

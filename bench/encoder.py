@@ -47,10 +47,7 @@ def _parts(attention: encoder.SamAttention, x: Tensor):
     qkv = attention.qkv(x).view(n, h * w, 3, attention.heads, d).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     grid = q.reshape(n, attention.heads, h, w, d)
-    rel_h = encoder._relative_positions(attention.rel_pos_h, h).to(q.dtype)
-    rel_w = encoder._relative_positions(attention.rel_pos_w, w).to(q.dtype)
-    bias_h = torch.einsum("nHhwd,hkd->nHhwk", grid, rel_h)
-    return q, k, v, bias_h, torch.einsum("nHhwd,wkd->nHhwk", grid, rel_w)
+    return q, k, v, *attention.axis_biases(grid)
 
 
 class OfficialAttention(nn.Module):

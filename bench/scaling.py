@@ -63,10 +63,10 @@ class Contender:
             loss = self.forward(batch.to(self.world.device))
         if self.reducer:
             self.reducer.armed = True
-            (loss / (batch.count * self.world.size)).backward()
+            (loss / (batch.num_scored * self.world.size)).backward()
             self.reducer.finish()
         else:  # DDP takes the mean over ranks
-            (loss / batch.count).backward()
+            (loss / batch.num_scored).backward()
         clip_and_step(self.optimizer, self.scaler, 1e-4, 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         self._wait()

@@ -150,7 +150,7 @@ class Step:
             self.side,
             len(batch.pages),
             lengths,
-            batch.count,
+            batch.num_scored,
             given.rank,
             given.cached,
         )

@@ -50,7 +50,7 @@ def train(run: Training) -> None:
             # -- the next batches, and over all ranks: their label tokens, a signal, a bad row
             batches, error = _next(meter, loader)
             count, stopping, failed = world.sum(
-                sum(batch.count for batch in batches), stopper.asked, error is not None
+                sum(batch.num_scored for batch in batches), stopper.asked, error is not None
             )
             if stopping or failed:
                 break

@@ -110,7 +110,7 @@ class Batch:
         set_("tokens", int(self.attention_mask.sum()))
 
     @property
-    def count(self) -> int:
+    def num_scored(self) -> int:
         """Scored tokens."""
         return len(self.targets)
 

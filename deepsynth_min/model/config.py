@@ -152,37 +152,34 @@ class ModelConfig:
         }
         for name, section in sections.items():
             check_numbers(section, name)
-        checks = {
-            "vision_config.image_size must be a multiple of 64": sam.image_size % 64 == 0,
-            "clip-l-14-224.image_size must be a multiple of its patch_size": clip.image_size
-            % clip.patch_size
-            == 0,
-            "sam_vit_b.width must be a multiple of its heads": sam.width % sam.heads == 0,
-            "clip-l-14-224.width must be a multiple of its heads": clip.width % clip.heads == 0,
-            "sam_vit_b.downsample_channels must be two widths": len(sam.downsample) == 2,
-            "sam_vit_b.downsample_channels must end in the width of clip-l-14-224": sam.downsample[
-                -1:
-            ]
-            == (clip.width,),
-            "sam_vit_b.global_attn_indexes must be layer indices": all(
-                0 <= i < sam.layers for i in sam.global_layers
-            ),
-            "hidden_size must be a multiple of num_attention_heads": dec.hidden_size
-            % dec.num_attention_heads
-            == 0,
-            "head size must be even (rotary attention)": dec.head_dim % 2 == 0,
-            "num_attention_heads must be a multiple of num_key_value_heads": dec.num_attention_heads
-            % dec.num_key_value_heads
-            == 0,
-            "num_experts_per_tok must lie in 1..n_routed_experts": 1
-            <= dec.num_experts_per_tok
-            <= dec.n_routed_experts,
-            "candidate_resolutions: the page size must be a multiple of 64": self.page_size % 64
-            == 0,
-        }
-        for claim, holds in checks.items():
+
+        def require(holds: bool, claim: str) -> None:
             if not holds:
                 raise UserError(claim)
+
+        def whole(number: int, of: int, claim: str) -> None:
+            require(number % of == 0, claim)
+
+        whole(sam.image_size, 64, "vision_config.image_size must be a multiple of 64")
+        claim = "clip-l-14-224.image_size must be a multiple of its patch_size"
+        whole(clip.image_size, clip.patch_size, claim)
+        whole(sam.width, sam.heads, "sam_vit_b.width must be a multiple of its heads")
+        whole(clip.width, clip.heads, "clip-l-14-224.width must be a multiple of its heads")
+        require(len(sam.downsample) == 2, "sam_vit_b.downsample_channels must be two widths")
+        claim = "sam_vit_b.downsample_channels must end in the width of clip-l-14-224"
+        require(sam.downsample[-1] == clip.width, claim)
+        layers = range(sam.layers)
+        claim = "sam_vit_b.global_attn_indexes must be layer indices"
+        require(all(i in layers for i in sam.global_layers), claim)
+        heads, kv_heads = dec.num_attention_heads, dec.num_key_value_heads
+        claim = "hidden_size must be a multiple of num_attention_heads"
+        whole(dec.hidden_size, heads, claim)
+        whole(dec.head_dim, 2, "head size must be even (rotary attention)")
+        whole(heads, kv_heads, "num_attention_heads must be a multiple of num_key_value_heads")
+        claim = "num_experts_per_tok must lie in 1..n_routed_experts"
+        require(1 <= dec.num_experts_per_tok <= dec.n_routed_experts, claim)
+        claim = "candidate_resolutions: the page size must be a multiple of 64"
+        whole(self.page_size, 64, claim)
 
     @property
     def feature_width(self) -> int:

@@ -23,7 +23,7 @@ _MAY_BE_ZERO = (
     "global_layers",
 )
 # Far beyond any model that there is; a number above it would only exhaust memory and patience.
-_MOST = {
+_MAXIMUM = {
     "layers": 256,
     "num_hidden_layers": 256,
     "n_routed_experts": 2048,
@@ -31,14 +31,14 @@ _MOST = {
     "page_size": 8192,
     "vocab_size": 2**24,
 }
-_MOST_ELSE = 2**20
+_DEFAULT_MAXIMUM = 2**20
 
 
 def check_numbers(section: object, name: str) -> None:
     """Raises UserError unless every field of a section is a number such as a model can have."""
     for f in fields(section):
         value, least = getattr(section, f.name), 0 if f.name in _MAY_BE_ZERO else 1
-        most = _MOST.get(f.name, _MOST_ELSE)
+        most = _MAXIMUM.get(f.name, _DEFAULT_MAXIMUM)
         if f.type is bool:
             fits, kind = isinstance(value, bool), "true or false"
         elif f.type is float:

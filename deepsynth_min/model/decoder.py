@@ -13,6 +13,7 @@ Parameter names are those of the official checkpoint, but for the stacked expert
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -197,9 +198,33 @@ class MixtureOfExperts(nn.Module):
         return (y if self.shared_experts is None else y + self.shared_experts(x)), balance
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of x [B, T, D] stand, and what is asked of them.
+
+    valid         [B, S] bool, True for real tokens, those already in the cache included; None: all
+                  are real, or padding stands to the right, where causality alone hides it
+    lengths       of packed samples, in x [1, T, D] one after another; empty: a sample in each row
+    token_mask    [B, T] bool: asks for the balance term over these tokens
+    output_index  flat positions [L] in [B*T] whose hidden states alone are asked for, [1, L, D]: no
+                  other needs the last layer's MLP (not with token_mask, which looks at all)
+    """
+
+    valid: Tensor | None = None
+    lengths: Sequence[int] = ()
+    token_mask: Tensor | None = None
+    output_index: Tensor | None = None
+
+    def __post_init__(self):
+        assert self.output_index is None or self.token_mask is None
+
+
 class DecoderLayer(nn.Module):
+    """Attention, then an MLP or a mixture of experts, each added to what it was given."""
+
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
+        self.is_last = layer == config.num_hidden_layers - 1
         self.self_attn = Attention(config, layer)
         if config.is_dense(layer):
             self.mlp = MLP(config.hidden_size, config.intermediate_size)
@@ -215,18 +240,17 @@ class DecoderLayer(nn.Module):
         sin: Tensor,
         mask: Tensor | None,
         cache: KVCache | None,
-        token_mask: Tensor | None,
-        lengths: Sequence[int] = (),
-        wanted: Tensor | None = None,
+        layout: Layout,
     ) -> tuple[Tensor, Tensor | None]:
-        """wanted: flat positions [L] in [B*T] that go on after attention; x becomes [1, L, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, lengths)
-        if wanted is not None:
-            x = x.flatten(0, 1).index_select(0, wanted)[None]
+        """x [B, T, D] -> the same (of the last layer what the layout asks for), balance term."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, layout.lengths)
+        if self.is_last and layout.output_index is not None:
+            x = x.flatten(0, 1).index_select(0, layout.output_index)[None]  # [1, L, D]
         y = self.post_attention_layernorm(x)
-        y, balance = (
-            self.mlp(y, token_mask) if hasattr(self.mlp, "experts") else (self.mlp(y), None)
-        )
+        if isinstance(self.mlp, MixtureOfExperts):
+            y, balance = self.mlp(y, layout.token_mask)
+        else:
+            y, balance = self.mlp(y), None
         return x + y, balance
 
 
@@ -248,34 +272,25 @@ def decode(
     norm: nn.Module,
     config: DecoderConfig,
     x: Tensor,
-    *,
-    valid: Tensor | None = None,
+    layout: Layout = Layout(),
     cache: KVCache | None = None,
-    token_mask: Tensor | None = None,
-    lengths: Sequence[int] = (),
-    wanted: Tensor | None = None,
     recompute: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Embeddings x [B, T, D] -> (hidden states [B, T, D], balance term or None).
+    """Embeddings x [B, T, D] -> (hidden states, [B, T, D] or as the layout asks; balance term).
 
-    `valid` [B, S] marks real tokens, those already in the cache included; without it every token is
-    real, or padding stands to the right, where causality alone hides it. `token_mask` [B, T] asks
-    for the balance term over those tokens. `lengths`: of packed sequences, in x [1, T, D] one after
-    another. `wanted`: flat positions [L] in [B*T] whose hidden states alone are asked for, [1, L,
-    D]: no other needs the last layer's MLP (not with `token_mask`, which looks at all). The
-    activations of the first `recompute` layers are not kept but computed again in the backward
+    The activations of the first `recompute` layers are not kept but computed again in the backward
     pass: the first, since theirs would wait the longest.
     """
     B, T, _ = x.shape
     past = cache.length if cache is not None else 0
-    assert wanted is None or token_mask is None
+    lengths, valid = layout.lengths, layout.valid
     if lengths:
         assert (B, T) == (1, sum(lengths)) and valid is None and cache is None
         positions = torch.cat([torch.arange(n, device=x.device) for n in lengths])[None]
     elif valid is None:
         positions = torch.arange(past, past + T, device=x.device).expand(B, T)
     else:
-        first = valid.int().argmax(1, keepdim=True)  # [B, 1] padding on the left is not token_mask
+        first = valid.int().argmax(1, keepdim=True)  # [B, 1] padding on the left has no position
         positions = (torch.arange(past, past + T, device=x.device) - first).clamp(min=0)
     # One query sees all keys; a longer piece after a filled cache needs the mask spelled out.
     if valid is None and past:
@@ -284,20 +299,11 @@ def decode(
     cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta)
     balance = None
     for number, layer in enumerate(layers):
-        rest = (
-            x,
-            cos,
-            sin,
-            mask,
-            cache,
-            token_mask,
-            lengths,
-            wanted if number == len(layers) - 1 else None,
-        )
+        inputs = (x, cos, sin, mask, cache, layout)
         if number < recompute and torch.is_grad_enabled():
-            x, term = checkpoint(layer, *rest, use_reentrant=False)  # dropout repeats itself
+            x, term = checkpoint(layer, *inputs, use_reentrant=False)  # dropout repeats itself
         else:
-            x, term = layer(*rest)
+            x, term = layer(*inputs)
         if term is not None:
             balance = term if balance is None else balance + term
     if cache is not None:

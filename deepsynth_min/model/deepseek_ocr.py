@@ -13,7 +13,6 @@ Source: Wei et al. 2025 (DeepSeek-OCR); parameter names are those of the officia
 """
 
 import os
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +20,13 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .config import ModelConfig
-from .decoder import DecoderLayer, KVCache, Router, decode
+from .decoder import DecoderLayer, KVCache, Layout, Router, decode
 from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
 from .experts import Experts
 from .loss import chunked_cross_entropy
 from .norm import RMSNorm
 from .presets import find_checkpoint
-from .weights import is_adapter, load_weights
+from .weights import PackedWeight, is_adapter, load_weights
 
 
 def side_by_side(sam: Tensor, clip: Tensor) -> Tensor:
@@ -204,35 +203,17 @@ class DeepseekOCR(nn.Module):
         return flat.view_as(x)
 
     def hidden(
-        self,
-        x: Tensor,
-        *,
-        valid: Tensor | None = None,
-        cache: KVCache | None = None,
-        token_mask: Tensor | None = None,
-        lengths: Sequence[int] = (),
-        wanted: Tensor | None = None,
+        self, x: Tensor, layout: Layout = Layout(), cache: KVCache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [B, T, D] -> normed hidden states [B, T, D], or [1, L, D] of the flat
-        positions `wanted`, and the balance term or None."""
-        trunk = self.model
-        return decode(
-            trunk.layers,
-            trunk.norm,
-            self.config.decoder,
-            x,
-            valid=valid,
-            cache=cache,
-            token_mask=token_mask,
-            lengths=lengths,
-            wanted=wanted,
-            recompute=self.recompute,
-        )
+        """Embeddings [B, T, D] -> normed hidden states [B, T, D], or those [1, L, D] that the
+        layout asks for, and the balance term or None."""
+        trunk, config = self.model, self.config.decoder
+        return decode(trunk.layers, trunk.norm, config, x, layout, cache, self.recompute)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, T, V] of every position, for looking at; training uses `loss`."""
         valid = None if batch.lengths else batch.attention_mask
-        x, _ = self.hidden(self.embed(batch), valid=valid, lengths=batch.lengths)
+        x, _ = self.hidden(self.embed(batch), Layout(valid, batch.lengths))
         return F.linear(x, self.lm_head.weight)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
@@ -248,11 +229,12 @@ class DeepseekOCR(nn.Module):
         Padding stands to the right, where causality hides it, so no mask is needed; the balance
         term leaves it out. `embedded` is `embed(batch)`, if it is known already.
         """
-        token_mask, wanted = (batch.token_mask, None) if balance else (None, batch.score_index)
+        asked = {"token_mask": batch.token_mask} if balance else {"output_index": batch.score_index}
         x = self.embed(batch) if embedded is None else embedded
-        x, term = self.hidden(x, token_mask=token_mask, lengths=batch.lengths, wanted=wanted)
+        x, term = self.hidden(x, Layout(lengths=batch.lengths, **asked))
         scored = x.flatten(0, 1)[batch.score_index] if balance else x[0]  # [L, D]
-        return chunked_cross_entropy(scored, self.lm_head.weight, batch.targets), batch.count, term
+        total = chunked_cross_entropy(scored, self.lm_head.weight, batch.targets)
+        return total, batch.num_scored, term
 
 
 # -- what is in it ------------------------------------------------------------------------------
@@ -288,7 +270,7 @@ def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
     share = {"routed experts": routed, "decoder": (1, 1), "head": (1, 1), "adapter": (1, 1)}
     sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
     for path, module in model.named_modules():
-        if hasattr(module, "unpack"):  # a quantised weight: token_mask as what it stands for
+        if isinstance(module, PackedWeight):  # counted as what it stands for
             sizes[path] = (module.shape.numel(), False)
     rows: dict[str, list[int]] = {}
     for name, (size, trains) in sizes.items():

@@ -120,14 +120,22 @@ class SamAttention(nn.Module):
         d = width // self.heads
         qkv = self.qkv(x).view(n, h, w, 3, self.heads, d).permute(3, 0, 4, 1, 2, 5)
         q, k, v = qkv  # [N, H, h, w, d] each
-        rel_h = _relative_positions(self.rel_pos_h, h).to(q.dtype)  # [h, h, d]
-        rel_w = _relative_positions(self.rel_pos_w, w).to(q.dtype)  # [w, w, d]
-        bias_h = torch.einsum("nHhwd,hkd->nHhwk", q, rel_h)  # [N, H, h, w, h]
-        bias_w = torch.einsum("nHhwd,wkd->nHhwk", q, rel_w)  # [N, H, h, w, w]
         in_pieces = x.device.type == "cpu" and not q.requires_grad
         form = _attend_in_pieces if in_pieces else _attend_with_columns
-        out = form(q, k, v, bias_h, bias_w)  # [N, H, h, w, d]
+        out = form(q, k, v, *self.axis_biases(q))  # [N, H, h, w, d]
         return self.proj(out.permute(0, 2, 3, 1, 4).reshape(n, h, w, width))
+
+    def axis_biases(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """What `relative_position_bias` adds up: q [N, H, h, w, d] -> [.., h, w, h], [.., h, w, w].
+
+        The bias of a query and a key: the query times a vector learned for their distance in rows,
+        plus the same for columns.
+        """
+        rel_h = _relative_positions(self.rel_pos_h, q.shape[2]).to(q.dtype)  # [h, h, d]
+        rel_w = _relative_positions(self.rel_pos_w, q.shape[3]).to(q.dtype)  # [w, w, d]
+        bias_h = torch.einsum("nHhwd,hkd->nHhwk", q, rel_h)  # [N, H, h, w, h]
+        bias_w = torch.einsum("nHhwd,wkd->nHhwk", q, rel_w)  # [N, H, h, w, w]
+        return bias_h, bias_w
 
 
 class SamMLP(nn.Module):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..settings import GenerationSettings
 from .batch import Batch
-from .decoder import KVCache
+from .decoder import KVCache, Layout
 from .deepseek_ocr import DeepseekOCR
 from .experts import compute_dtype
 
@@ -40,27 +40,28 @@ def _pad_left(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return x.gather(1, source[..., None].expand_as(x)), mask.gather(1, source)
 
 
-def token_budget(model: DeepseekOCR, batch: Batch, most: int) -> list[int]:
+def token_budget(model: DeepseekOCR, batch: Batch, max_new_tokens: int) -> list[int]:
     """New tokens that each row may have. Raises ValueError if a prompt fills the context."""
     context = model.config.decoder.max_position_embeddings
     lengths = batch.attention_mask.sum(1).tolist()
     if max(lengths) >= context:
         raise ValueError(f"a prompt of {max(lengths)} tokens fills the context of {context}")
-    return [min(most, context - length) for length in lengths]
+    return [min(max_new_tokens, context - length) for length in lengths]
 
 
 class _Decoding:
     """A batch on its way: the cache, which of its columns are real, and the newest logits."""
 
-    def __init__(self, model: DeepseekOCR, batch: Batch, most: int, beams: int = 1):
+    def __init__(self, model: DeepseekOCR, batch: Batch, new_tokens: int, beams: int = 1):
         x, valid = _pad_left(model.embed(batch), batch.attention_mask.bool())
         B, T, _ = x.shape
-        new = torch.ones(B, most, dtype=torch.bool, device=x.device)
+        new = torch.ones(B, new_tokens, dtype=torch.bool, device=x.device)
         self.model, self.width = model, T
-        self.valid = torch.cat([valid, new], dim=1).repeat_interleave(beams, 0)  # [B*k, T + most]
-        self.cache = KVCache(model.config.decoder, B * beams, T + most, compute_dtype(x), x.device)
+        capacity = T + new_tokens
+        self.valid = torch.cat([valid, new], dim=1).repeat_interleave(beams, 0)  # [B*k, capacity]
+        self.cache = KVCache(model.config.decoder, B * beams, capacity, compute_dtype(x), x.device)
         first = self.cache.rows(slice(None, None, beams))  # a prompt is read once, not per beam
-        hidden, _ = model.hidden(x, valid=valid, cache=first)
+        hidden, _ = model.hidden(x, Layout(valid), first)
         self.cache.length = first.length
         self.logits = self._score(hidden).repeat_interleave(beams, 0)  # [B*k, V]
         if beams > 1:
@@ -73,7 +74,7 @@ class _Decoding:
         """Appends a token [B*k] to every row and finds the logits of the next."""
         self.width += 1
         x = self.model.model.embed_tokens(token)[:, None]  # [B*k, 1, D]
-        hidden, _ = self.model.hidden(x, valid=self.valid[:, : self.width], cache=self.cache)
+        hidden, _ = self.model.hidden(x, Layout(self.valid[:, : self.width]), self.cache)
         self.logits = self._score(hidden)
 
 
@@ -88,7 +89,7 @@ def block_repeats(scores: Tensor, history: Tensor, n: int) -> Tensor:
     return scores.masked_fill(found > 0, -torch.inf)
 
 
-def choose(logits: Tensor, how: GenerationSettings, chance: Tensor | None) -> Tensor:
+def choose(logits: Tensor, options: GenerationSettings, chance: Tensor | None) -> Tensor:
     """The next token of each row: logits [B, V], chance [B] in [0, 1) -> [B]; None: the likeliest.
 
     Tokens are ordered by probability; those after the first whose sum reaches top_p are left out,
@@ -96,8 +97,8 @@ def choose(logits: Tensor, how: GenerationSettings, chance: Tensor | None) -> Te
     """
     if chance is None:
         return logits.argmax(-1)
-    p, order = (logits / how.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    kept = p.cumsum(-1) - p < how.top_p  # [B, V]
+    p, order = (logits / options.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    kept = p.cumsum(-1) - p < options.top_p  # [B, V]
     kept[:, 0] = True
     total = (p * kept).cumsum(-1)
     place = (total <= chance[:, None].to(total.dtype) * total[:, -1:]).sum(-1)
@@ -106,13 +107,16 @@ def choose(logits: Tensor, how: GenerationSettings, chance: Tensor | None) -> Te
 
 
 def _chance(
-    how: GenerationSettings, seed: int, numbers: Sequence[int] | None, device: torch.device | str
+    options: GenerationSettings,
+    seed: int,
+    numbers: Sequence[int] | None,
+    device: torch.device | str,
 ) -> Tensor | None:
-    """Fractions [B, most] from (seed, number of the row) alone; None for greedy decoding."""
-    if not how.temperature:
+    """Fractions [B, max_new_tokens] from (seed, row's number) alone; None for greedy decoding."""
+    if not options.temperature:
         return None
     streams = [np.random.RandomState([seed % 2**32, 3, number]) for number in numbers]
-    drawn = np.stack([stream.random_sample(how.max_new_tokens) for stream in streams])
+    drawn = np.stack([stream.random_sample(options.max_new_tokens) for stream in streams])
     # Rounding to float32 may give 1.0, which `choose` bears.
     return torch.from_numpy(drawn).float().to(device)
 
@@ -121,7 +125,7 @@ def _chance(
 def tokens(
     model: DeepseekOCR,
     batch: Batch,
-    how: GenerationSettings,
+    options: GenerationSettings,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
     stop_at_eos: bool = True,
@@ -130,25 +134,23 @@ def tokens(
 
     `numbers` tell the rows' streams of chance apart (default: their places in the batch).
     """
-    most, eos = (
-        max(token_budget(model, batch, how.max_new_tokens)),
-        model.config.decoder.eos_token_id,
-    )
-    state = _Decoding(model, batch, most)
+    max_new_tokens = max(token_budget(model, batch, options.max_new_tokens))
+    eos = model.config.decoder.eos_token_id
+    state = _Decoding(model, batch, max_new_tokens)
     B = len(state.logits)
-    chance = _chance(how, seed, range(B) if numbers is None else numbers, state.logits.device)
-    history = torch.empty(B, most, dtype=torch.long, device=state.logits.device)
+    chance = _chance(options, seed, range(B) if numbers is None else numbers, state.logits.device)
+    history = torch.empty(B, max_new_tokens, dtype=torch.long, device=state.logits.device)
     done = torch.zeros(B, dtype=torch.bool, device=state.logits.device)
-    for t in range(most):
-        logits = block_repeats(state.logits, history[:, :t], how.no_repeat_ngram)
-        token = choose(logits, how, None if chance is None else chance[:, t])
+    for t in range(max_new_tokens):
+        logits = block_repeats(state.logits, history[:, :t], options.no_repeat_ngram)
+        token = choose(logits, options, None if chance is None else chance[:, t])
         if stop_at_eos:
             token = token.where(~done, eos)
             done |= token == eos
         history[:, t] = token
         yield token
         # Read back each step: an answer is short, a wait is not.
-        if t + 1 == most or (stop_at_eos and done.all()):
+        if t + 1 == max_new_tokens or (stop_at_eos and done.all()):
             return
         state.step(token)
 
@@ -156,33 +158,34 @@ def tokens(
 def generate(
     model: DeepseekOCR,
     batch: Batch,
-    how: GenerationSettings,
+    options: GenerationSettings,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
 ) -> list[Answer]:
-    """The answer to each prompt of `batch`, found as `how` says; the rows may have unequal lengths.
+    """The answer to each prompt of `batch`, as `options` ask; the rows may have unequal lengths.
 
-    Raises ValueError if a prompt leaves no budget in the model's context.
+    Raises ValueError if a prompt fills the model's context.
     """
-    if how.beams > 1:
-        return beam_search(model, batch, how)
-    budgets, eos = token_budget(model, batch, how.max_new_tokens), model.config.decoder.eos_token_id
-    columns = torch.stack(list(tokens(model, batch, how, seed, numbers)), dim=1).tolist()
+    if options.beams > 1:
+        return beam_search(model, batch, options)
+    budgets = token_budget(model, batch, options.max_new_tokens)
+    eos = model.config.decoder.eos_token_id
+    columns = torch.stack(list(tokens(model, batch, options, seed, numbers)), dim=1).tolist()
     answers = []
-    for ids, most in zip(columns, budgets):
-        ids = ids[:most]
+    for ids, budget in zip(columns, budgets):
+        ids = ids[:budget]
         answers.append(Answer(ids[: ids.index(eos)], True) if eos in ids else Answer(ids, False))
     return answers
 
 
 def greedy(
-    model: DeepseekOCR, batch: Batch, most: int, *, stop_at_eos: bool = True
+    model: DeepseekOCR, batch: Batch, max_new_tokens: int, *, stop_at_eos: bool = True
 ) -> list[list[int]]:
-    """The likeliest next token again and again, `most` times; without EOS, or going on after it."""
-    how = GenerationSettings(max_new_tokens=most)
+    """The likeliest next token, `max_new_tokens` times; without EOS, or going on after it."""
+    options = GenerationSettings(max_new_tokens=max_new_tokens)
     if stop_at_eos:
-        return [answer.ids for answer in generate(model, batch, how)]
-    return torch.stack(list(tokens(model, batch, how, stop_at_eos=False)), dim=1).tolist()
+        return [answer.ids for answer in generate(model, batch, options)]
+    return torch.stack(list(tokens(model, batch, options, stop_at_eos=False)), dim=1).tolist()
 
 
 # -- beams ----------------------------------------------------------------------------------------
@@ -191,11 +194,11 @@ def greedy(
 class _Beams:
     """One row's k unfinished beginnings and the best k finished answers; all of it on the host."""
 
-    def __init__(self, first: int, how: GenerationSettings, budget: int, eos: int):
+    def __init__(self, first: int, options: GenerationSettings, budget: int, eos: int):
         self.first, self.k, self.penalty, self.budget, self.eos = (
             first,
-            how.beams,
-            how.length_penalty,
+            options.beams,
+            options.length_penalty,
             budget,
             eos,
         )
@@ -230,21 +233,22 @@ class _Beams:
 
 
 @torch.no_grad()
-def beam_search(model: DeepseekOCR, batch: Batch, how: GenerationSettings) -> list[Answer]:
+def beam_search(model: DeepseekOCR, batch: Batch, options: GenerationSettings) -> list[Answer]:
     """The answer of the highest log probability / length ** length_penalty among those found.
 
     A row ends when it has k finished answers that its best unfinished one is not ahead of.
     """
-    k, eos = how.beams, model.config.decoder.eos_token_id
-    budgets = token_budget(model, batch, how.max_new_tokens)
+    k, eos = options.beams, model.config.decoder.eos_token_id
+    budgets = token_budget(model, batch, options.max_new_tokens)
     state = _Decoding(model, batch, max(budgets), k)
     device, V = state.logits.device, state.logits.shape[-1]
-    rows = [_Beams(b * k, how, most, eos) for b, most in enumerate(budgets)]
+    rows = [_Beams(b * k, options, budget, eos) for b, budget in enumerate(budgets)]
     scores = torch.full((len(rows), k), -torch.inf, device=device)
     scores[:, 0] = 0  # the k beginnings are still the same one
     while True:
         texts = torch.tensor([text for row in rows for text in row.texts], device=device).long()
-        logp = block_repeats(state.logits.log_softmax(-1), texts, how.no_repeat_ngram)  # [B*k, V]
+        logp = state.logits.log_softmax(-1)  # [B*k, V]
+        logp = block_repeats(logp, texts, options.no_repeat_ngram)
         total = scores[..., None] + logp.view(len(rows), k, V)  # [B, k, V]
         best, place = total.flatten(1).topk(2 * k)  # at most k of them are ends
         found = [

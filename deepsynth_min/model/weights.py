@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import reduce
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +33,22 @@ _TYPES = {
     "F32": torch.float32,
     "F64": torch.float32,
 }  # as stored -> as kept
+
+
+@runtime_checkable
+class PacksWeights(Protocol):
+    """A module that packs each weight it is given (tuning/quant.py)."""
+
+    def receive(self, name: str, weight: Tensor) -> None: ...
+
+
+@runtime_checkable
+class PackedWeight(Protocol):
+    """What such a module makes of a weight."""
+
+    shape: torch.Size
+
+    def unpack(self, dtype: torch.dtype) -> Tensor: ...
 
 
 def official_pieces(name: str, parameter: Tensor) -> dict[str, Tensor]:
@@ -240,7 +257,7 @@ def load_weights(
         _read_pieces(official_pieces(name, filled), places)
         owner, _, last = name.rpartition(".")
         owner = module.get_submodule(owner)
-        if hasattr(owner, "receive"):  # a quantised module packs what it is given
+        if isinstance(owner, PacksWeights):
             owner.receive(last, filled)
         else:
             setattr(owner, last, nn.Parameter(filled, requires_grad=parameter.requires_grad))

@@ -10,6 +10,7 @@ packed samples take a call each, and their lengths are new in every step.
 """
 
 from ..errors import UserError
+from ..model.decoder import MixtureOfExperts
 from ..model.deepseek_ocr import DeepseekOCR
 from ..settings import Settings
 
@@ -27,7 +28,7 @@ def compile_parts(model: DeepseekOCR, precision: str, backend: str = "inductor")
     for block in (*trunk.sam_model.blocks, *trunk.vision_model.transformer.layers):
         block.compile(backend=backend)
     for layer in trunk.layers:
-        whole = precision == "bf16" or not hasattr(layer.mlp, "experts")
+        whole = precision == "bf16" or not isinstance(layer.mlp, MixtureOfExperts)
         inner = (layer.mlp,) if whole else (layer.mlp.gate, layer.mlp.shared_experts)
         for part in (layer.input_layernorm, layer.post_attention_layernorm, *inner):
             if part is not None:  # not every model has shared experts

@@ -28,6 +28,7 @@ from torch import nn
 from ..errors import UserError, read_json
 from ..model.weights import is_adapter, on_host, open_tensors, read_tensors, stored
 from .lora import (
+    STACKED,
     Base,
     LoraConfig,
     adaptable,
@@ -185,7 +186,7 @@ def expected_shapes(model: nn.Module, rank: int, chosen: set[str]) -> dict[str, 
     shapes, holders = {}, adaptable(model)
     for path in chosen:
         module = model.get_submodule(holders[path])
-        if hasattr(module, "project_in"):
+        if isinstance(module, STACKED):
             inner, outer = module.width, module.inner
             if path.endswith("down_proj"):
                 inner, outer = outer, inner

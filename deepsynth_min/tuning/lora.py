@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..model.experts import grouped_product, mixture_of_experts_grouped
+from ..model.experts import Experts, grouped_product, mixture_of_experts_grouped
 from ..model.weights import official_views
+from .quant import QuantExperts, QuantLinear
 
 # Sets of linears by name. A pattern fits an official module path, or the end of one from a dot on;
 # only linears of the decoder's layers are ever looked at (no encoder, no head, no router).
@@ -138,6 +139,9 @@ class LoraExperts(nn.Module):
         return mixture_of_experts_grouped(self, x, chosen, weight)
 
 
+STACKED = Experts | QuantExperts | LoraExperts  # modules that hold all experts of a layer
+
+
 def device_of(module: nn.Module) -> torch.device:
     return next(iter([*module.parameters(), *module.buffers()])).device
 
@@ -151,10 +155,10 @@ def adaptable(model: nn.Module) -> dict[str, str]:
     for path, module in model.named_modules():
         if not path.startswith("model.layers."):
             continue
-        if hasattr(module, "project_in"):
+        if isinstance(module, STACKED):
             for e in range(module.num_experts):
                 holders |= {f"{path}.{e}.{kind}_proj": path for kind in PROJECTIONS}
-        elif hasattr(module, "in_features"):
+        elif isinstance(module, nn.Linear | QuantLinear):
             holders[path] = path
     return holders
 
@@ -231,7 +235,7 @@ def attach(model: nn.Module, config: LoraConfig, chosen: set[str]) -> None:
     for holder in dict.fromkeys(holders[path] for path in holders if path in chosen):
         owner, _, last = holder.rpartition(".")
         base = model.get_submodule(holder)
-        kind = LoraExperts if hasattr(base, "project_in") else LoraLinear
+        kind = LoraExperts if isinstance(base, STACKED) else LoraLinear
         setattr(model.get_submodule(owner), last, kind(base, config).train(base.training))
     model.adapter = replace(config, target_modules=targets)
 

@@ -67,7 +67,7 @@ class Packed(nn.Module):
 
     def __init__(self, weight: Tensor, config: QuantConfig):
         super().__init__()
-        self.shape, self.kind = weight.shape, config.kind
+        self.shape, self.kind, self.double = weight.shape, config.kind, config.double
         library, weight = _library(), weight.detach().contiguous()
         if config.kind == "int8":
             # The kernel reads float16: more digits than bf16, and weights are far from its ends.
@@ -100,7 +100,7 @@ class Packed(nn.Module):
             scale = self.absmax.view(*self.shape[:-1], 1) / 127
             return (self.levels * scale).to(dtype)
         library, state2, mean = _library(), None, None
-        if hasattr(self, "absmax_mean"):
+        if self.double:
             mean = self.absmax_mean
             state2 = library.QuantState(
                 absmax=self.absmax_absmax,

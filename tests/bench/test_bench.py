@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from deepsynth_min.data.tokenizer import EMBEDDED
-from deepsynth_min.model.decoder import decode
+from deepsynth_min.model.decoder import Layout, decode
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.training.checkpoint import save_model
@@ -71,14 +71,14 @@ def test_the_decoders_formula_equals_torchs_counter(model, passes):
 
 
 def test_the_mlp_that_only_scored_tokens_need_is_counted_as_torch_counts_it(model):
-    x, wanted = torch.randn(2, 24, CONFIG.decoder.hidden_size), torch.arange(40, 48)
+    x, scored = torch.randn(2, 24, CONFIG.decoder.hidden_size), torch.arange(40, 48)
 
-    def work(**options):
+    def work(layout=Layout()):
         with torch.no_grad():
-            decode(model.model.layers, model.model.norm, CONFIG.decoder, x, **options)
+            decode(model.model.layers, model.model.norm, CONFIG.decoder, x, layout)
 
     spared = 2 * 40 * flops.mlp_weights(CONFIG.decoder, 3)
-    assert counted(work) - counted(lambda: work(wanted=wanted)) == spared
+    assert counted(work) - counted(lambda: work(Layout(output_index=scored))) == spared
 
 
 @pytest.mark.parametrize("trained", (False, True))

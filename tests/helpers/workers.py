@@ -163,7 +163,7 @@ def train(
             step_rows = [i % 16 for i in range(step * 8, step * 8 + 8)]
             chosen = share(step_rows, micro, world.rank, world.size, size)
             batches.append(collate([rows[i] for i in chosen], builder.special))
-        (count,) = world.sum(sum(batch.count for batch in batches))
+        (count,) = world.sum(sum(batch.num_scored for batch in batches))
         bad = step == spoilt and world.rank == world.size - 1
         total = backward(model, ddp, batches, count, world, reducer, bad)
         losses.append(world.sum(total)[0] / count)

@@ -60,7 +60,7 @@ def test_the_first_position_cannot_be_scored():
 def test_scores_come_from_the_position_before_the_label():
     batch = make([7, 7], 2)
     assert batch.score_index.tolist() == [16, 17, 18, 36, 37, 38]
-    assert batch.targets.tolist() == [5] * 6 and batch.count == 6
+    assert batch.targets.tolist() == [5] * 6 and batch.num_scored == 6
 
 
 def test_each_sample_sees_its_own_pages_only(small_config):

@@ -11,6 +11,7 @@ from deepsynth_min.model.config import DecoderConfig
 from deepsynth_min.model.decoder import (
     DecoderLayer,
     KVCache,
+    Layout,
     RMSNorm,
     Router,
     attend,
@@ -214,9 +215,11 @@ def test_padding_changes_no_real_token():
     valid = torch.ones(1, 9, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
     right, _ = decode(layers, norm, CONFIG, torch.cat([x, padding], 1))
     left, _ = decode(
-        layers, norm, CONFIG, torch.cat([padding, x], 1), valid=torch.cat([valid[1], valid[0]], 1)
+        layers, norm, CONFIG, torch.cat([padding, x], 1), Layout(torch.cat([valid[1], valid[0]], 1))
     )
-    masked, _ = decode(layers, norm, CONFIG, torch.cat([x, padding], 1), valid=torch.cat(valid, 1))
+    masked, _ = decode(
+        layers, norm, CONFIG, torch.cat([x, padding], 1), Layout(torch.cat(valid, 1))
+    )
     assert torch.allclose(right[:, :9], alone, atol=1e-5)
     assert torch.allclose(left[:, 4:], alone, atol=1e-5) and left.isfinite().all()
     assert torch.allclose(masked[:, :9], alone, atol=1e-5)
@@ -226,13 +229,13 @@ def test_the_balance_term_leaves_padding_out_and_is_one_for_even_use():
     torch.manual_seed(0)
     scores = torch.rand(2, 8, 6).softmax(-1)
     chosen = scores.topk(3).indices
-    counted = torch.ones(2, 8, dtype=torch.bool)
-    counted[1, 5:] = False
+    token_mask = torch.ones(2, 8, dtype=torch.bool)
+    token_mask[1, 5:] = False
     apart = [
-        balance_term(scores[i : i + 1, :n], chosen[i : i + 1, :n], counted[i : i + 1, :n])
+        balance_term(scores[i : i + 1, :n], chosen[i : i + 1, :n], token_mask[i : i + 1, :n])
         for i, n in ((0, 8), (1, 5))
     ]
-    assert torch.allclose(balance_term(scores, chosen, counted), sum(apart))
+    assert torch.allclose(balance_term(scores, chosen, token_mask), sum(apart))
     even = torch.arange(6).view(1, 2, 3)  # two tokens, each expert chosen once
     uniform = torch.full((1, 2, 6), 1 / 6)
     assert torch.allclose(balance_term(uniform, even, torch.ones(1, 2)), torch.ones(()))

@@ -1,5 +1,7 @@
 """SAM's attention with its relative position bias: each form of it is the plain formula."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -16,6 +18,18 @@ def test_the_bias_in_columns_and_in_pieces_of_a_mask_is_the_bias(monkeypatch, pi
     plain = encoder.attention_with_bias(q, k, v, bias_h, bias_w)
     for form in (encoder._attend_with_columns, encoder._attend_in_pieces):
         torch.testing.assert_close(form(q, k, v, bias_h, bias_w), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_the_bias_of_two_patches_is_the_query_times_the_tables_rows_of_their_distances():
+    torch.manual_seed(0)
+    h, w, d = 3, 5, 8
+    table_h, table_w = torch.randn(2 * h - 1, d), torch.randn(2 * w - 1, d)
+    layer, q = encoder.SamAttention(d, 1, 7), torch.randn(1, h, w, d)
+    layer.rel_pos_h.data, layer.rel_pos_w.data = table_h, table_w
+    bias = encoder.relative_position_bias(*layer.axis_biases(q[:, None]))[0, 0]  # [P, P]
+    for (y, x), (row, column) in itertools.product(itertools.product(range(h), range(w)), repeat=2):
+        by_distance = table_h[y - row + h - 1] + table_w[x - column + w - 1]
+        torch.testing.assert_close(bias[y * w + x, row * w + column], q[0, y, x] @ by_distance)
 
 
 def test_a_page_is_seen_alike_with_and_without_gradients():

@@ -8,6 +8,7 @@ import torch
 from golden import CASES, GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, expected, golden_batch
 
 from deepsynth_min.model.config import ModelConfig
+from deepsynth_min.model.decoder import Layout
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
 from deepsynth_min.model.generation import greedy
 from deepsynth_min.model.loss import chunked_cross_entropy
@@ -72,11 +73,11 @@ def test_balance_loss_gradients_of_the_routers_equal_the_official_ones(model, ca
     batch = golden_batch(case)
     everything = torch.ones_like(batch.attention_mask)  # the official code counts padding too
     hidden, balance = model.hidden(
-        model.embed(batch), valid=batch.attention_mask, token_mask=everything
+        model.embed(batch), Layout(batch.attention_mask, token_mask=everything)
     )
     scored = hidden.flatten(0, 1)[batch.score_index]
     total = chunked_cross_entropy(scored, model.lm_head.weight, batch.targets)
-    (total / batch.count + 0.02 * balance / len(batch.input_ids)).backward()
+    (total / batch.num_scored + 0.02 * balance / len(batch.input_ids)).backward()
     assert_gradients_agree(model, f"{case}.train_aux.grad.", 2)
 
 

@@ -7,7 +7,7 @@ from golden import CASES, GOLDEN, GRADIENT_TOLERANCE, expected, golden_batch
 from small_steps import assert_equal, build, ragged_batch, step
 
 from deepsynth_min.model.batch import Batch
-from deepsynth_min.model.decoder import DecoderLayer
+from deepsynth_min.model.decoder import DecoderLayer, Layout
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.tuning import freeze
 from deepsynth_min.tuning.lora import LoraConfig, attach, choose
@@ -35,7 +35,7 @@ def test_the_last_layer_s_mlp_is_asked_for_scored_tokens_alone(
     norm.register_forward_hook(lambda module, inputs, out: rows.append(out.shape[:-1].numel()))
     ours = step(model, batch, balance=0.0)
     everywhere = forward_everywhere(model, batch)
-    assert set(rows[:1]) == {batch.count} and rows[-1] == batch.input_ids.numel()
+    assert set(rows[:1]) == {batch.num_scored} and rows[-1] == batch.input_ids.numel()
     assert_equal(ours, everywhere)
 
 
@@ -44,7 +44,7 @@ def forward_everywhere(model: DeepseekOCR, batch: Batch):
     model.zero_grad()
     logits = model(batch).flatten(0, 1)[batch.score_index]
     loss = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
-    (loss / batch.count).backward()
+    (loss / batch.num_scored).backward()
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -101,6 +101,6 @@ def test_nothing_below_the_first_trainable_parameter_has_a_graph(small_config):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         x = model.embed(ragged_batch().packed())
         assert not x.requires_grad and not saved
-        model.hidden(x, lengths=(20, 11, 27))
+        model.hidden(x, Layout(lengths=(20, 11, 27)))
     flags = [(before.requires_grad, after.requires_grad) for before, after in seen]
     assert flags == [(False, False), (False, True)]
