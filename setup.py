@@ -41,6 +41,8 @@ setup(
     ],
     extras_require={
         "images": ["pillow>=10"],  # user-supplied page images
+        "pdf": ["pillow>=10", "pypdfium2>=4.20"],  # PDF files as pages
+        "heic": ["pillow-heif>=0.16"],  # photographs of phones
         "parquet": ["pyarrow>=16"],  # data in Parquet files
         "shaping": ["uharfbuzz>=0.40", "python-bidi>=0.6"],  # Arabic, Hebrew order, Indic, Thai
         "eval": ["rouge-score>=0.1.2"],  # ROUGE of generated answers
@@ -54,6 +56,8 @@ setup(
             "hypothesis>=6",
             "pillow>=10",
             "pyarrow>=16",
+            "pypdfium2>=4.20",
+            "pillow-heif>=0.16",
             "peft>=0.15",
             "pybind11>=2.12",
             "uharfbuzz>=0.40",

@@ -66,7 +66,7 @@ def resident() -> int:
 def start(path: str) -> dict:
     """In a new process: open, draw the first batch, then more."""
     from deepsynth_min.data import Loader, SampleBuilder
-    from deepsynth_min.data.rows import open_rows
+    from deepsynth_min.data.sources import open_rows
     from deepsynth_min.data.tokenizer import load_tokenizer
     from deepsynth_min.model import PRESETS
     from deepsynth_min.options import change

@@ -48,6 +48,8 @@ def exit_code(
         run(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         before_message()
+        for line in getattr(error, "details", ()):  # what the message sums up
+            print(one_line(line, 300), file=sys.stderr)
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     finally:

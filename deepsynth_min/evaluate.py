@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from . import options
-from .data.rows import open_rows
 from .data.samples import SampleBuilder
+from .data.sources import open_rows
 from .data.tokenizer import load_tokenizer
 from .errors import exit_code
 from .evaluation import ablations

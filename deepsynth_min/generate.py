@@ -21,10 +21,11 @@ import torch
 from tqdm import tqdm
 
 from . import options
+from .data.formats import kind_of
 from .data.row import Row
-from .data.rows import KINDS, open_files
 from .data.samples import Sample, SampleBuilder, collate
-from .data.tokenizer import load_tokenizer
+from .data.sources import open_files
+from .data.tokenizer import decode, load_tokenizer
 from .errors import UserError, exit_code
 from .model.batch import Batch
 from .model.deepseek_ocr import DeepseekOCR
@@ -76,8 +77,8 @@ class Reader:
         return sample
 
     def decode(self, ids: list[int]) -> str:
-        """Token ids as text, without special tokens."""
-        return self.builder.tokenizer.decode(ids, skip_special_tokens=True)
+        """Token ids as text, with the model's markers, without what frames a sequence."""
+        return decode(self.builder.tokenizer, ids)
 
     def precision(self) -> torch.autocast:
         """The context of the model's products: as trained; bf16 for weights partly held in it."""
@@ -141,7 +142,7 @@ def open_inputs(names: list[str], settings: Settings) -> list[tuple[Sequence[Row
     """Pairs (rows, number), in the order given. Raises UserError for what cannot be read."""
     inputs = []
     for name in names:
-        if Path(name).suffix.lower() in KINDS:
+        if kind_of(name):
             rows = open_files(name, settings.data, answered=False)
         elif Path(name).suffix.lower() in IMAGES:
             rows = [Row(name, "", images=(Path(name),))]

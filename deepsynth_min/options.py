@@ -60,6 +60,10 @@ def _converted(f: Field, value: Any, option: str) -> object:
         if value not in choices:
             raise mismatch
     elif is_list:
+        if isinstance(value, str) and value:  # one alone, as files of before have it
+            value = (value,)
+        if value == "":
+            value = ()
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
             raise mismatch
         value = tuple(value)
@@ -116,11 +120,13 @@ def make_parser(concerns: dict[str, type], program: str, description: str) -> On
         group = parser.add_argument_group(title)
         for f in fields(concern):
             text = f.metadata["help"].replace("%", "%%")
-            text += f" (default: {f.default!r})" if f.default != () else ""
+            shown = " ".join(f.default) if isinstance(f.default, tuple) else repr(f.default)
+            text += f" (default: {shown})" if f.default != () else ""
             if f.type is bool:
                 syntax = {"action": argparse.BooleanOptionalAction}
             elif get_origin(f.type) is tuple:
-                syntax = {"nargs": "+", "metavar": "NAME" if f.name == "lora_targets" else "FILE"}
+                metavar = "FILE" if f.name == "font" else "NAME"
+                syntax = {"nargs": "+", "action": "extend", "metavar": metavar}
             elif choices := choices_of(f.type):
                 syntax = {"choices": choices}
             else:

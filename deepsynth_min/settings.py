@@ -40,27 +40,48 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    data: str = setting(
-        "embedded", "embedded, or a .jsonl or .parquet file, a folder of such, or a hub id"
+    data: tuple[str, ...] = setting(
+        ("embedded",),
+        "embedded; or a file, a folder or a hub id (owner/name) of rows: JSON lines, JSON, CSV, "
+        "TSV, Parquet, an image folder; several with weights: a.jsonl b.parquet:0.3",
     )
-    val_data: str = setting("", "held-out rows, given like --data; empty: --val-fraction of --data")
-    data_revision: str = setting(
-        "", "of a hub id: branch, tag or commit; empty: the default branch"
+    val_data: str = setting(
+        "", "held-out rows, given like --data; empty: a set's validation split, else --val-fraction"
+    )
+    data_subset: str = setting("", "subset (configuration) of a data set that has several")
+    data_split: str = setting("", "split that trains; empty: train, or all of a set without splits")
+    data_revision: tuple[str, ...] = setting(
+        (), "of hub ids: branch, tag or commit of each; empty: the default branch"
     )
     val_revision: str = setting("", "the same for a hub id in --val-data")
     val_fraction: float = setting(
         0.05, "share of --data held out, chosen by --seed, at least one row", 0, 0.9
     )
     val_samples: int = setting(128, "at most this many held-out samples are scored; 0: all", 0)
-    text_field: str = setting("text", "name of the field with the document")
-    summary_field: str = setting("summary", "name of the field with the answer")
+    limit: int = setting(0, "at most this many training rows of each --data; 0: all", 0)
+    text_field: str = setting("", "field with the text to draw; empty: found by its name")
+    image_field: str = setting("", "field with the image or images; empty: found by its name")
+    summary_field: str = setting("", "field with the answer; empty: found by its name")
     instruction_field: str = setting(
-        "instruction", "name of the field with a row's own instruction"
+        "", "field with a row's own instruction; empty: found by its name"
     )
-    instruction: str = setting("Summarize the document in one sentence. ", "prompt after the page")
+    page_from: Literal["text", "image"] = setting(
+        "text", "what the page is made of where a row has both a text and an image, and an answer"
+    )
+    instruction: str = setting(
+        "Summarize the document in one sentence.",
+        "prompt after the page; a leading <image> is left out",
+    )
     images_anywhere: bool = setting(
         False, "let image paths in rows leave the folder of the data file"
     )
+    on_bad_row: Literal["error", "skip"] = setting(
+        "error", "rows that cannot be used stop the run, or are left out and listed"
+    )
+    on_too_long: Literal["auto", "error", "skip", "truncate"] = setting(
+        "auto", "rows that do not fit into the context; auto: as --on-bad-row says"
+    )
+    max_bad: float = setting(0.01, "share of bad rows above which even skip stops", 0, 1)
     bucket: int = setting(
         16, "length bucketing: steps whose samples are sorted by length together; 0: none", 0
     )
@@ -73,8 +94,14 @@ class DataSettings:
     cache_disk: float = setting(50.0, "GiB that the directory of these features may take", 0)
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, str):  # one alone
+            object.__setattr__(self, "data", (self.data,) if self.data else ())
+        if not self.data:
+            raise UserError("--data: nothing is named")
         names = {}
-        for option in ("text_field", "summary_field", "instruction_field"):
+        for option in ("text_field", "image_field", "summary_field", "instruction_field"):
+            if not getattr(self, option):
+                continue
             other = names.setdefault(getattr(self, option), option)
             if other != option:
                 options = ["--" + name.replace("_", "-") for name in (other, option)]

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from . import settings as settings_
 from .data.augment import augment_batch
 from .data.loader import Loader
+from .data.order import rows_per_epoch
 from .errors import UserError, exit_code
 from .model.batch import Batch
 from .publish import upload
@@ -39,7 +40,7 @@ def train(run: Training) -> None:
     steps = run.settings.optim.max_steps
     finish = [] if run.cache is None else [feature_cache.keyed]
     loader = Loader(run.rows, run.builder, run.settings, world.rank, world.size, run.step, *finish)
-    meter = Meter(world, run.directory, run.facts["global_batch"], len(run.rows))
+    meter = Meter(world, run.directory, run.facts["global_batch"], rows_per_epoch(run.rows))
     last = run.evaluate() if run.step == 0 else None
     shown = world.is_main and sys.stderr.isatty()
     bar = tqdm(total=steps, initial=run.step, desc="training", unit="step", disable=not shown)
@@ -47,16 +48,27 @@ def train(run: Training) -> None:
     failed, error = 0, None
     try:
         while not run.finished:
-            # -- the next batches, and over all ranks: their label tokens, a signal, a bad row
+            # -- the next batches, and over all ranks: their label tokens and pages, a signal, rows
+            #    that are left out, or one that ends the run
             batches, error = _next(meter, loader)
-            count, stopping, failed = world.sum(
-                sum(batch.num_scored for batch in batches), stopper.asked, error is not None
+            count, pages, stopping, failed, left_out = world.sum(
+                sum(batch.num_scored for batch in batches),
+                sum(len(batch.pages) for batch in batches),
+                stopper.asked,
+                error is not None,
+                len(loader.left_out),
             )
             if stopping or failed:
                 break
+            if left_out:
+                try:
+                    run.left_out.add(loader.left_out)
+                except UserError as too_many:
+                    failed, error = 1, too_many
+                    break
 
             # -- forward, backward, reduce, clip, step
-            meter.add(*train_step(run, batches, count), batches)
+            meter.add(*train_step(run, batches, count, pages), batches, left_out)
             bar.update()
             done = run.step == steps
 
@@ -101,10 +113,12 @@ def train(run: Training) -> None:
 # -- one step -------------------------------------------------------------------------------------
 
 
-def train_step(run: Training, batches: list[Batch], count: float) -> tuple[Tensor, Tensor, float]:
+def train_step(
+    run: Training, batches: list[Batch], count: float, pages: float
+) -> tuple[Tensor, Tensor, float]:
     """One optimizer step; returns (this rank's summed loss, gradient norm, count).
 
-    count: label tokens of the whole global step, over all ranks and micro-steps.
+    count, pages: label tokens and pages of the whole global step, over all ranks and micro-steps.
     """
     optim, world = run.settings.optim, run.world
     # Dropout depends on the step and the rank alone, so that resuming needs no generator state.
@@ -120,7 +134,7 @@ def train_step(run: Training, batches: list[Batch], count: float) -> tuple[Tenso
             batch = batch if run.cache is None else run.cache.fill(batch)
             loss, _, balance = run.model.loss_terms(batch, optim.balance > 0)
         # Normalised here, by the count over all ranks: the sum over ranks is the global mean.
-        target = loss / count
+        target = loss / max(count, 1)  # 0 if every row of the step is left out
         if balance is not None:
             target = target + optim.balance * balance / run.facts["global_batch"]
         (target * run.scaler.scale).backward()
@@ -128,7 +142,7 @@ def train_step(run: Training, batches: list[Batch], count: float) -> tuple[Tenso
 
     # -- gradients, summed over all ranks
     run.reducer.finish()
-    if not run.gradients_audited:
+    if not run.gradients_audited and count and pages:
         _audit_gradients(run)
 
     # -- clip and step
@@ -150,6 +164,8 @@ def _augmented(run: Training, batch: Batch, micro: int) -> Batch:
     size = settings.optim.batch_size * world.size
     first = run.step * run.facts["global_batch"] + micro * size + world.rank
     numbers, paper = range(first, first + size, world.size), 0.0 if settings.page.invert else 255.0
+    if batch.places:
+        numbers = [numbers[place] for place in batch.places]
     return augment_batch(batch, settings.augment, settings.optim.seed, numbers, paper)
 
 

@@ -93,7 +93,7 @@ def test_a_wrong_argument_is_one_line_that_names_it(arguments, message):
         ("[optim]\nlr = 'big'\n", "--lr: 'big' is not a number"),
         ("[optim]\nbatch_size = 2.5\n", "--batch-size: 2.5 is not a whole number"),
         ("[optim]\nbatch_size = true\n", "--batch-size: True is not a whole number"),
-        ("[page]\nfont = 'one.ttf'\n", "--font: 'one.ttf' is not a list of strings"),
+        ("[page]\nfont = ['one.ttf', 3]\n", "--font: ['one.ttf', 3] is not a list of strings"),
         ("[optim\n", "c.toml"),
         ("[optim]\nlr = 1" + "0" * 400 + "\n", "--lr: int too large"),
         ("[optim]\nlr = 1" + "0" * 5000 + "\n", "c.toml: not TOML"),

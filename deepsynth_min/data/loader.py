@@ -3,17 +3,19 @@
 In: rows, a `SampleBuilder`, the step to begin at. Out: for each step a list of `Batch`es.
 
 The one idea: which rows a step trains on is a pure function of seed and step (order.py), and making
-a sample holds no state, so threads work ahead, and a run can be taken up at any step.
+a sample holds no state, so threads work ahead, and a run can be taken up at any step. A row that is
+left out, as the settings may ask for, leaves its place empty: no other row moves.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from ..files.index import Fault
 from ..model.batch import Batch
 from ..settings import Settings
 from .order import Order, share
-from .row import Row
+from .row import Row, RowError
 from .samples import SampleBuilder, collate
 
 
@@ -38,6 +40,7 @@ class Loader:
         self.order = Order(rows, optim.seed, global_batch, settings.data.bucket)
         self.pool = ThreadPoolExecutor(settings.data.workers, thread_name_prefix="data")
         self.ahead: deque = deque()
+        self.left_out: list[Fault] = []  # rows of the latest step that could not be used
         self.next_micro = step * settings.optim.accumulate
 
     def _submit(self) -> None:
@@ -47,16 +50,33 @@ class Loader:
         self.ahead.append(self.pool.submit(self._make, chosen))
         self.next_micro += 1
 
-    def _make(self, chosen: tuple[int, ...]) -> Batch:
-        samples = [self.builder(self.rows[i]) for i in chosen]
-        batch = collate(samples, self.builder.special, chosen, self.settings.optim.pack)
-        return self.finish(batch)
+    def _make(self, chosen: tuple[int, ...]) -> tuple[Batch, list[Fault]]:
+        samples, places, left_out = [], [], []
+        for place, i in enumerate(chosen):
+            try:
+                samples.append(self.builder(self.rows[i]))
+                places.append(place)
+            except RowError as error:
+                if not self.builder.skips(error):
+                    raise
+                left_out.append(Fault(error.where, error.reason, error.kind))
+        rows = tuple(chosen[place] for place in places)
+        batch = collate(
+            samples or [self.builder.placeholder()],
+            self.builder.special,
+            rows,
+            self.settings.optim.pack,
+            tuple(places),
+        )
+        return self.finish(batch), left_out
 
     def __next__(self) -> list[Batch]:
         accumulate = self.settings.optim.accumulate
         while len(self.ahead) < max(self.settings.data.prefetch, accumulate) + accumulate:
             self._submit()
-        return [self.ahead.popleft().result() for _ in range(accumulate)]
+        made = [self.ahead.popleft().result() for _ in range(accumulate)]
+        self.left_out = [fault for _, faults in made for fault in faults]
+        return [batch for batch, _ in made]
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)

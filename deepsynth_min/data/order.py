@@ -16,7 +16,9 @@ Sources: Luby & Rackoff 1988 (permutations from rounds), Black & Rogaway 2002 (c
 Steele et al. 2014 (the mixing function of SplitMix64).
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from operator import index
 
 from .row import Row
@@ -61,6 +63,61 @@ class Permutation:
                 return i
 
 
+class Mixture:
+    """Several sources of rows with weights: a row of the i-th is taken weights[i] times an epoch.
+
+    Its rows are numbered through the sources. A source whose weight is no whole number gives a part
+    of its rows, another in each epoch, until all have come equally often.
+    """
+
+    def __init__(self, sources: Sequence[Sequence[Row]], weights: Sequence[float]):
+        self.sources, self.weights = sources, weights
+        self.shares = [max(1, round(len(rows) * w)) for rows, w in zip(sources, weights)]
+        self.starts = [0, *accumulate(len(rows) for rows in sources)]
+        self.ends = list(accumulate(self.shares))
+        self.turns: dict[int, tuple[int, Permutation]] = {}
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def rows_per_epoch(self) -> int:
+        return self.ends[-1]
+
+    def pick(self, epoch: int, place: int, seed: int) -> int:
+        """The row that stands at `place` of an epoch before it is shuffled."""
+        source = bisect_right(self.ends, place)
+        place += self.shares[source] - self.ends[source]  # within the source's share
+        rows = len(self.sources[source])
+        turn, place = divmod(epoch * self.shares[source] + place, rows)
+        if self.turns.get(source, (-1, None))[0] != turn:
+            self.turns[source] = turn, Permutation(rows, seed, 4, source, turn)
+        return self.starts[source] + self.turns[source][1][place]
+
+    def _source(self, i: int) -> tuple[Sequence[Row], int]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        number = bisect_right(self.starts, i) - 1
+        return self.sources[number], i - self.starts[number]
+
+    def size(self, i: int) -> int:
+        rows, place = self._source(i)
+        return rows.size(place)
+
+    def __getitem__(self, i: int) -> Row:
+        rows, place = self._source(i)
+        return rows[place]
+
+    def signature(self) -> str:
+        parts = (f"{w:g} * {rows.signature()}" for rows, w in zip(self.sources, self.weights))
+        return " + ".join(parts)
+
+
+def rows_per_epoch(rows: Sequence[Row]) -> int:
+    """How many samples one pass over the rows takes."""
+    return rows.rows_per_epoch if isinstance(rows, Mixture) else len(rows)
+
+
 class Order:
     """The rows of each global step.
 
@@ -75,10 +132,12 @@ class Order:
         self.window = (-1, [])  # the last one used and its steps
 
     def _row(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.rows))
+        size = rows_per_epoch(self.rows)
+        epoch, place = divmod(position, size)
         if epoch != self.epoch[0]:
-            self.epoch = epoch, Permutation(len(self.rows), self.seed, 2, epoch)
-        return self.epoch[1][place]
+            self.epoch = epoch, Permutation(size, self.seed, 2, epoch)
+        place = self.epoch[1][place]
+        return self.rows.pick(epoch, place, self.seed) if isinstance(self.rows, Mixture) else place
 
     def _jitter(self, window: int, row: int) -> float:
         """1 to 1.1, so that rows of like length do not meet in the same step every epoch."""

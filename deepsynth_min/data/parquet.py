@@ -1,8 +1,8 @@
-"""Parquet files -> rows: read by row group, a few groups in memory, any row in any order.
+"""Parquet files -> the values of rows: read by row group, a few groups in memory, in any order.
 
-In: a .parquet file with the columns text, summary, instruction (by their set names), and image or
-images: bytes, a path, or the hub's {bytes, path}, one or a list. Out: `Row`s; at the start, int64
-[rows, 2], the row group and the size in bytes of each row.
+In: a .parquet file and the columns that rows are made of; images are bytes, a path, or the hub's
+{bytes, path}, one or a list. Out: the reader that formats.py describes; a row's two numbers are its
+own and its size in bytes.
 
 The one idea: the smallest thing that Parquet gives is a row group, so decoded groups are kept, the
 latest used ones, up to CACHE_BYTES, for all threads together. The trade-off: rows are drawn in a
@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, find_file
-from ..settings import DataSettings
-from .row import Place, Row, parse_row
+from .columns import Columns
+from .formats import BadValue, Found
 
 CACHE_BYTES = 256 * 2**20  # of decoded row groups, per process
 LARGEST_GROUP = 2**30  # bytes, decoded
@@ -54,6 +54,17 @@ def _is_bytes(kind: Any, pa: Any) -> bool:
     return any(check(kind) for check in checks)
 
 
+def _holds_text(kind: Any, pa: Any) -> bool:
+    """A text, or a list of texts, which may be paths of images, or something else."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return _is_text(kind.value_type if is_list else kind, pa)
+
+
+def _plain(cell: Any) -> Any:
+    """A cell of a dictionary column as one of the type that it stands for."""
+    return cell.value if hasattr(cell, "dictionary") else cell
+
+
 def _is_image(kind: Any, pa: Any) -> bool:
     """A path, bytes, {bytes, path} with at least one of the two, or a list of such."""
     if any(f(kind) for f in (pa.types.is_list, pa.types.is_large_list)):
@@ -68,28 +79,18 @@ def _is_image(kind: Any, pa: Any) -> bool:
     return _is_text(kind, pa) or _is_bytes(kind, pa)
 
 
-def _image(value: Any):
-    """The bytes or the path of a cell; the hub's struct has its path for a name if it has bytes."""
-    if isinstance(value, list):
-        return [_image(item) for item in value]
-    if isinstance(value, dict):
-        return value.get("path") if value.get("bytes") is None else value["bytes"]
-    return value
-
-
 class ParquetFile:
     """One file: its columns checked, its row groups decoded on demand. Not safe for threads."""
 
-    def __init__(self, path: Path, names: DataSettings, answered: bool = True):
-        self.path, self.names, self.answered, self.pa = path, names, answered, _arrow()
-        self.place = Place(path.parent, path.parent)
+    def __init__(self, path: Path):
+        self.path, self.pa = path, _arrow()
+        self.columns, self.sized = [], ()
         with self._readable():
             # Pages are read as they are needed, whatever the footer says of a column's length.
             self.file = self.pa.parquet.ParquetFile(
                 path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
             )
-            schema, self.metadata = self.file.schema_arrow, self.file.metadata
-        self.columns = self._columns(schema)
+            self.schema, self.metadata = self.file.schema_arrow, self.file.metadata
         groups = (self.metadata.row_group(g) for g in range(self.metadata.num_row_groups))
         counts = [group.num_rows for group in groups]
         if any(not 0 <= count < 2**40 for count in counts):
@@ -99,28 +100,39 @@ class ParquetFile:
     def _readable(self):
         return _Readable(self.path, self.pa)
 
-    def _columns(self, schema: Any) -> list[str]:
-        """The columns that rows are made of, by name. Raises UserError for a wrong type."""
-        names, pa = self.names, self.pa
-        texts = (names.text_field, names.summary_field, names.instruction_field)
-        possible = dict.fromkeys((*texts, "image", "images"))
-        wanted = [name for name in possible if name in schema.names]
-        for name in wanted:
-            if schema.names.count(name) > 1:
+    def present(self) -> dict[str, bool]:
+        """The columns, and whether one can hold nothing but images (columns.py)."""
+        pa, found = self.pa, {}
+        for field in self.schema:
+            if not pa.types.is_null(field.type):
+                found[field.name] = _is_image(field.type, pa) and not _holds_text(field.type, pa)
+        return found
+
+    def choose(self, columns: Columns, answered: bool) -> None:
+        """The columns to read. Raises UserError for one that is missing or of a wrong type."""
+        pa, names = self.pa, self.schema.names
+        self.columns = [name for name in dict.fromkeys(columns.names) if name in names]
+        self.sized = (columns.text, columns.answer)
+        for name in self.columns:
+            if names.count(name) > 1:
                 raise UserError(f"{self.path}: several columns are called {name!r}")
-            kind = schema.field(name).type
-            right = _is_text(kind, pa) if name in texts else _is_image(kind, pa)
-            if not right and not pa.types.is_null(kind):
-                what = "a text" if name in texts else "bytes, a path, {bytes, path} or a list"
+            kind = self.schema.field(name).type
+            if pa.types.is_null(kind):
+                continue
+            right, what = _is_text(kind, pa), "a text"
+            if name in (columns.images, columns.other_images):
+                right, what = _is_image(kind, pa), "bytes, a path, {bytes, path} or a list"
+            elif name == columns.chat:
+                right, what = pa.types.is_list(kind) or pa.types.is_large_list(kind), "a list"
+            if not right:
                 raise UserError(f"{self.path}: column {name!r} is {str(kind):.200}, not {what}")
-        sources = {names.text_field, "image", "images"} & set(wanted)
-        missing = (
-            [] if names.summary_field in wanted or not self.answered else [names.summary_field]
-        )
-        for name in missing + ([] if sources else [names.text_field]):
-            found = ", ".join(map(repr, schema.names[:10])) + (", ..." if schema.names[10:] else "")
-            raise UserError(f"{self.path}: no column {name!r}; found: {found}")
-        return wanted
+        needed = [columns.chat] if columns.chat else [columns.answer] if answered else []
+        if not {columns.text, columns.images, columns.instruction, columns.chat} & set(names):
+            needed.append(columns.text)
+        for name in needed:
+            if name not in names:
+                found = ", ".join(map(repr, names[:10])) + (", ..." if names[10:] else "")
+                raise UserError(f"{self.path}: no column {name!r}; found: {found}")
 
     def _too_large(self, group: int) -> UserError:
         return UserError(
@@ -144,32 +156,31 @@ class ParquetFile:
             if rows != facts.num_rows:
                 raise ValueError(f"row group {group} holds {rows} rows, not {facts.num_rows}")
 
-    def row(self, batch: Any, at: int, number: int) -> Row:
-        """Row `at` of a batch, which is row `number` of the file, counted from 0."""
-        where = f"{self.path}:row {number + 1}"
+    def values(self, batch: Any, at: int) -> dict[str, Any]:
+        """Row `at` of a batch. Raises BadValue."""
         try:
-            values = {name: batch.column(name)[at].as_py() for name in self.columns}
+            return {name: batch.column(name)[at].as_py() for name in self.columns}
         except UnicodeDecodeError as error:
-            raise UserError(f"{where}: a text is not UTF-8 ({error.reason})") from None
-        for name in ("image", "images"):
-            if name in values and name not in (
-                self.names.text_field,
-                self.names.summary_field,
-                self.names.instruction_field,
-            ):
-                values[name] = _image(values[name])
-        return parse_row(values, where, self.place, self.names, self.answered)
+            reason = "a text is not UTF-8"
+            raise BadValue(f"{reason} ({error.reason})", reason) from None
 
-    def check(self) -> Iterator[tuple[int, int, int]]:
-        """Checks every row; yields (row group, size, how far in the file in bytes) of each."""
+    def scan(self) -> Iterator[Found]:
+        """Goes through all rows; see formats.Reader."""
         total, number, bytes_ = int(self.starts[-1]), 0, self.path.stat().st_size
         for group in range(self.metadata.num_row_groups):
             for batch in self.batches(group):
                 for at in range(len(batch)):
-                    row = self.row(batch, at, number)
+                    size, end = self._size(batch, at), bytes_ * (number + 1) // total
+                    yield Found(number, size, end, lambda b=batch, at=at: self.values(b, at))
                     number += 1
-                    text = len((row.text or "").encode()) + len(row.summary.encode())
-                    yield group, text, bytes_ * number // total
+
+    def _size(self, batch: Any, at: int) -> int:
+        """Bytes of the text and the answer."""
+        cells = [batch.column(name)[at] for name in self.sized if name in self.columns]
+        return sum(
+            cell.as_buffer().size if hasattr(cell, "as_buffer") and cell.is_valid else 0
+            for cell in map(_plain, cells)
+        )
 
 
 class _Readable:
@@ -201,33 +212,34 @@ class _Readable:
 class GroupCache:
     """Decoded row groups of some files, the latest used ones, within CACHE_BYTES."""
 
-    def __init__(self, paths: list[Path], names: DataSettings, answered: bool, root: Path | None):
-        self.paths, self.rest, self.root = paths, (names, answered), root
+    def __init__(self, paths: list[Path], columns: Columns | None, answered: bool):
+        self.paths, self.columns, self.answered = paths, columns, answered
         self.lock = threading.Lock()
         self.files: OrderedDict[int, ParquetFile] = OrderedDict()
         self.groups: OrderedDict[tuple[int, int], tuple] = OrderedDict()  # (table, bytes)
         self.held = 0  # bytes of them
         self.decoded = 0  # groups until now
 
-    def file(self, number: int) -> ParquetFile:
-        """File `number`, opened if it is not among the latest used ones."""
+    def file(self, number: int, chosen: bool = True) -> ParquetFile:
+        """File `number`, opened if it is not among the latest used ones; chosen: with its columns
+        chosen."""
         if number not in self.files:
-            opened = ParquetFile(find_file(self.paths[number]), *self.rest)
-            if self.root:
-                opened.place = Place(opened.path.parent, self.root)
-            self.files[number] = opened
+            self.files[number] = ParquetFile(find_file(self.paths[number]))
             if len(self.files) > _OPEN_FILES:
                 self.files.popitem(last=False)
         self.files.move_to_end(number)
-        return self.files[number]
+        file = self.files[number]
+        if chosen and not file.columns:
+            file.choose(self.columns, self.answered)
+        return file
 
-    def row(self, number: int, place: int) -> Row:
-        """Row `place` of file `number`. Safe for threads."""
+    def values(self, number: int, place: int) -> dict[str, Any]:
+        """Of row `place` of file `number`. Safe for threads."""
         with self.lock:
             file = self.file(number)
             group = int(np.searchsorted(file.starts, place, side="right")) - 1
             table = self._group(file, number, group)
-        return file.row(table, place - int(file.starts[group]), place)
+        return file.values(table, place - int(file.starts[group]))
 
     def _group(self, file: ParquetFile, number: int, group: int):
         if (number, group) not in self.groups:
@@ -241,3 +253,22 @@ class GroupCache:
                 self.held -= size
         self.groups.move_to_end((number, group))
         return self.groups[number, group][0]
+
+
+class ParquetReader:
+    """One file of a GroupCache as formats.py wants it."""
+
+    def __init__(self, groups: GroupCache, number: int):
+        self.groups, self.number, self.path = groups, number, groups.paths[number]
+
+    def scan(self) -> Iterator[Found]:
+        return self.groups.file(self.number).scan()
+
+    def values(self, first: int, second: int, length: int) -> dict[str, Any]:
+        return self.groups.values(self.number, first)
+
+    def where(self, first: int, second: int) -> str:
+        return f"{self.path}:row {first + 1}"
+
+    def size(self, first: int, second: int, length: int) -> int:
+        return second

@@ -1,37 +1,49 @@
 """Data files -> rows: checked and indexed once, then read one at a time.
 
-In: `--data`: "embedded", a .jsonl or .parquet file, a folder of either, or a data set on the hub.
-Out: a sequence of `Row`s.
+In: data files of one kind (formats.py, parquet.py). Out: a sequence of `Row`s, and the faults: rows
+that cannot be used, each with its place and the reason.
 
-The one idea: the file stays on disk. One pass checks every row and notes where it starts
-(index.py); after that a row of JSON is one `pread` and one `json.loads`, a row of Parquet a place
-in a decoded row group (parquet.py), from any thread. A row that cannot be used stops the run before
-it starts and is named by file and line: nothing is ever dropped in silence.
+The one idea: the file stays on disk. One pass finds which field is what, checks every row and notes
+where it starts (files/index.py); after that a row of JSON is one `pread` and one `json.loads`, a
+row of Parquet a place in a decoded row group, from any thread. What cannot be used is named by file
+and line, and left out only if that was asked for: nothing is ever dropped in silence.
 """
 
 import hashlib
-import json
-import os
-from collections.abc import Sequence
-from dataclasses import replace
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from ..corpus import documents as corpus
-from ..errors import UserError, find_file
-from ..files.download import fetch_data, files_of_split, is_hub_id
-from ..files.index import lines, row_index
+from ..errors import UserError
+from ..files.index import Fault, row_index
 from ..settings import DataSettings
+from .columns import SAMPLE, SAMPLE_FILES, Columns, choose, find_columns
+from .formats import BadValue, Reader, kind_of, open_reader
 from .order import Permutation
-from .parquet import GroupCache
-from .row import Place, Row, parse_row
+from .parquet import GroupCache, ParquetReader
+from .row import Place, Row, RowError, parse_row
 
-KINDS = (".jsonl", ".parquet")
+LISTED = 20  # faults that are shown one by one
+
+
+class BadRows(UserError):
+    """Rows that cannot be used, and what says so: `details` are lines to be shown before."""
+
+    def __init__(self, message: str, details: list[str]):
+        super().__init__(message)
+        self.details = details
 
 
 class EmbeddedRows:
     """The embedded corpus, train or val."""
+
+    columns = Columns(text="text", answer="summary")
+    faults: list[Fault] = []
 
     def __init__(self, split: str):
         self.split, self.documents = split, corpus.documents(split)
@@ -52,8 +64,7 @@ class EmbeddedRows:
 
 
 class FileRows:
-    """The rows of one or several data files, all .parquet or all JSON lines. Raises UserError
-    naming file and line.
+    """The good rows of one or several data files of one kind. Raises UserError.
 
     answered: whether every row must have its answer; without, it is "" where there is none.
     root: the folder that image paths may not leave; by default that of the file.
@@ -67,44 +78,58 @@ class FileRows:
         answered: bool = True,
         root: Path | None = None,
     ):
-        self.files, self.settings, self.answered, self.root = files, settings, answered, root
-        self.parquet = None
-        if files[0].suffix == ".parquet":
-            self.parquet = GroupCache(files, settings, answered, root)
+        self.files, self.answered = files, answered
+        self.places = [
+            Place(file.parent, root or file.parent, settings.images_anywhere) for file in files
+        ]
+        self.parquet: GroupCache | None = None
+        self.readers, self.columns = self._open(settings)
         how = {
-            "fields": [settings.text_field, settings.summary_field, settings.instruction_field],
+            "columns": asdict(self.columns),
             "anywhere": settings.images_anywhere,
             "answered": answered,
         }
         try:
-            self.indices = [
-                row_index(file, lambda n=n: self._checked(n), how, progress)
-                for n, file in enumerate(files)
+            found = [
+                row_index(reader.path, lambda n=n: self._checked(n), how, progress)
+                for n, reader in enumerate(self.readers)
             ]
-            self.sizes = [file.stat().st_size for file in files]
+            self.sizes = [reader.path.stat().st_size for reader in self.readers]
         except OSError as error:
             raise UserError(f"{error.filename or files[0]}: {error.strerror}") from None
+        self.indices = [index for index, _ in found]
+        self.faults = [fault for _, faults in found for fault in faults]
         self.ends = np.cumsum([len(index) for index in self.indices])
+        refuse_bad_rows(self.faults, len(self), settings)
         if not len(self):
             raise UserError(f"{files[0] if len(files) == 1 else files[0].parent}: no rows")
-        self.handles: dict[int, int] = {}
+
+    def _open(self, settings: DataSettings) -> tuple[list[Reader], Columns]:
+        """Readers of the files, and which of their fields is what."""
+        if kind_of(self.files[0]) == ".parquet":
+            groups = self.parquet = GroupCache(self.files, None, self.answered)
+            present: dict[str, bool] = {}
+            for n in range(min(len(self.files), SAMPLE_FILES)):
+                present |= groups.file(n, chosen=False).present()
+            columns = groups.columns = choose(present, settings)
+            return [ParquetReader(groups, n) for n in range(len(self.files))], columns
+        readers = [open_reader(file) for file in self.files]
+        first = (itertools.islice(_values(reader), SAMPLE) for reader in readers[:SAMPLE_FILES])
+        return readers, find_columns(itertools.chain.from_iterable(first), settings)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def _place(self, i: int) -> tuple[int, int]:
-        """(file, place in it) of row i."""
+    def _place(self, i: int) -> tuple[int, int, int, int]:
+        """(file, the row's two numbers in it, bytes up to the next row) of row i."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         number = int(np.searchsorted(self.ends, i, side="right"))
-        return number, i - (int(self.ends[number]) - len(self.indices[number]))
-
-    def _span(self, number: int, place: int) -> tuple[int, int]:
-        """(offset, bytes up to the next row) of a row of JSON."""
         index = self.indices[number]
-        offset = int(index[place, 0])
+        place = i - (int(self.ends[number]) - len(index))
+        first, second = (int(value) for value in index[place])
         end = int(index[place + 1, 0]) if place + 1 < len(index) else self.sizes[number]
-        return offset, end - offset
+        return number, first, second, end - first
 
     def signature(self) -> str:
         """Tells this data from other data: the size, beginning and end of each file."""
@@ -118,99 +143,79 @@ class FileRows:
 
     def size(self, i: int) -> int:
         """Bytes of row i: how long its text and answer are, roughly."""
-        number, place = self._place(i)
-        if self.parquet:
-            return int(self.indices[number][place, 1])
-        return self._span(number, place)[1]
+        number, *place = self._place(i)
+        return self.readers[number].size(*place)
 
     def __getitem__(self, i: int) -> Row:
-        number, place = self._place(i)
-        if self.parquet:
-            return self.parquet.row(number, place)
-        if number not in self.handles:
-            self.handles[number] = os.open(self.files[number], os.O_RDONLY)
-        offset, length = self._span(number, place)
-        line = os.pread(self.handles[number], length, offset)
-        return self._parse(line, self.files[number], int(self.indices[number][place, 1]))
-
-    def _checked(self, number: int):
-        """For row_index: goes through the rows of a file."""
-        file = self.files[number]
-        if self.parquet:
-            return self.parquet.file(number).check()
-        return lines(file, lambda line, at: self._parse(line, file, at))
-
-    def _parse(self, line: bytes, file: Path, line_number: int) -> Row:
-        where = f"{file}:{line_number}"
+        number, first, second, length = self._place(i)
+        reader = self.readers[number]
         try:
-            values = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: not a JSON object but a {type(values).__name__}")
-        place = Place(file.parent, self.root or file.parent)
-        return parse_row(values, where, place, self.settings, self.answered)
+            values = reader.values(first, second, length)
+        except ValueError as error:  # was sound when it was indexed
+            where = reader.where(first, second)
+            raise UserError(f"{where}: has changed since it was checked ({error})") from None
+        where = reader.where(first, second)
+        return parse_row(values, where, self.places[number], self.columns, self.answered)
+
+    def _checked(self, number: int) -> Iterator[tuple[int, int, int] | tuple[Fault, int]]:
+        """For row_index: goes through the rows of a file."""
+        reader, place = self.readers[number], self.places[number]
+        for first, second, end, values in reader.scan():
+            where = reader.where(first, second)
+            try:
+                parse_row(values(), where, place, self.columns, self.answered)
+            except BadValue as error:
+                yield Fault(where, str(error), error.kind), end
+            except RowError as error:
+                yield Fault(where, error.reason, error.kind), end
+            else:
+                yield first, second, end
 
 
-def _files(path: str) -> list[Path]:
-    """The data files that a path stands for. Raises UserError."""
-    if not os.path.isdir(path):
-        return [find_file(path)]
-    try:
-        names = sorted(name for name in os.listdir(path) if name.endswith(KINDS))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    if not names:
-        raise UserError(f"{path}: no .jsonl file in this folder, and no .parquet file")
-    return of_one_kind([find_file(Path(path) / name) for name in names], path)
+def _values(reader: Reader) -> Iterator[dict]:
+    """Of those rows that have any."""
+    for found in reader.scan():
+        try:
+            yield found.values()
+        except BadValue:
+            pass  # named when every row is checked
 
 
-def of_one_kind(files: list[Path], where: str) -> list[Path]:
-    """The files, if they are all .jsonl or all .parquet. Raises UserError."""
-    kinds = {file.suffix: file.name for file in files}
-    if len(kinds) > 1:
-        raise UserError(f"{where}: holds {' and '.join(kinds.values())}; give one kind of files")
-    return files
+# -- bad rows -------------------------------------------------------------------------------------
 
 
-def open_files(
-    path: str,
-    settings: DataSettings,
-    progress: bool = False,
-    answered: bool = True,
-    revision: str = "",
-    split: str = "train",
-) -> FileRows:
-    """The rows of a file, of the files in a folder, or of a split of a data set on the hub.
-
-    Raises UserError.
-    """
-    if not is_hub_id(path):
-        return FileRows(_files(path), settings, progress, answered)
-    folder = fetch_data(path, revision)
-    files = of_one_kind(files_of_split(folder, split, path), path)
-    # Files of the cache are links to where it keeps their bytes, two folders above.
-    return FileRows(files, settings, progress, answered, root=folder.parents[1])
+def by_kind(faults: Sequence[Fault]) -> str:
+    """How many there are of each kind, the most frequent first."""
+    counts = Counter(fault.kind for fault in faults)
+    return "; ".join(f"{count:,} {kind}" for kind, count in counts.most_common(8))
 
 
-def pinned(settings: DataSettings, before: DataSettings | None = None) -> DataSettings:
-    """Settings in which a data set on the hub has its commit for a revision.
+def list_faults(faults: Sequence[Fault]) -> list[str]:
+    """The first of them as lines, and how many more there are."""
+    lines = [f"{fault.where}: {fault.reason}" for fault in faults[:LISTED]]
+    more = len(faults) - LISTED
+    return lines + ([f"... and {more:,} more: {by_kind(faults[LISTED:])}"] if more > 0 else [])
 
-    before: those of the run that is taken up; without a word to the contrary its commit stays.
-    Raises UserError.
-    """
-    found = {}
-    for name, revision in (("data", "data_revision"), ("val_data", "val_revision")):
-        value, given = getattr(settings, name), getattr(settings, revision)
-        if not is_hub_id(value):
-            if given:
-                option = "--" + revision.replace("_", "-")
-                raise UserError(f"{option} {given}: {value!r} is not a data set on the hub")
-            continue
-        if not given and before and getattr(before, name) == value:
-            given = getattr(before, revision)
-        found[revision] = fetch_data(value, given).name
-    return replace(settings, **found)
+
+def refuse_bad_rows(faults: Sequence[Fault], good: int, settings: DataSettings) -> None:
+    """Raises BadRows if there are any and they may not be skipped, or if they are too many."""
+    if not faults:
+        return
+    first, total = f"{faults[0].where}: {faults[0].reason}", good + len(faults)
+    share = f"{len(faults):,} of {total:,} rows cannot be used ({by_kind(faults)})"
+    if settings.on_bad_row == "error":
+        if len(faults) == 1:
+            raise BadRows(f"{first} (--on-bad-row skip leaves it out)", [])
+        hint = "--on-bad-row skip leaves them out"
+        raise BadRows(f"{first}; in all {share}; {hint}", list_faults(faults))
+    if len(faults) > settings.max_bad * total:
+        raise BadRows(
+            f"{first}; in all {share}, more than --max-bad {settings.max_bad:g}",
+            list_faults(faults),
+        )
+
+
+# -- parts of rows --------------------------------------------------------------------------------
 
 
 class View:
@@ -237,38 +242,3 @@ class View:
 
     def __getitem__(self, i: int) -> Row:
         return self.rows[self._row(i)]
-
-
-def open_rows(
-    settings: DataSettings, seed: int, progress: bool = False
-) -> tuple[Sequence[Row], Sequence[Row]]:
-    """(training rows, held-out rows). Raises UserError."""
-    if settings.data == "embedded":
-        train = EmbeddedRows("train")
-        held_out = EmbeddedRows("val")
-    else:
-        train = held_out = open_files(
-            settings.data, settings, progress, revision=settings.data_revision
-        )
-    if settings.val_data:
-        held_out = open_files(
-            settings.val_data, settings, progress, revision=settings.val_revision, split="val"
-        )
-        files = [] if settings.data == "embedded" else train.files
-        for file in held_out.files:
-            if any(os.path.samefile(file, other) for other in files):
-                raise UserError(f"--val-data {file}: is in --data too, so nothing is held out")
-    elif held_out is train:
-        train, held_out = _split(train, settings, seed)
-    if settings.val_samples and len(held_out) > settings.val_samples:
-        held_out = View(held_out, 0, settings.val_samples)
-    return train, held_out
-
-
-def _split(rows: Sequence[Row], settings: DataSettings, seed: int):
-    """A share of the rows is held out: the same for the same seed and number of rows."""
-    if len(rows) < 2:
-        raise UserError(f"{settings.data}: one row cannot be split; give --val-data")
-    order = Permutation(len(rows), seed, 1)
-    size = min(len(rows) - 1, max(1, round(len(rows) * settings.val_fraction)))
-    return View(rows, size, len(rows), order), View(rows, 0, size, order)

@@ -5,9 +5,10 @@ In: a row, a tokenizer, the mode and the page style. Out: a `Sample`; of several
 The one idea: making a sample holds no state, so threads share one `SampleBuilder` without a lock.
 
 A sequence is: BOS, image tokens, the tokens of "\\n<instruction>", the answer, EOS. Only the answer
-and EOS are scored.
+and EOS are scored. A row without a page has its instruction alone, with no line break before it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,11 +21,11 @@ from ..model.batch import Batch, visual_tokens
 from ..model.config import ModelConfig
 from ..model.loss import IGNORE
 from ..pages.font import FontChain
-from ..pages.images import cut_tiles, grids, open_image, prepare
+from ..pages.images import cut_tiles, grids, open_images, prepare
 from ..pages.modes import MODES, TILE, page_side
-from ..pages.renderer import PageStyle, render_pages
+from ..pages.renderer import PageStyle, TooManyPages, render_pages
 from ..settings import Settings
-from .row import Row
+from .row import Row, RowError, TooLong, prompt_after_pages
 from .tokenizer import SpecialIds, check_tokenizer, encode, special_ids
 
 
@@ -39,6 +40,7 @@ class Sample:
     tiles: list[np.ndarray]  # uint8 [w*h, C, 640, 640] for each page that has any
     grids: list[tuple[int, int]]
     missing: int  # characters drawn as a box, or without the shaping that their script needs
+    truncated: bool = False  # whether something was left out to fit the context
 
 
 class SampleBuilder:
@@ -54,9 +56,9 @@ class SampleBuilder:
         # More pages than could ever be used are not drawn, but counted as an error.
         self.most_pages = self.context // visual_tokens(self.side, self.side)
         self.style = self._style(self.side, self.side)
+        grids_ = _page_shaped(settings.page.max_tiles) if self.gundam else []
         self.canvases = [  # gundam: one tile after the other until the text fits
-            (grid, self._style(grid[0] * TILE, grid[1] * TILE))
-            for grid in _page_shaped(settings.page.max_tiles)
+            (grid, self._style(grid[0] * TILE, grid[1] * TILE)) for grid in grids_
         ]
 
     def _style(self, width: int, height: int) -> PageStyle:
@@ -68,6 +70,8 @@ class SampleBuilder:
         values["font_size"] = page.font_size or trained_with.font_size or max(10, self.side // 64)
         values["line_height"] = page.line_height or trained_with.line_height or 1.25
         values["max_pages"] = page.max_pages or self.most_pages
+        if page.on_missing == "error":
+            values["shaping"] = "require"
         margins = (page.margin, trained_with.margin, self.side // 32)
         values["margin"] = next(margin for margin in margins if margin >= 0)
         try:
@@ -77,68 +81,134 @@ class SampleBuilder:
             raise UserError(f"page settings: {error}") from None
         return style
 
-    def _draw(self, text: str, where: str):
-        """Text -> (pages [n, 1, side, side], tiles, grids, characters not drawn as they should)."""
+    def _draw(self, text: str, where: str, max_pages: int):
+        """Text -> (pages [n, 1, side, side], tiles, grids, characters not drawn as they should).
+
+        max_pages: draw no more than that, and leave the rest of the text out; 0: as the page
+        settings say. Raises TooLong, or RowError for characters that no font has.
+        """
         whole = grid = (1, 1)
+        canvases = [(whole, self.style), *self.canvases]
         try:
-            if not self.gundam:
-                drawn = render_pages(text, self.style)
-            else:
-                for grid, style in [(whole, self.style), *self.canvases]:  # noqa: B007, used below
-                    drawn = render_pages(text, replace(style, max_pages=1, overflow="truncate"))
-                    if not drawn.truncated:
-                        break
-                else:
-                    drawn = render_pages(text, style)  # several of the largest, within limits
-        except ValueError as error:
+            for grid, style in canvases[:-1]:  # noqa: B007, used below
+                drawn = render_pages(text, replace(style, max_pages=1, overflow="truncate"))
+                if not drawn.truncated:
+                    break
+            else:  # several of the largest, within limits
+                grid, style = canvases[-1]
+                if max_pages:
+                    style = replace(style, max_pages=max_pages, overflow="truncate")
+                drawn = render_pages(text, style)
+        except TooManyPages as error:
             if self.settings.page.max_pages:
-                raise UserError(f"{where}: {error}") from None
-            raise UserError(
-                f"{where}: the text needs more than {self.most_pages} pages, which alone "
-                f"exceed the model's context of {self.context} tokens "
-                "(--max-pages N --overflow truncate|shrink)"
+                raise TooLong(where, str(error)) from None
+            raise TooLong(
+                where,
+                f"the text needs more than {self.most_pages} pages, which alone exceed the model's "
+                f"context of {self.context} tokens (--max-pages N --overflow truncate|shrink)",
             ) from None
+        except ValueError as error:
+            raise RowError(where, str(error), "cannot be drawn") from None
         pages, missing = drawn.pages, len(drawn.missing) + len(drawn.unshaped)
         if grid == whole:
             return pages[:, None], [], [grid] * len(pages), missing
         tiles = [cut_tiles(page[None], grid) for page in pages]
         return shrink_into_square(pages, self.side), tiles, [grid] * len(pages), missing
 
-    def _pages(self, row: Row):
+    def _pages(self, row: Row, max_pages: int = 0):
+        """As _draw gives them, of whatever the row's page is made of."""
         if row.text is not None:
-            return self._draw(row.text, row.where)
-        prepared = [
-            prepare(
-                open_image(path, row.where), self.side, self.gundam, self.settings.page.max_tiles
-            )
-            for path in row.images
-        ]
+            return self._draw(row.text, row.where, max_pages)
+        prepared, most = [], max_pages or self.most_pages
+        for image in self._images(row):
+            if len(prepared) == most:
+                if max_pages:
+                    break
+                reason = f"more than {most} pages, which alone exceed the model's context"
+                raise TooLong(row.where, f"{reason} of {self.context} tokens")
+            max_tiles = self.settings.page.max_tiles
+            prepared.append(prepare(image, self.side, self.gundam, max_tiles))
+        if not prepared:
+            return np.empty((0, 1, self.side, self.side), np.uint8), [], [], 0
         views = np.stack([view for view, _, _ in prepared])
         return views, [t for _, t, _ in prepared if t is not None], [g for _, _, g in prepared], 0
 
-    def prompt(self, row: Row) -> Sample:
-        """The sequence up to where the answer begins."""
-        pages, tiles, grids_, missing = self._pages(row)
-        visual = sum(visual_tokens(self.side, self.side, grid, TILE) for grid in grids_)
+    def _images(self, row: Row) -> Iterator[Any]:
+        """The pictures of all image files of a row. Raises RowError."""
+        for source in row.images:
+            try:
+                yield from open_images(source, row.where)
+            except UserError as error:
+                reason = str(error).removeprefix(f"{row.where}: ")
+                raise RowError(row.where, reason, "an image that cannot be read") from None
+
+    def _asked(self, row: Row) -> list[int]:
+        """The ids of what follows the pages."""
         instruction = row.instruction or self.settings.data.instruction
-        # Instructions may use the model's own markers (<|grounding|>), but not an image token.
-        asked = encode(self.tokenizer, "\n" + instruction, special=True)
-        if self.special.image in asked:
-            raise UserError(f"{row.where}: the instruction holds the image token itself")
-        ids = [self.special.bos] + [self.special.image] * visual + asked
+        asked = prompt_after_pages(instruction, len(row.images), row.where)
+        if row.text is None and not row.images:
+            asked = asked.lstrip("\n")
+        # Instructions may use the model's own markers (<|grounding|>).
+        return encode(self.tokenizer, asked, "all")
+
+    def skips(self, error: RowError) -> bool:
+        """Whether a row that raised this is left out (--on-bad-row, --on-too-long)."""
+        data = self.settings.data
+        too_long = data.on_too_long if isinstance(error, TooLong) else "auto"
+        return (data.on_bad_row if too_long == "auto" else too_long) == "skip"
+
+    def placeholder(self) -> Sample:
+        """Two tokens of which none is scored: a micro-batch whose rows are all left out."""
+        none = np.empty((0, 1, self.side, self.side), np.uint8)
+        return Sample([self.special.bos, self.special.eos], 2, 0, none, [], [], 0)
+
+    def prompt(self, row: Row, max_pages: int = 0) -> Sample:
+        """The sequence up to where the answer begins; max_pages: of more, the first. Raises
+        RowError."""
+        pages, tiles, grids_, missing = self._pages(row, max_pages)
+        visual = sum(visual_tokens(self.side, self.side, grid, TILE) for grid in grids_)
+        ids = [self.special.bos] + [self.special.image] * visual + self._asked(row)
         return Sample(ids, len(ids), visual, pages, tiles, grids_, missing)
 
     def __call__(self, row: Row) -> Sample:
-        """Row -> Sample. Raises UserError naming the row."""
-        prompt = self.prompt(row)
-        ids = [*prompt.ids, *encode(self.tokenizer, row.summary), self.special.eos]
-        if len(ids) > self.context:
-            raise UserError(
-                f"{row.where}: {len(prompt.pages)} pages ({prompt.visual} visual tokens) and text "
-                f"make {len(ids)} tokens; the model's context is {self.context} "
-                "(--max-pages N --overflow truncate|shrink limits the pages)"
-            )
-        return replace(prompt, ids=ids)
+        """Row -> Sample. Raises RowError, TooLong if it does not fit into the context, unless
+        --on-too-long says that it is to be cut."""
+        answer = [*encode(self.tokenizer, row.summary, "own"), self.special.eos]
+        try:
+            sample = self.prompt(row)
+            self._check_length(row, sample, answer)
+        except TooLong:
+            if self.settings.data.on_too_long != "truncate":
+                raise
+            return self._cut(row, answer)
+        return replace(sample, ids=[*sample.ids, *answer])
+
+    def _check_length(self, row: Row, sample: Sample, answer: list[int]) -> None:
+        length = len(sample.ids) + len(answer)
+        if length <= self.context:
+            return
+        asked, hint = len(sample.ids) - sample.visual - 1, ""
+        if sample.visual > len(answer):
+            hint = " (--max-pages N --overflow truncate|shrink limits the pages)"
+        raise TooLong(
+            row.where,
+            f"{len(sample.pages)} pages ({sample.visual} visual tokens), an instruction of {asked} "
+            f"tokens and an answer of {len(answer)} make {length}; the model's context is "
+            f"{self.context}{hint}",
+        )
+
+    def _cut(self, row: Row, answer: list[int]) -> Sample:
+        """The first pages that fit beside the answer, at least one; then as much of the answer as
+        fits, without EOS if that is not all: where it was cut is no end."""
+        grid = self.canvases[-1][0] if self.canvases else (1, 1)
+        fixed = 1 + len(self._asked(row))
+        per_page = visual_tokens(self.side, self.side, grid, TILE)
+        left = (self.context - fixed - len(answer)) // per_page
+        sample = self.prompt(row, max(1, left))
+        if len(sample.ids) >= self.context:
+            raise TooLong(row.where, "a page and the instruction alone fill the model's context")
+        ids = [*sample.ids, *answer][: self.context]
+        return replace(sample, ids=ids, truncated=True)
 
 
 def _page_shaped(most: int) -> list[tuple[int, int]]:
@@ -166,11 +236,15 @@ def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
 
 
 def collate(
-    samples: list[Sample], special: SpecialIds, rows: tuple[int, ...] = (), pack: bool = False
+    samples: list[Sample],
+    special: SpecialIds,
+    rows: tuple[int, ...] = (),
+    pack: bool = False,
+    places: tuple[int, ...] = (),
 ) -> Batch:
     """Pads samples to the right, or packs them; pages stay in sample order.
 
-    Answers are scored, prompts not.
+    Answers are scored, prompts not. rows, places: of the samples, as in Batch.
     """
     B, T = len(samples), max(len(sample.ids) for sample in samples)
     ids = torch.full((B, T), special.pad)
@@ -195,7 +269,9 @@ def collate(
         _stack(tiles) if tiles else None,
         torch.tensor(grids_) if tiles else None,
         rows,
+        places=places,
         missing=sum(sample.missing for sample in samples),
+        truncated=sum(sample.truncated for sample in samples),
         owners=tuple(b for b, sample in enumerate(samples) for _ in sample.pages),
     )
     return batch.packed() if pack else batch

@@ -10,7 +10,8 @@ reads a number figure by figure; every byte has an id, so any text survives enco
 
 The one idea: text is never syntax. A document that contains "<image>" holds seven characters, and
 `encode` yields ids that spell them, never the id of the marker. It cuts such text inside the marker
-and encodes the parts, which needs no switch on the tokenizer: threads may share one.
+and encodes the parts, which needs no switch on the tokenizer: threads may share one. An answer may
+hold markers of its own, those of layouts and tables, but none that frames a sequence.
 
 `python -m deepsynth_min.tokenizer` makes the embedded files again.
 """
@@ -21,7 +22,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -104,31 +105,49 @@ def special_ids(tokenizer: Any) -> SpecialIds:
     return ids
 
 
-@lru_cache(maxsize=8)
-def _markers(tokenizer: Any) -> re.Pattern:
-    """Finds every added token in a text, the longest first where one begins with another.
+@lru_cache(maxsize=16)
+def _markers(tokenizer: Any, frame_only: bool) -> re.Pattern:
+    """Finds every added token in a text, or those of the frame (begin, end, padding, image), the
+    longest first where one begins with another.
 
     A marker of one character cannot be cut and stays what it is; no known tokenizer has any.
     """
     added = [text for text in tokenizer.get_added_vocab() if len(text) > 1]
+    if frame_only:
+        frame = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, IMAGE)
+        added = [text for text in added if text in frame]
     return re.compile("|".join(re.escape(text) for text in sorted(added, key=len, reverse=True)))
 
 
-def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
+Markers = Literal["all", "own", "none"]
+
+
+def encode(tokenizer: Any, text: str, markers: Markers = "none") -> list[int]:
     """The ids of `text`, nothing added before or after.
 
-    With `special`, markers in it stand for themselves (an instruction may hold <|grounding|>);
-    without, as for any text of a document, they are spelled out like other words.
+    markers: which of the tokenizer's added tokens stand for themselves. "all": of an instruction,
+    which may hold <|grounding|>; "own": of an answer, where those of layouts and tables
+    (<|ref|>, <td>) do and those that frame a sequence do not; "none": of a document, where each is
+    spelled out like other words.
     """
     backend = tokenizer.backend_tokenizer  # transformers' own encode sets options: not for threads
-    if special:
+    if markers == "all":
         return backend.encode(text, add_special_tokens=False).ids
-    cuts, found = [0], _markers(tokenizer).search(text)
-    while found:
+    pattern = _markers(tokenizer, markers == "own")
+    cuts, found = [0], pattern.search(text)
+    while found and found[0]:
         cuts.append(found.start() + 1)
-        found = _markers(tokenizer).search(text, found.start() + 1)
+        found = pattern.search(text, found.start() + 1)
     parts = [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)])]
     return [id for part in parts for id in backend.encode(part, add_special_tokens=False).ids]
+
+
+def decode(tokenizer: Any, ids: list[int]) -> str:
+    """The text of an answer: with its markers, without what frames a sequence."""
+    frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    frame.add(tokenizer.get_added_vocab().get(IMAGE))
+    kept = [id for id in ids if id not in frame]
+    return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def train_tokenizer() -> Tokenizer:

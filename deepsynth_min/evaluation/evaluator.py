@@ -13,17 +13,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from statistics import mean, median
 from typing import Protocol
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..data.loader import held_out_shares
-from ..data.row import Row
+from ..data.row import Row, RowError
 from ..data.samples import Sample, SampleBuilder, collate
-from ..data.tokenizer import encode
+from ..data.tokenizer import decode, encode
 from ..errors import UserError
+from ..files.index import Fault
 from ..model.deepseek_ocr import DeepseekOCR
 from ..model.generation import Answer, generate
 from ..settings import Settings
@@ -63,6 +66,23 @@ class Evaluator:
         self.autocast = autocast
         self.settings: Settings = builder.settings
         self.scorer = text_metrics.rouge_scorer()
+        self.left_out: dict[int, Fault] = {}  # rows of this rank that cannot be used
+
+    def _usable(self, chosen: Iterable[int]) -> tuple[list[int], list[Row], list[Sample]]:
+        """(numbers, rows, samples) of those rows that can be used; the others are left out only if
+        the settings say so. Raises RowError."""
+        numbers, rows, samples = [], [], []
+        for i in chosen:
+            try:
+                row = self.rows[i]
+                samples.append(self.builder(row))
+                rows.append(row)
+                numbers.append(i)
+            except RowError as error:
+                if not self.builder.skips(error):
+                    raise
+                self.left_out[i] = Fault(error.where, error.reason, error.kind)
+        return numbers, rows, samples
 
     def _loss(self, samples: list[Sample]) -> float:
         """Summed over the scored tokens of one batch."""
@@ -88,15 +108,24 @@ class Evaluator:
         ablated = min(self.settings.evaluation.ablation_samples, len(self.rows))
         partner = ablations.partners(ablated, self.settings.optim.seed) if ablated > 1 else None
         for chosen in self._bar(self._shares(ablated, len(self.rows)), "evaluating"):
-            rows = [self.rows[i] for i in chosen]
-            samples = [self.builder(row) for row in rows]
+            numbers, rows, samples = self._usable(chosen)
+            if not samples:
+                continue
             loss = self._loss(samples)
             sums.update(loss=loss, tokens=_scored(samples), samples=len(samples))
             if chosen[0] < ablated:
-                others = [None if partner is None else self.rows[partner[i]] for i in chosen]
+                others = [self._partner(partner, i) for i in numbers]
                 self._ablate(sums, rows, samples, others, loss)
         found = dict(zip(names, self.world.sum(*(sums[name] for name in names))))
         return _mean_losses(found, ablated)
+
+    def _partner(self, partner: np.ndarray | None, i: int) -> Row | None:
+        """The row whose pages stand in for those of row i; None if it has none, or cannot be
+        used."""
+        if partner is None:
+            return None
+        _, rows, samples = self._usable([partner[i]])
+        return rows[0] if rows and len(samples[0].pages) else None
 
     def _ablate(
         self,
@@ -112,7 +141,7 @@ class Evaluator:
         """
         for kind in ablations.ABLATIONS:
             changed = [
-                ablations.ablate(sample, kind, row, other, self.builder)
+                ablations.ablate(sample, kind, row, other, self.builder) if sample.visual else None
                 for sample, row, other in zip(samples, rows, others)
             ]
             kept = [sample for sample, new in zip(samples, changed) if new is not None]
@@ -135,11 +164,15 @@ class Evaluator:
             "eos_rate",
             "repetition",
         ]
+        names += ["usable"]
         table = [[0.0] * len(names) for _ in range(count)]  # a row is filled in by one rank
         shown = []
         for chosen in self._bar(self._shares(count), "answering"):
-            rows = [self.rows[i] for i in chosen]
-            batch = collate([self.builder.prompt(row) for row in rows], self.builder.special)
+            chosen, rows, samples = self._usable(chosen)
+            if not rows:
+                continue
+            prompts = [replace(s, ids=s.ids[: s.prompt]) for s in samples]
+            batch = collate(prompts, self.builder.special)
             with self.autocast():
                 answers = generate(
                     self.model,
@@ -149,16 +182,17 @@ class Evaluator:
                     chosen,
                 )
             for i, row, answer in zip(chosen, rows, answers):
-                text = self.builder.tokenizer.decode(answer.ids, skip_special_tokens=True)
-                table[i] = self._compare(row.summary, text, answer)
+                text = decode(self.builder.tokenizer, answer.ids)
+                table[i] = [*self._compare(row.summary, text, answer), 1.0]
                 if i < SHOWN:
                     shown.append({"row": row.where, "reference": row.summary, "answer": text})
         flat = self.world.sum(*(value for values in table for value in values))
-        columns = [flat[i :: len(names)] for i in range(len(names))]
-        if not count:
+        rows = [flat[i : i + len(names)] for i in range(0, len(flat), len(names))]
+        columns = list(zip(*(row for row in rows if row[-1])))
+        if not columns:
             return {}, []
-        result = {name: mean(column) for name, column in zip(names, columns)}
-        result |= {"cer_median": median(columns[names.index("cer")]), "answers": count}
+        result = {name: mean(column) for name, column in zip(names[:-1], columns)}
+        result |= {"cer_median": median(columns[names.index("cer")]), "answers": len(columns[0])}
         return result, shown
 
     def _compare(self, reference: str, text: str, answer: Answer) -> list[float]:
@@ -199,6 +233,8 @@ def _scored(samples: list[Sample]) -> int:
 
 def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
     """Figures from the sums over all ranks."""
+    if not sums["tokens"]:
+        raise UserError("no held-out row can be used; give others with --val-data")
     loss = sums["loss"] / sums["tokens"]
     result = {
         "loss": loss,

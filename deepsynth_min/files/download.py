@@ -20,14 +20,10 @@ from pathlib import Path
 from ..errors import UserError
 from .index import cache_folder
 
-IMAGES = ("png", "jpg", "jpeg", "tif", "tiff", "webp", "bmp", "gif")
-DATA = [f"*.{end}" for end in ("jsonl", "parquet", *IMAGES)]
-# Data sets with several splits name files or folders after them, as the hub's own loader expects.
-_SPLITS = {
-    "train": ("train", "training"),
-    "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
+IMAGES = ("png", "jpg", "jpeg", "tif", "tiff", "webp", "bmp", "gif", "jp2", "avif", "heic", "pdf")
+_ROWS = ("jsonl", "ndjson", "json", "csv", "tsv")
+_PACKED = [f"{rows}.{packed}" for rows in _ROWS for packed in ("gz", "bz2", "xz", "zst")]
+DATA = [f"*.{end}" for end in (*_ROWS, *_PACKED, "parquet", *IMAGES)] + ["README.md"]
 
 
 def without_token(text: str) -> str:
@@ -41,7 +37,7 @@ def without_token(text: str) -> str:
 def is_hub_id(name: str) -> bool:
     """Whether a name that is not here can be owner/name."""
     possible = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII)
-    file = name.endswith((".json", ".jsonl", ".parquet"))
+    file = name.endswith((".parquet", *(f".{end}" for end in (*_ROWS, *_PACKED))))
     return possible is not None and not file and not os.path.lexists(name)
 
 
@@ -81,7 +77,7 @@ def fetch(
 # -- data sets ------------------------------------------------------------------------------------
 
 
-def _files_of(folder: Path) -> dict[str, int]:
+def files_of(folder: Path) -> dict[str, int]:
     """Path -> bytes of the files that patterns of DATA fetch."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.stat().st_size for path in found}
@@ -99,7 +95,7 @@ def _is_complete(folder: Path) -> bool:
         listed = json.loads(_list_of(folder).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    files = _files_of(folder)
+    files = files_of(folder)
     return isinstance(listed, dict) and all(files.get(name) == n for name, n in listed.items())
 
 
@@ -110,24 +106,6 @@ def fetch_data(name: str, revision: str = "") -> Path:
         path = _list_of(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(_files_of(folder)), encoding="utf-8")
+        partial.write_text(json.dumps(files_of(folder)), encoding="utf-8")
         os.replace(partial, path)
     return folder
-
-
-def files_of_split(folder: Path, split: str, where: str) -> list[Path]:
-    """The data files of a downloaded data set that hold a split: those named after it, or all of
-    them where none is named after any. For "val" those of "test" do as well. Raises UserError."""
-    files = [Path(name) for name in _files_of(folder) if name.endswith((".jsonl", ".parquet"))]
-    if not files:
-        raise UserError(f"{where}: no .jsonl and no .parquet file in this data set")
-    words = {file: set(re.split(r"[^a-z]+", str(file.with_suffix("")).lower())) for file in files}
-    by_split = {
-        name: [file for file in files if words[file] & set(synonyms)]
-        for name, synonyms in _SPLITS.items()
-    }
-    chosen = by_split[split] or (by_split["test"] if split == "val" else [])
-    if not chosen and any(by_split.values()):
-        there = ", ".join(name for name, found in by_split.items() if found)
-        raise UserError(f"{where}: no files of the split {split!r} in this data set, only {there}")
-    return [folder / file for file in chosen or files]

@@ -42,7 +42,9 @@ class Batch:
     tiles           [M, C, s, s] uint8 or None, row by row, page after page
     grids           [N, 2] int64 or None, tiles per page as (w, h); (1, 1) means no tiles
     rows            numbers of the data rows, for messages
+    places          where each sample stands in the micro-step, if some places hold none
     missing         characters of all pages that could not be drawn as they should
+    truncated       samples of which something was left out to fit the context
     owners          the sample, 0 .. B-1, that each page belongs to
     lengths         empty, or the samples' lengths if they are packed: then the text tensors are
                     [1, T], the samples one after another in one row, and nothing is padding
@@ -61,7 +63,9 @@ class Batch:
     tiles: Tensor | None = None
     grids: Tensor | None = None
     rows: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
     missing: int = 0
+    truncated: int = 0
     owners: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
     page_keys: tuple[str, ...] = ()
@@ -138,7 +142,9 @@ class Batch:
             tiles=self.tiles,
             grids=self.grids,
             rows=self.rows,
+            places=self.places,
             missing=self.missing,
+            truncated=self.truncated,
             owners=self.owners,
             lengths=lengths,
         )

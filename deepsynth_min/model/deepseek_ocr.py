@@ -229,10 +229,13 @@ class DeepseekOCR(nn.Module):
         Padding stands to the right, where causality hides it, so no mask is needed; the balance
         term leaves it out. `embedded` is `embed(batch)`, if it is known already.
         """
-        asked = {"token_mask": batch.token_mask} if balance else {"output_index": batch.score_index}
+        every = balance or not batch.num_scored  # no layer is left without a token to work on
+        asked = {} if every else {"output_index": batch.score_index}
+        if balance:
+            asked = {"token_mask": batch.token_mask}
         x = self.embed(batch) if embedded is None else embedded
         x, term = self.hidden(x, Layout(lengths=batch.lengths, **asked))
-        scored = x.flatten(0, 1)[batch.score_index] if balance else x[0]  # [L, D]
+        scored = x.flatten(0, 1)[batch.score_index] if every else x[0]  # [L, D]
         total = chunked_cross_entropy(scored, self.lm_head.weight, batch.targets)
         return total, batch.num_scored, term
 

@@ -1,7 +1,8 @@
 """Images as pages: the official preprocessing of pictures that the user brings (extra `[images]`).
 
-In: an image file, or the bytes of one, and the mode. Out: the global view, uint8 [3, side, side],
-and in gundam mode the tiles [w*h, 3, 640, 640] with their grid.
+In: an image file, or the bytes of one, and the mode; a file of several pictures (TIFF, GIF, PDF) is
+as many pages. Out: the global view, uint8 [3, side, side], and in gundam mode the tiles [w*h, 3,
+640, 640] with their grid.
 
 The one idea: do what the model's own training did. The image is turned as its EXIF data says, made
 RGB, and shows white paper where it is transparent; small pages are stretched to the square, large
@@ -13,10 +14,12 @@ Source: the official processor of DeepSeek-OCR (Wei et al. 2025).
 import io
 import logging
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs is in our errors
 STRETCHED_UP_TO = 640  # px: modes tiny and small; larger pages are padded
 PADDING = (127, 127, 127)
-FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
+MOST_PAGES = 1000  # of one file
+PDF_DPI = 144  # as the official scripts draw a PDF
 MAX_PIXELS = 178_956_970  # of one image: where Pillow, too, takes it for an attack
 
 
@@ -56,10 +61,13 @@ def choose_grid(width: int, height: int, max_tiles: int) -> tuple[int, int]:
     return best
 
 
-def open_image(source: Path | bytes, where: str) -> "PillowImage":
-    """A Pillow image, turned upright, in RGB. Raises UserError naming `where` and the file."""
+def open_images(source: Path | bytes, where: str) -> Iterator["PillowImage"]:
+    """The pictures of a file one after another, turned upright, in RGB.
+
+    Raises UserError naming `where` and the file.
+    """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError:
         raise UserError(
             f"{where}: images need Pillow: pip install 'deepsynth-min[images]'"
@@ -68,7 +76,7 @@ def open_image(source: Path | bytes, where: str) -> "PillowImage":
     if isinstance(source, bytes):
         file = io.BytesIO(source)
     else:
-        name = file = find_file(source, f"{where}: ", "no such image")
+        name, file = source, open(find_file(source, f"{where}: ", "no such image"), "rb")
     # Pillow's plugins raise what they like for a damaged file.
     damage = (
         OSError,
@@ -87,20 +95,68 @@ def open_image(source: Path | bytes, where: str) -> "PillowImage":
         Image.DecompressionBombError,
     )
     warnings.filterwarnings("ignore", module=r"PIL\.")  # metadata is no matter
+    with file:
+        try:
+            head = file.read(16)
+            file.seek(0)
+            yield from _pdf_pages(file) if head.startswith(b"%PDF-") else _frames(file, head)
+        except UserError as error:
+            raise UserError(f"{where}: {name}: {error}") from None
+        except damage as error:
+            raise UserError(f"{where}: {name}: not a readable image ({error})") from None
+
+
+def _frames(file: IO[bytes], head: bytes) -> Iterator["PillowImage"]:
+    from PIL import Image, ImageOps
+
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise UserError("HEIC needs pillow-heif: pip install 'deepsynth-min[heic]'") from None
+        register_heif_opener()
+    formats = [name for name in FORMATS if name in Image.registered_extensions().values()]
+    with Image.open(file, formats=formats) as image:
+        # Of a phone's JPEG (MPO), the first picture is the photograph, others are made of it.
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if count > MOST_PAGES:
+            raise UserError(f"holds {count} pictures, more than {MOST_PAGES}")
+        for number in range(count):
+            if number:
+                image.seek(number)
+            if image.mode in ("I", "F"):
+                raise UserError(f"pixels of 32 bits (mode {image.mode}) have no known white")
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height}"
+                raise UserError(f"{size} pixels are more than {MAX_PIXELS}")
+            yield _on_white_paper(ImageOps.exif_transpose(image))
+
+
+_pdfium = threading.Lock()  # it may be used by one thread at a time
+
+
+def _pdf_pages(file: IO[bytes]) -> Iterator["PillowImage"]:
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            # Of a phone's JPEG (MPO), the first picture is the photograph, others are made of it.
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                problem = f"holds {image.n_frames} pictures; give each a file of its own"
-            elif image.mode in ("I", "F"):
-                problem = f"pixels of 32 bits (mode {image.mode}) have no known white"
-            elif image.width * image.height > MAX_PIXELS:
-                problem = f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
-            else:
-                return _on_white_paper(ImageOps.exif_transpose(image))
-    except damage as error:
-        problem = f"not a readable image ({error})"
-    raise UserError(f"{where}: {name}: {problem}")
+        import pypdfium2
+    except ImportError:
+        raise UserError("PDF needs pypdfium2: pip install 'deepsynth-min[pdf]'") from None
+    with _pdfium:
+        document = pypdfium2.PdfDocument(file.read())
+        count = len(document)
+    try:
+        if not 0 < count <= MOST_PAGES:
+            raise UserError(f"holds {count} pages; 1 to {MOST_PAGES} are read")
+        for number in range(count):
+            with _pdfium:
+                page = document[number]
+                width, height = page.get_size()  # in points, 72 an inch
+                scale = min(PDF_DPI / 72, (MAX_PIXELS / max(1.0, width * height)) ** 0.5)
+                image = page.render(scale=scale).to_pil().convert("RGB")
+                page.close()
+            yield image
+    finally:
+        with _pdfium:
+            document.close()
 
 
 def _on_white_paper(image: "PillowImage") -> "PillowImage":

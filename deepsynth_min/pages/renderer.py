@@ -30,6 +30,10 @@ __all__ = ["PageStyle", "Pages", "Renderer", "fit", "line_ranges", "render_batch
 _NEEDS_PREPARATION = 2  # Status in csrc/layout.h
 
 
+class TooManyPages(ValueError):
+    """A text needs more pages than the style allows."""
+
+
 @dataclass(frozen=True)
 class Pages:
     """A drawn text. Positions are offsets in its str; they count characters, not bytes."""
@@ -182,7 +186,7 @@ class _Layout:
         for i, text in enumerate(self.texts):
             pages = self.plan.pages(i)
             if style.max_pages and style.overflow != "truncate" and pages > style.max_pages:
-                raise ValueError(
+                raise TooManyPages(
                     f"max_pages: {style.max_pages} are too few, text {i} needs {pages}"
                 )
             if style.on_missing == "error":

@@ -63,7 +63,7 @@ def model_card(settings: Settings, run: Path, checkpoint: Path, adapter: bool) -
     rows = {
         "base model": base + (f" at {model.revision}" if model.revision else ""),
         "trained": model.tune,
-        "data": Path(settings.data.data).name,
+        "data": ", ".join(Path(name).name for name in settings.data.data),
         "page size": model.mode,
         "font size": page.font_size or "page side / 64",
         "steps": optim.max_steps,

@@ -14,6 +14,7 @@ import torch
 from ..corpus.documents import Document, documents
 from ..data.row import Row
 from ..data.samples import SampleBuilder, collate
+from ..data.tokenizer import decode
 from ..evaluation.text_metrics import character_error_rate, edit_distance
 from ..model.deepseek_ocr import DeepseekOCR
 from ..model.generation import generate
@@ -48,7 +49,7 @@ def answers(
     prompts = [builder.prompt(row) for row in rows]
     greedy = GenerationSettings(max_new_tokens=max_tokens)
     found = generate(model, collate(prompts, builder.special), greedy)
-    return [builder.tokenizer.decode(a.ids, skip_special_tokens=True) for a in found]
+    return [decode(builder.tokenizer, a.ids) for a in found]
 
 
 class Reading:

@@ -31,7 +31,7 @@ def announce(
     """Prints the data, the parameters by part, and how far the run will go."""
     name = settings.model.model
     print(
-        f"{name} on {settings.data.data}: {rows:,} training rows, "
+        f"{name} on {', '.join(settings.data.data)}: {rows:,} training rows, "
         f"{held_out:,} held-out rows scored; pages of {page_side} px"
     )
     if name in PRESETS:

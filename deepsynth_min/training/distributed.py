@@ -142,6 +142,20 @@ def broadcast_text(world: World, text: str) -> str:
     return bytes(data.tolist()).decode()
 
 
+def gather_text(world: World, text: str) -> list[str]:
+    """The text of each rank, on every rank (as bytes: nothing is unpickled)."""
+    if world.size == 1:
+        return [text]
+    data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    lengths = [torch.zeros((), dtype=torch.int64) for _ in range(world.size)]
+    dist.all_gather(lengths, torch.tensor(len(data)))
+    longest = int(max(lengths))
+    padded = torch.cat([data, torch.zeros(longest - len(data), dtype=torch.uint8)])
+    found = [torch.empty_like(padded) for _ in range(world.size)]
+    dist.all_gather(found, padded)
+    return [bytes(f[: int(n)].tolist()).decode() for f, n in zip(found, lengths)]
+
+
 class GradientReducer:
     """Sums gradients over all ranks while backward is still running.
 

@@ -43,7 +43,7 @@ class Meter:
         self.began, self.wait, self.idle = time.perf_counter(), 0.0, 0.0
         self.known = [list(step) for step in unlogged]  # [global summed loss, label tokens]
         self.losses, self.counts = [], []  # of the steps after those, on this rank's device
-        self.tokens = self.missing = self.steps = 0
+        self.tokens = self.missing = self.truncated = self.left_out = self.steps = 0
 
     def unlogged(self) -> list[list[float]]:
         """[summed loss, label tokens] over all ranks of each step since the last line."""
@@ -69,7 +69,12 @@ class Meter:
         self.idle += seconds
         return result
 
-    def add(self, loss_sum: Tensor, norm: Tensor, count: float, batches: list[Batch]) -> None:
+    def add(
+        self, loss_sum: Tensor, norm: Tensor, count: float, batches: list[Batch], left_out: float
+    ) -> None:
+        """What a step has found; left_out: places, over all ranks, that held no sample."""
+        self.left_out += left_out
+        self.truncated += sum(batch.truncated for batch in batches)
         self.losses.append(loss_sum)
         self.counts.append(count)
         self.norm = norm
@@ -85,7 +90,9 @@ class Meter:
         finite = [(total, count) for total, count in steps if math.isfinite(total)]
         loss = sum(t for t, _ in finite) / max(1, sum(c for _, c in finite))
         seconds = time.perf_counter() - self.began - self.idle
-        tokens, wait, missing = self.world.sum(self.tokens, self.wait, self.missing)
+        tokens, wait, missing, truncated = self.world.sum(
+            self.tokens, self.wait, self.missing, self.truncated
+        )
         samples = step * self.global_batch
         if self.world.is_main and missing and not self.warned:
             warn(
@@ -107,6 +114,8 @@ class Meter:
                 tokens_per_s=tokens / seconds,
                 peak_memory_bytes=peak_memory(self.world.device),
                 missing_glyphs=int(missing),
+                truncated_samples=int(truncated),
+                left_out_samples=int(self.left_out),
                 data_wait_s=wait / self.world.size,
                 skipped_steps=int(scaler.skipped),
                 loss_scale=float(scaler.scale),

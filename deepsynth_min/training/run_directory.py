@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..data.row import Row
+from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
 from ..errors import UserError, read_text
 from ..files.disk import undo_all_unfinished, write_text
@@ -130,8 +130,15 @@ class RunDirectory:
         folder = self.path / "pages"
         folder.mkdir(exist_ok=True)
         for i in range(min(PREVIEWS, len(rows))):
-            page = builder.prompt(rows[i]).pages[0]  # [C, h, w]
-            grey = page.mean(0).round().astype("uint8")
+            try:
+                pages = builder.prompt(rows[i]).pages  # [n, C, h, w]
+            except RowError as error:
+                if not builder.skips(error):
+                    raise
+                continue
+            if not len(pages):
+                continue
+            grey = pages[0].mean(0).round().astype("uint8")
             (folder / f"held-out-{i}.png").write_bytes(png(grey))
 
     def go_on_after(self, step: int) -> None:

@@ -15,9 +15,10 @@ import torch
 from tqdm import tqdm
 
 from ..data.augment import check as check_augment
-from ..data.order import Order
-from ..data.rows import open_rows, pinned
+from ..data.order import Order, rows_per_epoch
+from ..data.row import RowError
 from ..data.samples import SampleBuilder
+from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..evaluation.evaluator import Evaluator, check_metric, cost, describe
@@ -30,6 +31,7 @@ from ..tuning import freeze
 from . import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
 from .announce import announce
 from .build import build_model, keep_preset, resolve
+from .left_out import LeftOut
 from .metrics import Meter
 from .optim import LossScaler, make_adamw
 from .precision import autocast, set_parameter_types
@@ -61,6 +63,9 @@ class Training:
         dist.barrier(self.world)  # every rank has looked at --out before rank 0 writes to it
         if self.world.is_main:
             self._announce()
+        self.left_out = LeftOut(
+            self.directory.path, self.data.faults, len(self.rows), self.settings.data, self.world
+        )
 
     # -- set-up, in order -------------------------------------------------------------------------
 
@@ -72,12 +77,15 @@ class Training:
         # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
         before = self.directory.before
         data = pinned(settings.data, before and before.data)
-        commits = dist.broadcast_text(world, f"{data.data_revision} {data.val_revision}").split(" ")
-        settings = change(settings, data_revision=commits[0], val_revision=commits[1])
-        self.rows, self.held_out = open_rows(settings.data, settings.optim.seed, world.is_main)
+        text = json.dumps([data.data_revision, data.val_revision])
+        commits = json.loads(dist.broadcast_text(world, text))
+        settings = change(settings, data_revision=tuple(commits[0]), val_revision=commits[1])
+        self.data = open_data(settings.data, settings.optim.seed, world.is_main)
+        self.rows, self.held_out = self.data.train, self.data.held_out
         for check in CHECKS:
             check(settings)
-        self.settings = resolve(change(settings, out=name), len(self.rows), world.size)
+        settings = change(settings, out=name)
+        self.settings = resolve(settings, rows_per_epoch(self.rows), world.size)
         optim = self.settings.optim
         self.facts = {  # what the sequence of samples depends on; a resumed run must agree
             "global_batch": optim.batch_size * optim.accumulate * world.size,
@@ -95,7 +103,11 @@ class Training:
         self.model, self.base = build_model(self.settings, self.built_on, self.directory.path)
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(self.settings, self.model.config, tokenizer)
-        self.builder(self.rows[0])  # a page setting that cannot work is found before any writing
+        try:  # a page setting that cannot work is found before any writing
+            self.builder(self.rows[0])
+        except RowError as error:
+            if not self.builder.skips(error):
+                raise
 
     def _prepare_parameters(self) -> None:
         """Freezes; then `eval_model` is the model itself, or beside shards an undivided one."""
@@ -186,6 +198,8 @@ class Training:
 
     def _announce(self) -> None:
         self.directory.create(self.settings)
+        for line in self.data.notes:
+            print(line)
         if self.model.adapter is not None and self.model.adapter.base is None:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
@@ -204,6 +218,8 @@ class Training:
         """Scores the held-out rows, and writes down what came out."""
         with shard.filled(self.eval_model, self.model):
             result, shown = self.evaluator()
+        if "skip" in (self.settings.data.on_bad_row, self.settings.data.on_too_long):
+            self.left_out.add(list(self.evaluator.left_out.values()))
         if self.world.is_main:
             self.directory.log("eval", step=self.step, **result)
             self.directory.log("answers", step=self.step, shown=shown)

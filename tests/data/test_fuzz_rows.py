@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from fuzz import DEEP, JSONL, PARQUET, TABLES, mutate_bytes, mutate_value, outcome
 
-from deepsynth_min.data.rows import open_files
+from deepsynth_min.data.sources import open_files
 from deepsynth_min.settings import DataSettings
 
 ROWS = [
@@ -30,18 +30,21 @@ def solid(value) -> bool:
 
 def meaning(values, folder) -> tuple | None:
     """(text, summary, instruction, real image paths) of a row, None if it may not be used: a
-    second, plain reading of what the README says."""
+    second, plain reading of what the README says, for a set whose fields are named."""
     if not isinstance(values, dict) or not solid(values.get("summary")):
         return None
-    given = {
-        name: values[name] for name in ("text", "image", "images") if values.get(name) is not None
-    }
     instruction = values.get("instruction")
-    if len(given) != 1 or not (instruction is None or solid(instruction)):
+    if not (instruction is None or solid(instruction)):
         return None
-    ((name, value),) = given.items()
-    if name == "text":
-        return (value, values["summary"], instruction, []) if solid(value) else None
+    given = [n for n in ("image", "images") if values.get(n) is not None and values[n] != []]
+    if len(given) > 1:
+        return None
+    text = values.get("text")
+    if text is not None:
+        return (text, values["summary"], instruction, []) if solid(text) else None
+    if not given:
+        return (None, values["summary"], instruction, []) if instruction else None
+    value = values[given[0]]
     names = value if isinstance(value, list) else [value]
     found = [n if isinstance(n, bytes) and n else real_path(n, folder) for n in names]
     return None if not found or None in found else (None, values["summary"], instruction, found)
@@ -71,7 +74,8 @@ def folder(tmp_path):
 
 
 def read_all(path):
-    rows = open_files(str(path), DataSettings())
+    named = {f"{name}_field": name for name in ("text", "summary", "instruction")}
+    rows = open_files(str(path), DataSettings(**named))
     return [rows[i] for i in reversed(range(len(rows)))][::-1]
 
 

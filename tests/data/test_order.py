@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
-from deepsynth_min.data.order import Order, Permutation, share
+from deepsynth_min.data.order import Mixture, Order, Permutation, rows_per_epoch, share
 
 
 class Rows:
@@ -22,6 +22,7 @@ class Rows:
         return i * 7919 % 1000
 
 
+@settings(deadline=None)  # another process may have the core
 @given(st.integers(1, 3000), st.integers(0, 2**64), st.integers(0, 5))
 def test_every_size_and_key_gives_a_permutation(size, seed, epoch):
     p = Permutation(size, seed, epoch)
@@ -92,3 +93,58 @@ def test_a_step_has_the_same_samples_however_it_is_divided(world, size, accumula
     ]
     assert sorted(row for piece in pieces for row in piece) == sorted(rows)
     assert all(len(piece) == size for piece in pieces)
+
+
+class Numbered:
+    """Rows that are their own numbers."""
+
+    def __init__(self, size: int):
+        self.values = range(size)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, i: int) -> int:
+        return self.values[i]
+
+    def signature(self) -> str:
+        return f"{len(self)} numbers"
+
+
+def taken(order: Order, steps: range) -> list[int]:
+    return [row for step in steps for row in order.step(step)]
+
+
+def test_a_mixture_takes_each_source_as_often_as_its_weight_says():
+    rows = Mixture([Numbered(10), Numbered(20), Numbered(3)], [1.0, 0.3, 2.0])
+    assert rows_per_epoch(rows) == 10 + 6 + 6 and len(rows) == 33
+    order = Order(rows, seed=1, global_batch=22)
+    for epoch in range(3):
+        found = Counter(order.step(epoch))
+        assert all(found[row] == 1 for row in range(10))
+        assert sum(found[row] for row in range(10, 30)) == 6
+        assert all(found[row] == 2 for row in range(30, 33))
+    third = Counter(taken(order, range(10)))  # 10 epochs of 0.3: each row three times
+    assert all(third[row] == 3 for row in range(10, 30))
+
+
+def test_a_mixture_is_a_pure_function_of_seed_and_step_and_numbers_through_its_sources():
+    rows = Mixture([Numbered(10), Numbered(7)], [1.0, 0.5])
+    forward = [Order(rows, 3, 4).step(step) for step in range(20)]
+    again = Order(rows, 3, 4)
+    assert [again.step(step) for step in reversed(range(20))] == forward[::-1]
+    assert forward != [Order(rows, 4, 4).step(step) for step in range(20)]
+    assert [rows[i] for i in (0, 9, 10, 16)] == [0, 9, 0, 6]
+    assert rows.signature() == "1 * 10 numbers + 0.5 * 7 numbers"
+    for i in (-1, 17):
+        with pytest.raises(IndexError):
+            rows[i]
+
+
+def test_one_source_of_weight_one_is_no_other_order():
+    """Runs that were made before there were mixtures go on as they would have."""
+    plain = [Order(Numbered(10), 3, 4).step(step) for step in range(9)]
+    assert [sorted(taken(Order(Numbered(10), 3, 5), range(2 * e, 2 * e + 2))) for e in (0, 1)] == [
+        list(range(10))
+    ] * 2
+    assert plain[0] == [2, 6, 7, 3]

@@ -14,10 +14,10 @@ from PIL import Image
 
 from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.data import parquet
-from deepsynth_min.data.rows import open_files, open_rows
+from deepsynth_min.data.sources import open_files, open_rows
 from deepsynth_min.errors import UserError
 from deepsynth_min.files import index
-from deepsynth_min.pages.images import open_image
+from deepsynth_min.pages.images import open_images
 from deepsynth_min.settings import DataSettings
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -120,7 +120,7 @@ def test_images_are_bytes_the_hubs_struct_or_paths_one_or_several(tmp_path):
             write(tmp_path / "i.parquet", {field: column, "summary": answers}, 2)
             rows = open_files(str(tmp_path / "i.parquet"), DataSettings())
             assert [rows[i].images for i in range(n)] == expected, name
-    assert open_image(red, "f:row 1").getpixel((0, 0)) == (255, 0, 0)
+    assert next(open_images(red, "f:row 1")).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_rows_with_a_text_and_rows_with_an_image_stand_in_one_file(tmp_path):
@@ -155,15 +155,12 @@ GOOD = ["a", "b", "c"]
             ":row 2: field 'instruction'",
         ),
         (
-            {"text": GOOD, "image": [None, "a.png", None], "summary": GOOD},
-            ":row 2: both 'text' and",
+            {"image": [None, b"x", None], "images": [[b"x"], [b"y"], [b"z"]], "summary": GOOD},
+            ":row 2: both 'image' and 'images'",
         ),
         ({"image": [b"x", b"", b"x"], "summary": GOOD}, ":row 2: an image of no bytes"),
-        ({"image": [b"x", None, b"x"], "summary": GOOD}, ":row 2: no field 'text'"),
-        (
-            {"images": [[b"x"], [], [b"x"]], "summary": GOOD},
-            ":row 2: image is a path, images a list",
-        ),
+        ({"image": [b"x", None, b"x"], "summary": GOOD}, ":row 2: no page: nothing in 'image'"),
+        ({"images": [[b"x"], [], [b"x"]], "summary": GOOD}, ":row 2: no page: nothing in 'images'"),
         (
             {"images": [[b"x"], [None], [b"x"]], "summary": GOOD},
             ":row 2: image is a path, images a",
@@ -288,7 +285,7 @@ def test_the_second_start_decodes_nothing(tmp_path, monkeypatch):
     first = open_files(path, DataSettings())
     monkeypatch.setattr(index, "_scan", None)
     again = open_files(path, DataSettings())
-    assert again.parquet.decoded == 0 and not again.parquet.files
+    assert again.parquet.decoded == 0
     assert [again[i] for i in range(27)] == [first[i] for i in range(27)]
     assert [again.size(i) for i in range(27)] == [first.size(i) for i in range(27)]
 

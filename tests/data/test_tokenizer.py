@@ -18,7 +18,18 @@ from deepsynth_min.errors import UserError
 TOKENIZER = tk.load_tokenizer()
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Markers as official tokenizers have them: special or not, with a plain and a wide bar, nested.
-MARKERS = ["<｜User｜>", "<|ref|>", "<|/ref|>", "<td>", "</td>", "<|grounding|>", "<|ref|><td>"]
+MARKERS = ["<｜User｜>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<td>", "</td>"]
+MARKERS += ["<|grounding|>", "<|ref|><td>"]
+    "<｜User｜>",
+    "<|ref|>",
+    "<|/ref|>",
+    "<|det|>",
+    "<|/det|>",
+    "<td>",
+    "</td>",
+    "<|grounding|>",
+    "<|ref|><td>",
+]
 
 any_text = st.text(st.characters(codec="utf-8"))
 marked_text = st.lists(
@@ -116,21 +127,43 @@ def test_transformers_adds_nothing_either():
 
 
 def test_an_instruction_may_use_markers(official):
-    ids = tk.encode(official, "\n<|grounding|>Read.", special=True)
+    ids = tk.encode(official, "\n<|grounding|>Read.", "all")
     assert ids.count(official.get_added_vocab()["<|grounding|>"]) == 1
 
 
+def test_an_answers_own_markers_are_single_tokens_but_none_that_frames_a_sequence(official):
+    text = "<|ref|>title<|/ref|><|det|>[[1, 2]]<|/det|><td>48.00</td> "
+    ids = tk.encode(official, text, "own")
+    known = official.get_added_vocab()
+    marks = ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<td>", "</td>")
+    assert [ids.count(known[mark]) for mark in marks] == [1] * 6
+    assert tk.decode(official, ids) == text
+    for frame in (tk.BOS, tk.EOS, tk.PAD, tk.IMAGE):
+        spelled = tk.encode(official, f"a {frame} b", "own")
+        assert known[frame] not in spelled and tk.decode(official, spelled) == f"a {frame} b"
+
+
+def test_what_is_decoded_is_what_was_encoded(official):
+    for document in corpus.documents("val")[:50]:
+        assert tk.decode(official, tk.encode(official, document.summary, "own")) == document.summary
+    assert tk.decode(official, [0, *tk.encode(official, "a"), 1, 2]) == "a"
+
+
 def test_encode_leaves_no_trace_on_the_tokenizer(official):
-    before = tk.encode(official, "<td>", special=True)
+    before = tk.encode(official, "<td>", "all")
     tk.encode(official, "<td>")
-    assert tk.encode(official, "<td>", special=True) == before
+    assert tk.encode(official, "<td>", "all") == before
 
 
 def test_threads_may_share_a_tokenizer(official):
     texts = [f"<td>{document.summary}" for document in corpus.documents("val")]
-    alone = [tk.encode(official, text, special) for text in texts for special in (True, False)]
+    alone = [
+        tk.encode(official, text, special) for text in texts for special in ("all", "own", "none")
+    ]
     with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(tk.encode, official, t, s) for t in texts for s in (True, False)]
+        jobs = [
+            pool.submit(tk.encode, official, t, s) for t in texts for s in ("all", "own", "none")
+        ]
     assert [job.result() for job in jobs] == alone
 
 

@@ -16,9 +16,11 @@ from hub_server import COMMIT, TOKEN, command, environment, running_hub
 from PIL import Image
 
 from deepsynth_min import settings as settings_
-from deepsynth_min.data.rows import pinned
+from deepsynth_min.data.sources import find_source, pinned
 from deepsynth_min.errors import UserError, one_line
-from deepsynth_min.files.download import files_of_split, is_hub_id
+from deepsynth_min.files.download import is_hub_id
+from deepsynth_min.files.splits import choose_split
+from deepsynth_min.settings import DataSettings
 
 REPO = "someone/papers"
 LATER = "beef" * 10
@@ -37,6 +39,7 @@ def serve(server, files: dict[str, bytes], commit: str = COMMIT) -> None:
 
 SPLITS = {
     "README.md": b"# data",
+    "code.py": b"raise SystemExit",
     "data/train-00000-of-00002.parquet": table(["a", "b", "c"]),
     "data/train-00001-of-00002.parquet": table(["d"]),
     "data/validation-00000-of-00001.parquet": table(["v", "w"]),
@@ -44,13 +47,13 @@ SPLITS = {
 
 READ = """
 import json, sys
-from deepsynth_min.data.rows import open_rows, pinned
+from deepsynth_min.data.sources import open_rows, pinned
 from deepsynth_min.errors import UserError
 from deepsynth_min.settings import parse
 
 def read(options):
     settings = pinned(parse(options).data)
-    yield settings.data_revision
+    yield settings.data_revision[0]
     for rows in open_rows(settings, 0):
         found = [rows[i] for i in range(len(rows))]
         yield " ".join(sorted(str(r.text or r.images[0].read_bytes()[1:4]) for r in found))
@@ -96,7 +99,7 @@ def test_the_files_of_the_splits_are_read_and_then_need_no_hub(tmp_path):
         with reader(server, tmp_path) as read:
             found = read("--val-data", REPO)
         assert found == [COMMIT, "a b c d", "v w"]
-        assert not list((tmp_path / "home").rglob("README.md"))  # only what is read
+        assert not list((tmp_path / "home").rglob("code.py"))  # only what is read
         server.requests.clear()
         serve(server, {"train.parquet": table(["new 1", "new 2"])}, LATER)
         with reader(server, tmp_path) as read:  # a new process
@@ -147,7 +150,7 @@ def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
         serve(server, {"rows.parquet": table([f"text {i}" for i in range(8)])})
         done = command(server, tmp_path, *command_line, "--max-steps", 1)
         assert done.returncode == 0, done.stderr
-        assert settings_.load(out / "config.toml").data.data_revision == COMMIT
+        assert settings_.load(out / "config.toml").data.data_revision == (COMMIT,)
         # The branch has moved on, and the cache with it; the run goes on with its own rows.
         serve(server, {"rows.parquet": table([f"new {i}" for i in range(9)])}, LATER)
         read("--data-revision", LATER)
@@ -157,7 +160,7 @@ def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
         done = command(server, tmp_path, *command_line, "--max-steps", 2, "--resume", "auto")
         assert done.returncode == 0, done.stderr
         assert "resuming after step 1" in done.stdout
-        assert settings_.load(out / "config.toml").data.data_revision == COMMIT
+        assert settings_.load(out / "config.toml").data.data_revision == (COMMIT,)
         assert server.tokens == {f"Bearer {TOKEN}"}
     for path in [*out.rglob("*"), *(tmp_path / "cache").rglob("*")]:
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
@@ -194,16 +197,20 @@ def test_an_address_loses_its_password_in_any_message():
 
 
 def test_what_is_no_split_is_named(tmp_path):
-    for name in ("test-0.parquet", "constrained.jsonl"):
+    def files_of_split(split: str) -> list[str]:
+        source = find_source(str(tmp_path), DataSettings())
+        return [file.name for file in choose_split(source.splits, split, "a/b")]
+
+    for name in ("test-0.jsonl", "constrained.jsonl"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match="no files of the split 'train'.*only test"):
-        files_of_split(tmp_path, "train", "a/b")
-    assert [f.name for f in files_of_split(tmp_path, "val", "a/b")] == ["test-0.parquet"]
-    (tmp_path / "test-0.parquet").unlink()
-    assert [f.name for f in files_of_split(tmp_path, "train", "a/b")] == ["constrained.jsonl"]
+    with pytest.raises(UserError, match="a/b: no files of the split 'train'.*only test"):
+        files_of_split("train")
+    assert files_of_split("val") == ["test-0.jsonl"]
+    (tmp_path / "test-0.jsonl").unlink()
+    assert files_of_split("train") == ["constrained.jsonl"]
     (tmp_path / "constrained.jsonl").unlink()
-    with pytest.raises(UserError, match="a/b: no .jsonl and no .parquet file"):
-        files_of_split(tmp_path, "train", "a/b")
+    with pytest.raises(UserError, match="no file of rows in this folder"):
+        files_of_split("train")
 
 
 def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):

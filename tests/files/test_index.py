@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from deepsynth_min.data.rows import open_files
+from deepsynth_min.data.sources import open_files
 from deepsynth_min.errors import UserError
 from deepsynth_min.files import index
 from deepsynth_min.settings import DataSettings
@@ -43,7 +43,7 @@ def test_the_second_start_reads_no_row(tmp_path, large, monkeypatch):
     assert again.size(77) == len(json.dumps({"text": "text 77", "summary": "s77"})) + 2
 
 
-def test_a_changed_file_or_other_field_names_are_indexed_anew(tmp_path, large):
+def test_a_changed_file_or_other_field_names_are_indexed_anew(tmp_path, large, monkeypatch):
     open_files(str(large), DataSettings())
     large.write_text(large.read_text().replace("text 5", "TEXT 5"))
     os.utime(large, ns=(1, 1))
@@ -51,7 +51,27 @@ def test_a_changed_file_or_other_field_names_are_indexed_anew(tmp_path, large):
     assert len(notes(tmp_path)) == 2
     with pytest.raises(UserError, match="rows.jsonl:1: no field 'body'"):
         open_files(str(large), DataSettings(text_field="body"))
-    assert len(notes(tmp_path)) == 2  # nothing half-made stays
+    kept = sorted(path.name.rpartition(".")[2] for path in notes(tmp_path))
+    assert kept == ["faults", "rows", "rows", "rows"]  # nothing half-made stays
+    monkeypatch.setattr(index, "_scan", None)  # what was wrong is known, too
+    with pytest.raises(UserError, match="rows.jsonl:1: no field 'body'.* 200 of 200 rows"):
+        open_files(str(large), DataSettings(text_field="body"))
+
+
+def test_what_cannot_be_used_is_known_at_the_second_start(tmp_path, large, monkeypatch):
+    large.write_text(large.read_text().replace('"s7"', '""').replace('"text": "text 9"', '"a": 1'))
+    skip = DataSettings(on_bad_row="skip")
+    first = open_files(str(large), skip)
+    monkeypatch.setattr(index, "_scan", None)
+    again = open_files(str(large), skip)
+    assert len(again) == 198 and again.faults == first.faults
+    assert [fault.reason for fault in again.faults] == [
+        "field 'summary' is empty",
+        "no field 'text'; found: 'a', 'summary'",
+    ]
+    assert [again[i].text for i in (6, 7, 8)] == ["text 6", "text 8", "text 10"]
+    with pytest.raises(UserError, match="rows.jsonl:15: field 'summary' is empty; in all 2 of 200"):
+        open_files(str(large), DataSettings())
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 17])

@@ -1,10 +1,13 @@
 """Pictures that users supply: prepared as the official processor does, in every stored form."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from deepsynth_min.errors import UserError
-from deepsynth_min.pages.images import choose_grid, cut_tiles, open_image, prepare
+from deepsynth_min.pages.images import MAX_PIXELS, choose_grid, cut_tiles, open_images, prepare
 
 
 def test_cut_tiles_go_row_by_row():
@@ -75,7 +78,7 @@ def _drawn(kind: str):
 )
 def test_ink_is_black_and_paper_white_whatever_an_image_is_stored_as(tmp_path, kind, name):
     _drawn(kind).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
-    pixels = np.asarray(open_image(tmp_path / name, "f:1"))
+    pixels = np.asarray(next(open_images(tmp_path / name, "f:1")))
     assert pixels.shape == (20, 40, 3)
     assert (pixels[:, :10] == 0).all() and (pixels[:, 10:] == 255).all()
 
@@ -85,22 +88,82 @@ def test_a_transparent_colour_is_paper(tmp_path, mode, clear):
     image = _drawn("L").convert(mode)
     clear = image.getpixel((0, 0)) if mode == "P" else clear
     image.save(tmp_path / "a.png", transparency=clear)
-    assert (np.asarray(open_image(tmp_path / "a.png", "f:1")) == 255).all()
+    assert (np.asarray(next(open_images(tmp_path / "a.png", "f:1"))) == 255).all()
 
 
 def test_images_without_a_known_meaning_are_refused_by_name(tmp_path):
     for kind in ("32 bits", "float"):
         _drawn(kind).save(tmp_path / "a.tif")
         with pytest.raises(UserError, match="f:1: .*a.tif: pixels of 32 bits"):
-            open_image(tmp_path / "a.tif", "f:1")
-    for name in ("a.gif", "a.tif", "a.webp"):
-        other = _drawn("RGB").rotate(180)
-        _drawn("RGB").save(tmp_path / name, save_all=True, append_images=[other])
-        with pytest.raises(UserError, match=f"f:1: .*{name}: holds 2 pictures"):
-            open_image(tmp_path / name, "f:1")
+            list(open_images(tmp_path / "a.tif", "f:1"))
     _drawn("RGB").save(tmp_path / "a.pcx")
     with pytest.raises(UserError, match="f:1: .*a.pcx: not a readable image"):
-        open_image(tmp_path / "a.pcx", "f:1")
+        list(open_images(tmp_path / "a.pcx", "f:1"))
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.webp", "a.avif"])
+def test_a_file_of_several_pictures_is_as_many_pages(tmp_path, name):
+    turned = _drawn("RGB").rotate(180)
+    _drawn("RGB").save(tmp_path / name, save_all=True, append_images=[turned, _drawn("RGB")])
+    found = [np.asarray(image) for image in open_images(tmp_path / name, "f:1")]
+    assert [(page[10, 5, 0] < 128, page[10, 35, 0] < 128) for page in found] == [
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
+
+
+CASES = Path(__file__).parents[1] / "cases" / "images"
+
+
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("three-pages.tiff", 3),
+        ("three-pages.pdf", 3),
+        ("scan.jp2", 1),
+        ("photo.webp", 1),
+        ("photo.avif", 1),
+        ("cmyk.jpg", 1),
+        ("turned.jpg", 1),
+    ],
+)
+def test_scans_of_every_kind_are_pages_from_a_path_and_from_bytes(name, sizes):
+    pages = list(open_images(CASES / name, "f:1"))
+    assert len(pages) == sizes and all(page.mode == "RGB" for page in pages)
+    for page in pages:
+        grey = np.asarray(page.convert("L"))
+        assert grey.max() > 200 and grey.min() < 100  # ink on paper
+    again = list(open_images((CASES / name).read_bytes(), "f:1"))
+    assert [p.tobytes() for p in again] == [p.tobytes() for p in pages]
+
+
+def test_pages_of_a_pdf_are_drawn_at_144_dots_an_inch_and_a_broken_one_is_named(tmp_path):
+    import pypdfium2
+
+    document = pypdfium2.PdfDocument.new()
+    for size in ((72, 36), (100_000, 100_000)):
+        document.new_page(*size)
+    document.save(tmp_path / "a.pdf")
+    sizes = [image.size for image in open_images(tmp_path / "a.pdf", "f:1")]
+    assert sizes[0] == (144, 72) and sizes[1][0] * sizes[1][1] <= 1.001 * MAX_PIXELS
+    whole = (CASES / "three-pages.pdf").read_bytes()
+    (tmp_path / "b.pdf").write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(UserError, match="f:1: .*b.pdf: not a readable image"):
+        list(open_images(tmp_path / "b.pdf", "f:1"))
+
+
+def test_photographs_of_phones_need_an_extra_and_are_read_with_it(tmp_path, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(_drawn("RGB").resize((64, 64))).save(tmp_path / "a.heic")
+    (page,) = open_images(tmp_path / "a.heic", "f:1")
+    assert page.size == (64, 64) and page.getpixel((4, 32))[0] < 100
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UserError, match="HEIC needs pillow-heif: pip install 'deepsynth-min.heic"):
+        list(open_images(tmp_path / "a.heic", "f:1"))
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    with pytest.raises(UserError, match="PDF needs pypdfium2: pip install 'deepsynth-min.pdf"):
+        list(open_images(CASES / "three-pages.pdf", "f:1"))
 
 
 def test_a_damaged_image_is_refused_and_never_ends_otherwise(tmp_path):
@@ -112,6 +175,9 @@ def test_a_damaged_image_is_refused_and_never_ends_otherwise(tmp_path):
         ("RGB", "a.webp"),
         ("P", "a.gif"),
         ("RGB", "a.bmp"),
+        ("RGB", "a.avif"),
+        ("RGB", "a.jp2"),
+        ("RGB", "a.pdf"),
     ):
         path = tmp_path / name
         _drawn(kind).save(path)
@@ -122,6 +188,6 @@ def test_a_damaged_image_is_refused_and_never_ends_otherwise(tmp_path):
                 damaged[at] = random.integers(256)
             path.write_bytes(damaged[: random.integers(len(whole) // 2, len(whole) + 1)])
             try:
-                open_image(path, "f:1")
+                list(open_images(path, "f:1"))
             except UserError as error:
                 assert str(error).startswith(f"f:1: {path}: ")

@@ -29,14 +29,14 @@ def test_a_picture_that_claims_to_be_enormous_is_refused_by_its_header(tmp_path,
     (tmp_path / "a.png").write_bytes(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="f:row 1: .*(pixels|limit)"):
-        images.open_image(data if from_bytes else tmp_path / "a.png", "f:row 1")
+        list(images.open_images(data if from_bytes else tmp_path / "a.png", "f:row 1"))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
 @pytest.mark.parametrize("data", [b"x", b"\x89PNG\r\n\x1a\n", big_png(8, 8)[:-20], b"GIF89a" * 9])
 def test_bytes_that_are_no_picture_are_refused(data):
     with pytest.raises(UserError, match="f:row 2: the image: not a readable image"):
-        images.open_image(data, "f:row 2")
+        list(images.open_images(data, "f:row 2"))
 
 
 @pytest.mark.parametrize("option", ["--main-font", "--font"])

@@ -1,0 +1,79 @@
+"""The rows that a run leaves out (--on-bad-row skip): listed, counted, and too many refused.
+
+In: faults found before training, and those that show only when a row is drawn. Out: skipped.jsonl
+in the run directory, a line for each row with its reason.
+
+The one idea: a row is listed once, however often its turn comes and whichever rank it falls to;
+rank 0 alone writes, and what it decides all ranks do.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from ..files.index import Fault
+from ..settings import DataSettings
+from .distributed import World, broadcast_text, gather_text
+from .run_directory import warn
+
+FILE = "skipped.jsonl"
+
+
+class LeftOut:
+    """Keeps the list. Every rank calls `add` in the same step; rank 0 writes."""
+
+    def __init__(
+        self,
+        directory: Path,
+        found: Sequence[Fault],
+        rows: int,
+        settings: DataSettings,
+        world: World,
+    ):
+        """found: rows that are not among the `rows` good ones; known before the first step."""
+        self.path, self.world = directory / FILE, world
+        self.settings, self.total = settings, rows + len(found)
+        self.listed: dict[str, str] = {}  # where -> reason
+        if world.is_main:
+            self._list(found)
+
+    def _list(self, faults: Sequence[Fault]) -> list[Fault]:
+        """Adds those that are not listed yet to the file, and returns them."""
+        if self.path.is_file() and not self.listed:  # the run goes on
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self.listed[entry["row"]] = entry["reason"]
+                except (ValueError, KeyError, TypeError):  # the line that a kill cut off
+                    continue
+            self._write(self.listed, "w")
+        new = {f.where: f.reason for f in faults if f.where not in self.listed}
+        self.listed |= new
+        self._write(new, "a")
+        return [f for f in faults if f.where in new]
+
+    def _write(self, entries: dict[str, str], mode: str) -> None:
+        if entries:
+            with open(self.path, mode, encoding="utf-8") as file:
+                for row, reason in entries.items():
+                    line = json.dumps({"row": row, "reason": reason}, ensure_ascii=False)
+                    file.write(line + "\n")
+
+    def add(self, faults: Sequence[Fault]) -> None:
+        """Those that this rank found in a step. Raises UserError on all ranks if they are too many
+        by now."""
+        texts = gather_text(self.world, json.dumps([list(fault) for fault in faults]))
+        message = ""
+        if self.world.is_main:
+            every = [Fault(*fault) for text in texts for fault in json.loads(text)]
+            for fault in self._list(every):
+                warn(f"left out: {fault.where}: {fault.reason}")
+            if len(self.listed) > self.settings.max_bad * self.total:
+                message = (
+                    f"{len(self.listed):,} of {self.total:,} rows cannot be used, more than "
+                    f"--max-bad {self.settings.max_bad:g}; they are listed in {self.path}"
+                )
+        message = broadcast_text(self.world, message)
+        if message:
+            raise UserError(message)
