@@ -56,7 +56,7 @@ def test_the_run_directory_is_as_documented(finished):
     for page in (finished / "pages").iterdir():
         assert page.read_bytes().startswith(b"\x89PNG")
     settings = tomllib.loads((finished / "config.toml").read_text("utf-8"))
-    assert settings["optim"]["max_steps"] == 6 and settings["data"]["data"] == "embedded"
+    assert settings["optim"]["max_steps"] == 6 and settings["data"]["data"] == ["embedded"]
     assert sum(len(table) for table in settings.values()) > 40
 
 

@@ -149,7 +149,7 @@ class SampleBuilder:
         if row.text is None and not row.images:
             asked = asked.lstrip("\n")
         # Instructions may use the model's own markers (<|grounding|>).
-        return encode(self.tokenizer, asked, "all")
+        return encode(self.tokenizer, asked + self.trained_with.prompt_end, "all")
 
     def skips(self, error: RowError) -> bool:
         """Whether a row that raised this is left out (--on-bad-row, --on-too-long)."""

@@ -107,20 +107,27 @@ def _tuple(value: object) -> object:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """How text is drawn for a model that learned it in one way only; 0 and -1: as for any other.
-    Our own section of config.json, `rendered_text`; the official model has none."""
+    """How text is drawn and asked about for a model that learned it in one way only; 0 and -1: as
+    for any other. Our own section of config.json, `rendered_text`; the official model has none."""
 
     font_size: int = 0  # px
     line_height: float = 0.0  # font sizes
     margin: int = -1  # px
+    prompt_end: str = ""  # after the instruction, of which the official code strips any space
 
     @classmethod
     def from_section(cls, section: object, where: str) -> "TextConfig":
         """Raises UserError naming `where` and the field at fault."""
         limits = {"font_size": (0, 1024), "line_height": (0, 20), "margin": (-1, 16384)}
-        if not isinstance(section, dict) or not section.keys() <= limits.keys():
-            raise UserError(f"{where}: rendered_text may have {', '.join(limits)}")
-        for name, value in section.items():
+        known = (*limits, "prompt_end")
+        if not isinstance(section, dict) or not section.keys() <= set(known):
+            raise UserError(f"{where}: rendered_text may have {', '.join(known)}")
+        # Checkpoints that have the section without it were trained before prompts were stripped.
+        end = section.get("prompt_end", " " if section else "")
+        if not isinstance(end, str) or end.strip():
+            raise UserError(f"{where}: rendered_text.prompt_end = {end!r:.100} is not white space")
+        section = {**section, "prompt_end": end}
+        for name, value in ((name, section[name]) for name in limits if name in section):
             kinds = (int, float) if name == "line_height" else (int,)
             least, most = limits[name]
             if type(value) not in kinds or not least <= value <= most:

@@ -44,7 +44,7 @@ TINY_READER_CONFIG = ModelConfig(
         max_position_embeddings=2048,
     ),
     page_size=256,
-    text=TextConfig(font_size=24, line_height=2.667, margin=4),
+    text=TextConfig(font_size=24, line_height=2.667, margin=4, prompt_end=" "),
 )
 
 PRESETS = {

@@ -21,7 +21,7 @@ from ..model.generation import generate
 from ..settings import DataSettings, GenerationSettings
 from .random_text import UNSEEN, Words
 
-READ, SUMMARIZE = "Read. ", DataSettings.instruction
+READ, SUMMARIZE = "Read.", DataSettings.instruction
 
 
 def summary_row(document: Document) -> Row:

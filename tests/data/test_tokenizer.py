@@ -20,16 +20,6 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Markers as official tokenizers have them: special or not, with a plain and a wide bar, nested.
 MARKERS = ["<｜User｜>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<td>", "</td>"]
 MARKERS += ["<|grounding|>", "<|ref|><td>"]
-    "<｜User｜>",
-    "<|ref|>",
-    "<|/ref|>",
-    "<|det|>",
-    "<|/det|>",
-    "<td>",
-    "</td>",
-    "<|grounding|>",
-    "<|ref|><td>",
-]
 
 any_text = st.text(st.characters(codec="utf-8"))
 marked_text = st.lists(

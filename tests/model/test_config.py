@@ -49,6 +49,8 @@ LANGUAGE = "language_config/"
             {"line_height": "2"},
             {"line_height": float("nan")},
             {"margin": True},
+            {"prompt_end": "x"},
+            {"prompt_end": 3},
         )
     ]
     + [("vision_config/image_size", value) for value in (1, 0, 100, "256")]
