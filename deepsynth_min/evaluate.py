@@ -1,29 +1,33 @@
-"""`python -m deepsynth_min.evaluate --run DIR`: scores a run's checkpoint in a new process.
+"""`python -m deepsynth_min.evaluate`: scores a run's checkpoint, or any model on any data.
 
-In: a run directory, and settings that differ from the run's. Out: one JSON line of figures on
-standard output (evaluation/evaluator.py names them), warnings on standard error.
+In: --run DIR, its held-out rows and settings that differ from the run's; or --model with --data,
+perhaps with --adapter. Out: one JSON line of figures on standard output (evaluation/evaluator.py
+names them), warnings on standard error; with --out the answers beside their references.
 """
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 from . import options
-from .data.samples import SampleBuilder
-from .data.sources import open_rows
-from .data.tokenizer import load_tokenizer
-from .errors import exit_code
+from .data.sources import open_data, open_evaluation
+from .errors import UserError, exit_code
 from .evaluation import ablations
 from .evaluation.evaluator import NO_ROUGE, Evaluator
-from .options import OneLineParser, change
-from .settings import EvaluationSettings, GenerationSettings, load_of_run
-from .training.build import load_run_model
-from .training.distributed import let_first_speak, start, stop
-from .training.precision import autocast
-from .training.run_directory import find_run_checkpoint
+from .options import OneLineParser
+from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
+from .training.distributed import gather_text, let_first_speak, stop
+from .training.open_model import add_model_options, open_model
 
-CONCERNS = {"evaluation": EvaluationSettings, "generation": GenerationSettings}
+CONCERNS = {
+    "data": DataSettings,
+    "page": PageSettings,
+    "evaluation": EvaluationSettings,
+    "generation": GenerationSettings,
+}
+# Of training alone; what is here set by another option.
+NOT_HERE = ("val_data", "val_revision", "val_fraction", "best", "patience", "instruction")
+NOT_HERE += ("bucket", "workers", "prefetch", "feature_cache", "cache_memory", "cache_disk")
 
 
 def parser() -> OneLineParser:
@@ -31,56 +35,52 @@ def parser() -> OneLineParser:
     out = options.make_parser(
         CONCERNS,
         "python -m deepsynth_min.evaluate",
-        "Scores a checkpoint of a run on the run's held-out rows and prints the figures as a line "
+        "Scores a checkpoint of a run on the run's held-out rows, or a model on --data (its "
+        "validation split, or its test split, if it has splits), and prints the figures as a line "
         "of JSON. Settings default to those of the run.",
+        without=NOT_HERE,
     )
-    out.usage = "python -m deepsynth_min.evaluate --run DIR [--setting value ...]"
-    add = out.add_argument
-    # torchrun takes a `--run` for its own, wherever it stands; hence the second name.
-    add(
-        "--run",
-        "--run-dir",
-        dest="run",
-        required=True,
-        metavar="DIR",
-        help="run directory of a training; under torchrun: --run-dir",
-    )
-    add(
-        "--checkpoint",
-        default="last",
-        metavar="WHICH",
-        help="last, best or a step number (default: last)",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    add(
-        "--threads",
-        metavar="N",
-        type=int,
-        default=0,
-        help="CPU threads per process; 0: as the run (default: 0)",
-    )
+    out.usage = "python -m deepsynth_min.evaluate (--run DIR | --model DIR --data X) [options]"
+    add_model_options(out)
+    text = "write the answers to this new file, as JSON lines beside their references"
+    out.add_argument("--out", metavar="FILE", default="", help=text)
     return out
 
 
 def run(arguments: list[str]) -> dict[str, float]:
     """Prints the figures, and returns them."""
     given = parser().parse_args(arguments)
-    directory = Path(given.run)
-    settings = load_of_run(directory)
-    settings = change(settings, **options.checked(vars(given), CONCERNS.values()))
-    checkpoint = find_run_checkpoint(directory, given.checkpoint)
-    world = start(given.device, given.threads or settings.run.threads)
-    model, base = load_run_model(settings, directory, checkpoint, world.device)
-    builder = SampleBuilder(settings, model.config, load_tokenizer(base))
-    _, held_out = open_rows(settings.data, settings.optim.seed)
-    precision = partial(autocast, world.device, settings.optim.precision)
-    evaluator = Evaluator(model, held_out, builder, world, precision)
-    figures, _ = evaluator()
+    values = options.checked(vars(given), CONCERNS.values())
+    if given.model and "data" not in values:
+        raise UserError("--model: say with --data which rows it is scored on")
+    if "data" in values:
+        values = {"val_samples": 0} | values
+    if given.out:
+        values = {"answer_samples": sys.maxsize // 2} | values
+        if Path(given.out).exists():
+            raise UserError(f"--out {given.out}: File exists")
+    opened = open_model(given, values)
+    settings, world = opened.settings, opened.world
+    if "data" in values:
+        rows = open_evaluation(settings.data, world.is_main)
+    else:
+        rows = open_data(settings.data, settings.optim.seed).held_out
+    evaluator = Evaluator(opened.model, rows, opened.builder, world, opened.precision)
+    if given.out:
+        evaluator.kept_answers = len(rows)
+    figures, answers = evaluator()
+    texts = gather_text(world, json.dumps(answers)) if given.out else []
     if world.is_main:
-        print(json.dumps({"checkpoint": str(checkpoint), **figures}))
+        print(json.dumps({"checkpoint": str(opened.checkpoint), **figures}))
         notes = [ablations.warning(figures), None if evaluator.scorer else NO_ROUGE]
         for note in filter(None, notes):
             print(f"warning: {note}", file=sys.stderr)
+        if given.out:
+            found = sorted(
+                (a for text in texts for a in json.loads(text)), key=lambda a: a["number"]
+            )
+            lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in found]
+            Path(given.out).write_text("".join(lines), encoding="utf-8")
     return figures
 
 

@@ -1,78 +1,64 @@
 """`python -m deepsynth_min.generate`: a trained model reads texts, rows or images and answers.
 
-In: a run directory or a model, and files: .jsonl and .parquet (rows as for training, answers not
-needed), images, or anything else as UTF-8 text; - is text from standard input. Out: the answers on
-standard output, or with --out as JSON lines; a progress bar on standard error.
+In: a run directory or a model, and files: rows as for training (answers not needed), images and
+PDFs, or anything else as UTF-8 text; - is standard input. Out: the answers on standard output, or
+with --out as JSON lines; a progress bar on standard error.
 
 The one idea: a document becomes a prompt as it did in training, by `SampleBuilder.prompt`, with the
-run's own page settings, mode and instruction; the command line takes precedence over them. A single
-answer is printed token by token.
+run's own page settings, mode and instruction; the command line takes precedence over them. What
+cannot be read becomes a record that says why, and the rest goes on. A single answer is printed
+token by token.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from . import options
 from .data.formats import kind_of
-from .data.row import Row
-from .data.samples import Sample, SampleBuilder, collate
+from .data.row import Row, TooLong
+from .data.samples import Sample, collate
 from .data.sources import open_files
-from .data.tokenizer import decode, load_tokenizer
-from .errors import UserError, exit_code
-from .model.batch import Batch
-from .model.deepseek_ocr import DeepseekOCR
+from .data.tokenizer import decode, ids_of
+from .errors import UserError, exit_code, one_line
 from .model.generation import Answer, generate, tokens
-from .model.presets import PRESETS, find_checkpoint
 from .options import change
-from .settings import GenerationSettings, PageSettings, Settings, load_of_run
-from .training.build import load_run_model, usual_beams
-from .training.distributed import start, stop
-from .training.precision import autocast
-from .training.run_directory import find_run_checkpoint
-from .tuning.adapter import base_digest, load_adapter
-from .tuning.lora import Base
-
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+from .pages.images import is_image
+from .settings import GenerationSettings, PageSettings, Settings
+from .training.distributed import stop
+from .training.open_model import OpenModel, add_model_options, open_model
 
 
-@dataclass(frozen=True)
 class Reader:
-    """A model and all that turns a document into a prompt for it."""
+    """A model that answers rows."""
 
-    model: DeepseekOCR
-    builder: SampleBuilder
-    settings: Settings
-    device: torch.device
-
-    def batch(self, samples: list[Sample]) -> Batch:
-        """Prompts as a padded batch on the model's device."""
-        return collate(samples, self.builder.special).to(self.device)
+    def __init__(self, opened: OpenModel):
+        self.opened, self.model, self.settings = opened, opened.model, opened.settings
+        self.builder, self.device = opened.builder, opened.world.device
+        self.allowed = ids_of(self.builder.tokenizer, self.settings.generation.repeat_allow)
 
     def prompt(self, row: Row) -> Sample:
         """A document as a prompt; warns of characters that are not drawn as they should.
 
-        Raises UserError if it fills the model's context, so that there could be no answer.
+        Raises RowError, TooLong if it fills the model's context, so that there could be no answer.
         """
         sample, context = self.builder.prompt(row), self.builder.context
         if len(sample.ids) >= context:
-            raise UserError(
-                f"{row.where}: {len(sample.pages)} pages ({sample.visual} visual tokens) and the "
-                f"instruction make {len(sample.ids)} tokens; the model's context is {context} "
-                "(--max-pages N --overflow truncate|shrink limits the pages)"
+            raise TooLong(
+                row.where,
+                f"{len(sample.pages)} pages ({sample.visual} visual tokens) and the instruction "
+                f"make {len(sample.ids)} tokens; the model's context is {context} "
+                "(--max-pages N --overflow truncate|shrink limits the pages)",
             )
         if sample.missing:
-            tqdm.write(
-                f"warning: {row.where}: {sample.missing} characters could not be drawn as "
-                "they should; --font FILE adds a font",
-                file=sys.stderr,
+            warn(
+                f"{row.where}: {sample.missing} characters could not be drawn as they should; "
+                "--font FILE adds a font"
             )
         return sample
 
@@ -80,30 +66,22 @@ class Reader:
         """Token ids as text, with the model's markers, without what frames a sequence."""
         return decode(self.builder.tokenizer, ids)
 
-    def precision(self) -> torch.autocast:
-        """The context of the model's products: as trained; bf16 for weights partly held in it."""
-        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
-        mixed = len(dtypes) > 1 and torch.bfloat16 in dtypes
-        return autocast(self.device, "bf16" if mixed else self.settings.optim.precision)
-
     def answers(self, samples: list[Sample], numbers: list[int]) -> list[Answer]:
         """Of a batch of prompts; `numbers` of the inputs seed the sampling of each."""
-        with self.precision():
-            return generate(
-                self.model,
-                self.batch(samples),
-                self.settings.generation,
-                self.settings.optim.seed,
-                numbers,
-            )
+        batch = collate(samples, self.builder.special).to(self.device)
+        options, seed = self.settings.generation, self.settings.optim.seed
+        with self.opened.precision():
+            return generate(self.model, batch, options, seed, numbers, self.allowed)
 
     def stream(self, sample: Sample) -> Iterator[str]:
         """The text of the answer piece by piece; not for beams, which decide at the end."""
-        ids, shown = [], 0
-        batch, settings = self.batch([sample]), self.settings
-        with self.precision():
-            for token in tokens(self.model, batch, settings.generation, settings.optim.seed):
-                if int(token) == self.builder.special.eos:
+        ids, shown, ended = [], 0, False
+        batch = collate([sample], self.builder.special).to(self.device)
+        options, seed = self.settings.generation, self.settings.optim.seed
+        with self.opened.precision():
+            for token in tokens(self.model, batch, options, seed, allowed=self.allowed):
+                ended = int(token) == self.builder.special.eos
+                if ended:
                     break
                 ids.append(int(token))
                 text = self.decode(ids)
@@ -111,93 +89,84 @@ class Reader:
                     yield text[shown:]
                     shown = len(text)
         yield self.decode(ids)[shown:]
+        if not ended:
+            warn_cut("the answer", len(ids))
+
+
+def warn(text: str) -> None:
+    tqdm.write(f"warning: {one_line(text)}", file=sys.stderr)
+
+
+def warn_cut(where: str, length: int) -> None:
+    warn(f"{where}: cut off after {length} tokens (--max-new-tokens, or the context is full)")
 
 
 # -- inputs ---------------------------------------------------------------------------------------
 
 
-class TextFile:
-    """One row: the text of a file, or of standard input."""
+@dataclass(frozen=True)
+class Input:
+    """A document: a row of some rows, or what is wrong with it."""
 
-    def __init__(self, name: str):
-        self.name = "standard input" if name == "-" else name
-        try:
-            data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-            self.text = data.decode("utf-8-sig")
-        except OSError as error:
-            raise UserError(f"{name}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{name}: not UTF-8 at byte {error.start}") from None
-        if not self.text.strip():
-            raise UserError(f"{self.name}: no text in it")
+    where: str
+    rows: Sequence[Row] = ()
+    number: int = 0
+    error: str = ""
 
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, i: int) -> Row:
-        return Row(self.name, "", self.text)
+    def row(self) -> Row:
+        """Raises UserError."""
+        if self.error:
+            raise UserError(self.error)
+        return self.rows[self.number]
 
 
-def open_inputs(names: list[str], settings: Settings) -> list[tuple[Sequence[Row], int]]:
-    """Pairs (rows, number), in the order given. Raises UserError for what cannot be read."""
+_NO_TEXT = {b"PK\x03\x04": "a ZIP or Office file", b"\x1f\x8b": "a gzip file"}
+
+
+def read_document(name: str) -> Row:
+    """A text, an image or a PDF, told apart by what is in it; - is standard input. Raises
+    UserError."""
+    where = "standard input" if name == "-" else name
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from None
+    if is_image(data):
+        return Row(where, "", images=(data if name == "-" else Path(name),))
+    for head, what in _NO_TEXT.items():
+        if data.startswith(head):
+            raise UserError(f"{where}: {what}, neither text nor an image nor a file of rows")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"neither an image nor text (not UTF-8 at byte {error.start})"
+        raise UserError(f"{where}: {reason}") from None
+    if "\0" in text:
+        raise UserError(f"{where}: neither an image nor text (a NUL at {text.index(chr(0))})")
+    if not text.strip():
+        raise UserError(f"{where}: no text in it")
+    return Row(where, "", text)
+
+
+def open_inputs(names: list[str], settings: Settings) -> list[Input]:
+    """All documents, in the order given; those that cannot be read with the reason."""
+    lenient = change(settings, on_bad_row="skip", max_bad=1.0).data
     inputs = []
     for name in names:
-        if kind_of(name):
-            rows = open_files(name, settings.data, answered=False)
-        elif Path(name).suffix.lower() in IMAGES:
-            rows = [Row(name, "", images=(Path(name),))]
-        else:
-            rows = TextFile(name)
-        inputs += [(rows, i) for i in range(len(rows))]
+        try:
+            if kind_of(name) or Path(name).is_dir():
+                rows = open_files(name, lenient, answered=False)
+                inputs += [Input(rows.where(i), rows, i) for i in range(len(rows))]
+                inputs += [
+                    Input(fault.where, error=f"{fault.where}: {fault.reason}")
+                    for fault in rows.faults
+                ]
+            else:
+                row = read_document(name)
+                inputs.append(Input(row.where, [row]))
+        except UserError as error:
+            inputs.append(Input(name, error=str(error)))
     return inputs
-
-
-# -- the model ------------------------------------------------------------------------------------
-
-
-def load(given: argparse.Namespace, values: dict[str, object]) -> Reader:
-    """The model that the command line names, on its device.
-
-    given: the command line; values: the settings among it, which take precedence over the run's.
-    """
-    settings = load_of_run(Path(given.run)) if given.run else Settings()
-    if values.get("temperature"):
-        values = {"beams": 1, **values}  # even if the run's answers came from a beam search
-    settings = change(settings, **values)
-    device = start(given.device, given.threads).device
-    if given.run:
-        model, directory = _model_of_run(given, settings, device)
-    else:
-        model, directory = _model_of_checkpoint(given, device)
-        settings = change(settings, model=given.model)
-    model.eval().requires_grad_(False)
-    settings = change(settings, beams=usual_beams(settings))
-    builder = SampleBuilder(settings, model.config, load_tokenizer(directory))
-    return Reader(model, builder, settings, device)
-
-
-def _model_of_run(
-    given: argparse.Namespace, settings: Settings, device: torch.device
-) -> tuple[DeepseekOCR, Path]:
-    """(model, directory of its tokenizer)"""
-    if given.adapter:
-        raise UserError("--adapter: a run has its own adapter; give --model")
-    run = Path(given.run)
-    return load_run_model(settings, run, find_run_checkpoint(run, given.checkpoint), device)
-
-
-def _model_of_checkpoint(
-    given: argparse.Namespace, device: torch.device
-) -> tuple[DeepseekOCR, Path]:
-    """(model, directory of its tokenizer), with --adapter in it."""
-    if given.model in PRESETS:
-        raise UserError(f"--model {given.model}: a preset has random weights")
-    directory = find_checkpoint(given.model)
-    model = DeepseekOCR.from_pretrained(directory, device=device)
-    if given.adapter:
-        base = Base(given.model, None, base_digest(directory))
-        load_adapter(model, find_checkpoint(given.adapter), base)
-    return model, directory
 
 
 # -- outputs --------------------------------------------------------------------------------------
@@ -215,11 +184,14 @@ def record(row: Row, sample: Sample, answer: Answer, text: str) -> dict[str, obj
     }
 
 
-def show_one(reader: Reader, row: Row) -> None:
-    """Prints the answer to one document, as it is made if it can be."""
-    sample = reader.prompt(row)
+def show_one(reader: Reader, document: Input) -> None:
+    """Prints the answer to one document, as it is made if it can be. Raises UserError."""
+    sample = reader.prompt(document.row())
     if reader.settings.generation.beams > 1:
-        print(reader.decode(reader.answers([sample], [0])[0].ids))
+        (answer,) = reader.answers([sample], [0])
+        print(reader.decode(answer.ids))
+        if not answer.ended:
+            warn_cut(document.where, len(answer.ids))
         return
     for piece in reader.stream(sample):
         print(piece, end="", flush=True)
@@ -227,20 +199,55 @@ def show_one(reader: Reader, row: Row) -> None:
 
 
 def answer_all(
-    reader: Reader, inputs: list[tuple[Sequence[Row], int]], batch_size: int, show: bool
+    reader: Reader, inputs: list[tuple[int, Input]], batch_size: int, show: bool
 ) -> Iterator[dict[str, object]]:
-    """A record for each input, in order; show: print its answer too, under the document's name."""
+    """A record for each (number, input), in order; one that cannot be read has an error in it.
+
+    show: print the answer too, under the document's name.
+    """
     with tqdm(total=len(inputs), desc="reading", unit="document", file=sys.stderr) as bar:
         for begin in range(0, len(inputs), batch_size):
-            rows = [rows[i] for rows, i in inputs[begin : begin + batch_size]]
-            samples = [reader.prompt(row) for row in rows]
-            numbers = list(range(begin, begin + len(rows)))
-            for row, sample, answer in zip(rows, samples, reader.answers(samples, numbers)):
+            ready, records = [], {}
+            for number, document in inputs[begin : begin + batch_size]:
+                records[number] = None
+                try:
+                    row = document.row()
+                    ready.append((number, row, reader.prompt(row)))
+                except UserError as error:
+                    tqdm.write(f"error: {one_line(error)}", file=sys.stderr)
+                    where = document.where if document.error else row.where
+                    records[number] = {"input": where, "error": str(error)}
+            numbers = [number for number, _, _ in ready]
+            answers = reader.answers([s for _, _, s in ready], numbers) if ready else []
+            for (number, row, sample), answer in zip(ready, answers):
                 text = reader.decode(answer.ids)
                 if show:
                     tqdm.write(f"==> {row.where} <==\n{text}\n")
-                yield record(row, sample, answer, text)
-            bar.update(len(rows))
+                if not answer.ended:
+                    warn_cut(row.where, len(answer.ids))
+                records[number] = record(row, sample, answer, text)
+            yield from records.values()
+            bar.update(len(records))
+
+
+def answered(path: Path) -> dict[str, str]:
+    """Input -> its line, of those that an interrupted --out has answers to; the others, and a line
+    that was cut off, are gone from the file. Raises UserError."""
+    lines = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+                if line.endswith("\n") and "summary" in entry:
+                    lines[entry["input"]] = line
+            except (ValueError, TypeError, KeyError):
+                continue
+        kept = path.with_name(f".{path.name}.partial")
+        kept.write_text("".join(lines.values()), encoding="utf-8")
+        kept.replace(path)
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror}") from None
+    return lines
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -253,58 +260,51 @@ def parser() -> options.OneLineParser:
         concerns,
         "python -m deepsynth_min.generate",
         "Reads documents with a trained model and prints its answers. Settings default to those of "
-        "the run.",
+        "the run; an answer may be as long as the context allows.",
     )
     out.usage = "python -m deepsynth_min.generate (--run DIR | --model DIR) [options] FILE..."
-    out.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="a text, an image, or rows (.jsonl, .parquet); -: text from standard input",
-    )
-    model = out.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", metavar="DIR", default="", help="run directory of a training")
-    model.add_argument("--model", metavar="DIR", default="", help="checkpoint directory or hub id")
-    for option, metavar, default, text in (
-        ("--checkpoint", "WHICH", "last", "of the run: last, best or a step number"),
-        ("--adapter", "DIR", "", "directory or hub id of an adapter for --model"),
-        ("--out", "FILE", "", "write the answers as JSON lines to this new file"),
-        ("--device", "DEVICE", "auto", "auto, cpu, cuda, ..."),
-    ):
-        text += f" (default: {default})" if default else ""
-        out.add_argument(option, metavar=metavar, default=default, help=text)
+    text = "a text, an image, a PDF, or rows as --data has them; -: standard input"
+    out.add_argument("files", nargs="+", metavar="FILE", help=text)
+    add_model_options(out)
     add = out.add_argument
-    add("--mode", help="page size, as in training (default: the run's, or auto)")
-    add("--instruction", metavar="TEXT", help="prompt after the page (default: the run's)")
-    add("--batch-size", metavar="N", type=int, default=8, help="documents at a time (default: 8)")
-    add("--seed", metavar="N", type=int, help="of sampling (default: the run's, or 0)")
-    add("--threads", metavar="N", type=int, default=0, help="CPU threads; 0: all (default: 0)")
+    add(
+        "--out", metavar="FILE", default="", help="write the answers as JSON lines to this new file"
+    )
+    add("--resume", action="store_true", default=False, help="go on in an --out that is there")
     return out
 
 
 def run(arguments: list[str]) -> None:
     given = parser().parse_args(arguments)
-    if given.batch_size < 1:
-        raise UserError(f"--batch-size: {given.batch_size} is below 1")
     values = options.checked(vars(given), (PageSettings, GenerationSettings))
-    values |= {
-        name: getattr(given, name) for name in ("mode", "instruction", "seed") if name in given
-    }
-    reader = load(given, values)
-    inputs = open_inputs(given.files, reader.settings)
+    if given.resume and not given.out:
+        raise UserError("--resume: there is nothing to go on with without --out")
+    opened = open_model(given, values)
+    if "max_new_tokens" not in values:  # an answer ends where the context does, at the latest
+        longest = change(opened.settings, max_new_tokens=opened.builder.context)
+        opened = replace(opened, settings=longest)
+    reader = Reader(opened)
+    inputs = list(enumerate(open_inputs(given.files, reader.settings)))
+    done, mode = {}, "x"
+    if given.resume and Path(given.out).exists():
+        done, mode = answered(Path(given.out)), "a"
+        inputs = [(n, i) for n, i in inputs if i.where not in done]
     try:
-        target = open(given.out, "x", encoding="utf-8") if given.out else nullcontext()
+        target = open(given.out, mode, encoding="utf-8") if given.out else nullcontext()
     except OSError as error:
         raise UserError(f"--out {given.out}: {error.strerror}") from None
     with target as file:
         if len(inputs) == 1 and not file:
-            rows, number = inputs[0]
-            show_one(reader, rows[number])
+            show_one(reader, inputs[0][1])
             return
-        for line in answer_all(reader, inputs, given.batch_size, show=not file):
+        failed, size = 0, reader.settings.optim.batch_size
+        for line in answer_all(reader, inputs, size, show=not file):
+            failed += "error" in line
             if file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
+    if failed:
+        raise UserError(f"{failed} of {len(inputs)} documents could not be read")
 
 
 def main(arguments: list[str] | None = None) -> int:

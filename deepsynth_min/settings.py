@@ -222,6 +222,8 @@ Metric = Literal[
     "rougeL",
     "cer",
     "cer_median",
+    "wer",
+    "cer_normalised",
     "exact_match",
 ]
 
@@ -258,6 +260,8 @@ class GenerationSettings:
     no_repeat_ngram: int = setting(
         0, "an answer never repeats so many tokens in a row; 0: it may", 0
     )
+    repeat_window: int = setting(0, "look for such repeats in the last N tokens; 0: in all", 0)
+    repeat_allow: tuple[str, ...] = setting((), "tokens that may repeat, e.g. <td>,</td>")
     length_penalty: float = setting(1.0, "beams compare log probability / length ** this")
 
     def __post_init__(self) -> None:

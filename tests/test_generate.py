@@ -20,6 +20,7 @@ from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.options import change
 from deepsynth_min.training.build import usual_beams
+from deepsynth_min.training.open_model import open_model
 
 QUICK = ["--max-new-tokens", "5"]
 
@@ -169,7 +170,7 @@ def huge_png() -> bytes:
         ("none.txt", None, "none.txt: No such file"),
         ("empty.txt", b"", "empty.txt: no text in it"),
         ("blank.txt", b" \n\t\n", "blank.txt: no text in it"),
-        ("latin.txt", b"caf\xe9", "latin.txt: not UTF-8 at byte 3"),
+        ("latin.txt", b"caf\xe9", "latin.txt: neither an image nor text (not UTF-8 at byte 3)"),
         ("long.txt", b"All work and no play. " * 9_091, "context of 2048 tokens (--max-pages"),
         ("broken.png", b"\x89PNG\r\n\x1a\n broken", "broken.png: not a readable image"),
         ("huge.png", huge_png(), "huge.png: not a readable image (Image size (900000000 pixels)"),
@@ -212,7 +213,9 @@ def test_an_instruction_longer_than_the_context_is_named(trained, documents, cap
     "arguments, message",
     [
         (["--run", "RUN"], "FILE"),
-        (["TEXT"], "--run --model is required"),
+        (["TEXT"], "--run/--run-dir --model is required"),
+        (["--run", "RUN", "--resume", "TEXT"], "--resume: there is nothing to go on with"),
+        (["--repeat-allow", "two words", "--run", "RUN", "TEXT"], "--repeat-allow two words: is"),
         (["--run", "RUN", "--model", "x", "TEXT"], "not allowed with"),
         (["--run", "/no/such", "TEXT"], "/no/such: not a run directory"),
         (["--run", "RUN", "--checkpoint", "77", "TEXT"], "step-000077: no such checkpoint"),
@@ -241,8 +244,9 @@ def test_a_character_of_several_tokens_is_not_streamed_in_pieces(trained, docume
         for t in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("文字")[0][0]
     ]
     pieces = [torch.tensor([i]) for i in ids]
-    reader = generate.load(generate.parser().parse_args(["--run", str(trained), "x"]), {})
-    monkeypatch.setattr(generate, "tokens", lambda *_: iter(pieces))
+    given = generate.parser().parse_args(["--run", str(trained), "x"])
+    reader = generate.Reader(open_model(given, {}))
+    monkeypatch.setattr(generate, "tokens", lambda *_, **__: iter(pieces))
     shown = list(reader.stream(reader.prompt(Row("", "", "text"))))
     assert "".join(shown) == "文字" and not any("\ufffd" in piece for piece in shown)
     assert len([piece for piece in shown if piece]) == 2

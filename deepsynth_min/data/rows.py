@@ -101,7 +101,9 @@ class FileRows:
         self.faults = [fault for _, faults in found for fault in faults]
         self.ends = np.cumsum([len(index) for index in self.indices])
         refuse_bad_rows(self.faults, len(self), settings)
-        if not len(self):
+        if not len(self) and (answered or not self.faults):
+            if self.faults:
+                raise BadRows(f"{files[0]}: no row can be used", list_faults(self.faults))
             raise UserError(f"{files[0] if len(files) == 1 else files[0].parent}: no rows")
 
     def _open(self, settings: DataSettings) -> tuple[list[Reader], Columns]:
@@ -146,6 +148,11 @@ class FileRows:
         number, *place = self._place(i)
         return self.readers[number].size(*place)
 
+    def where(self, i: int) -> str:
+        """Of row i, as messages name it."""
+        number, first, second, _ = self._place(i)
+        return self.readers[number].where(first, second)
+
     def __getitem__(self, i: int) -> Row:
         number, first, second, length = self._place(i)
         reader = self.readers[number]
@@ -156,6 +163,18 @@ class FileRows:
             raise UserError(f"{where}: has changed since it was checked ({error})") from None
         where = reader.where(first, second)
         return parse_row(values, where, self.places[number], self.columns, self.answered)
+
+    def longest(self, count: int, least: int) -> Iterator[int]:
+        """The numbers of the `count` longest rows of at least `least` bytes, longest first."""
+        sizes = []
+        for reader, index, end in zip(self.readers, self.indices, self.sizes):
+            lengths = np.diff(index[:, 0], append=end)
+            sizes.append(index[:, 1] if reader.size(0, 1, 0) else lengths)
+        sizes = np.concatenate(sizes)
+        chosen = np.flatnonzero(sizes >= least)
+        if len(chosen) > count:
+            chosen = chosen[np.argpartition(sizes[chosen], -count)[-count:]]
+        yield from chosen[np.argsort(-sizes[chosen], kind="stable")].tolist()
 
     def _checked(self, number: int) -> Iterator[tuple[int, int, int] | tuple[Fault, int]]:
         """For row_index: goes through the rows of a file."""

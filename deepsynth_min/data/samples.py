@@ -157,6 +157,18 @@ class SampleBuilder:
         too_long = data.on_too_long if isinstance(error, TooLong) else "auto"
         return (data.on_bad_row if too_long == "auto" else too_long) == "skip"
 
+    def check_answer(self, row: Row) -> None:
+        """Raises TooLong for an answer that cannot fit whatever is drawn; draws nothing."""
+        if len(row.summary.encode()) + 2 <= self.context:  # a token is a byte at least
+            return
+        answer, asked = len(encode(self.tokenizer, row.summary, "own")) + 1, len(self._asked(row))
+        if 1 + asked + answer > self.context:
+            raise TooLong(
+                row.where,
+                f"an instruction of {asked} tokens and an answer of {answer} make more than the "
+                f"model's context of {self.context}, without any page",
+            )
+
     def placeholder(self) -> Sample:
         """Two tokens of which none is scored: a micro-batch whose rows are all left out."""
         none = np.empty((0, 1, self.side, self.side), np.uint8)

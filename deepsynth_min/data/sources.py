@@ -35,6 +35,7 @@ class Data:
     held_out: Sequence[Row]
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)  # rows that are left out, of all sources
+    files: list[FileRows] = field(default_factory=list)  # of all sources
 
 
 # -- one source -----------------------------------------------------------------------------------
@@ -171,10 +172,9 @@ def open_data(settings: DataSettings, seed: int, progress: bool = False) -> Data
     names = [name for name, _ in given]
     if len(set(names)) < len(names):
         raise UserError(f"--data: {names[0]!r} is given twice")
-    data, revisions = Data((), ()), list(settings.data_revision)
+    data = Data((), ())
     train, held_out, opened = [], [], []
-    for name, _ in given:
-        revision = revisions.pop(0) if is_hub_id(name) and revisions else ""
+    for name, revision in _with_revisions(settings):
         rows, held = _open_one(name, revision, settings, seed, progress, data)
         opened += getattr(rows, "files", [])
         if settings.limit and len(rows) > settings.limit:
@@ -194,6 +194,28 @@ def open_data(settings: DataSettings, seed: int, progress: bool = False) -> Data
     if settings.val_samples and len(data.held_out) > settings.val_samples:
         data.held_out = View(data.held_out, 0, settings.val_samples, order)
     return data
+
+
+def open_evaluation(settings: DataSettings, progress: bool = False) -> Sequence[Row]:
+    """All rows of --data to score a model on: of --data-split, of a set with splits else those of
+    its validation or test split. Raises UserError."""
+    found = []
+    for name, revision in _with_revisions(settings):
+        if name == "embedded":
+            rows = EmbeddedRows("val")
+        else:
+            source = find_source(name, settings, revision)
+            rows = source.rows(settings.data_split or "val", settings, progress)
+        limit = settings.limit or len(rows)
+        found.append(View(rows, 0, min(limit, len(rows))))
+    return found[0] if len(found) == 1 else Mixture(found, [1.0] * len(found))
+
+
+def _with_revisions(settings: DataSettings) -> list[tuple[str, str]]:
+    """The names of --data without weights, each with its revision, "" where it has none."""
+    revisions = iter(settings.data_revision)
+    names = [weighted(name)[0] for name in settings.data]
+    return [(name, next(revisions, "") if is_hub_id(name) else "") for name in names]
 
 
 def _open_one(
@@ -231,6 +253,7 @@ def _note(data: Data, name: str, rows: FileRows) -> None:
     left_out = f"; {len(rows.faults):,} bad rows are left out" if rows.faults else ""
     data.notes.append(f"{name}: {rows.columns.describe()}; {len(rows):,} rows{left_out}")
     data.faults += rows.faults
+    data.files.append(rows)
 
 
 def _held_out(

@@ -19,6 +19,7 @@ hold markers of its own, those of layouts and tables, but none that frames a seq
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -148,6 +149,16 @@ def decode(tokenizer: Any, ids: list[int]) -> str:
     frame.add(tokenizer.get_added_vocab().get(IMAGE))
     kept = [id for id in ids if id not in frame]
     return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def ids_of(tokenizer: Any, tokens: Iterable[str]) -> list[int]:
+    """The ids of tokens by their text, also of several with commas between. Raises UserError."""
+    names = [name for token in tokens for name in token.split(",") if name]
+    found = {name: encode(tokenizer, name, "all") for name in names}
+    for name, ids in found.items():
+        if len(ids) != 1:
+            raise UserError(f"--repeat-allow {name}: is {len(ids)} tokens, not one")
+    return [ids[0] for ids in found.values()]
 
 
 def train_tokenizer() -> Tokenizer:

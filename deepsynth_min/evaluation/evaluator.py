@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..data.loader import held_out_shares
 from ..data.row import Row, RowError
 from ..data.samples import Sample, SampleBuilder, collate
-from ..data.tokenizer import decode, encode
+from ..data.tokenizer import decode, encode, ids_of
 from ..errors import UserError
 from ..files.index import Fault
 from ..model.deepseek_ocr import DeepseekOCR
@@ -66,6 +66,8 @@ class Evaluator:
         self.autocast = autocast
         self.settings: Settings = builder.settings
         self.scorer = text_metrics.rouge_scorer()
+        self.kept_answers = SHOWN
+        self.allowed = ids_of(builder.tokenizer, self.settings.generation.repeat_allow)
         self.left_out: dict[int, Fault] = {}  # rows of this rank that cannot be used
 
     def _usable(self, chosen: Iterable[int]) -> tuple[list[int], list[Row], list[Sample]]:
@@ -160,6 +162,8 @@ class Evaluator:
         names = [
             *(text_metrics.ROUGE if self.scorer else ()),
             "cer",
+            "wer",
+            "cer_normalised",
             "exact_match",
             "eos_rate",
             "repetition",
@@ -180,12 +184,14 @@ class Evaluator:
                     self.settings.generation,
                     self.settings.optim.seed,
                     chosen,
+                    self.allowed,
                 )
             for i, row, answer in zip(chosen, rows, answers):
                 text = decode(self.builder.tokenizer, answer.ids)
                 table[i] = [*self._compare(row.summary, text, answer), 1.0]
-                if i < SHOWN:
-                    shown.append({"row": row.where, "reference": row.summary, "answer": text})
+                if i < self.kept_answers:
+                    entry = {"row": row.where, "reference": row.summary, "answer": text}
+                    shown.append({"number": i, **entry, "ended": answer.ended})
         flat = self.world.sum(*(value for values in table for value in values))
         rows = [flat[i : i + len(names)] for i in range(0, len(flat), len(names))]
         columns = list(zip(*(row for row in rows if row[-1])))
@@ -201,6 +207,8 @@ class Evaluator:
         return [
             *rouge,
             text_metrics.character_error_rate(reference, text),
+            text_metrics.word_error_rate(reference, text),
+            text_metrics.normalised_error_rate(reference, text),
             float(text.strip() == reference.strip()),
             float(answer.ended),
             text_metrics.repetition(answer.ids),
@@ -215,6 +223,8 @@ class Evaluator:
         compression              text tokens per visual token of those documents
         rouge1, rouge2, rougeL   F1 of generated answers, if rouge-score is installed
         cer, cer_median          characters to change per character of the reference
+        wer                      words to change per word of the reference
+        cer_normalised           cer with case, punctuation and white space left out
         exact_match, eos_rate    share of answers equal to the reference; that ended by themselves
         repetition               share of runs of 4 tokens that came before in the same answer
         """

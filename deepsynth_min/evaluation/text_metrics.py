@@ -13,7 +13,9 @@ knows a-z and 0-9 only and would score a Greek or Chinese answer as empty. In AS
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -22,8 +24,9 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 RUN = 4  # tokens in a row that count as a repetition
 
 
-def edit_distance(a: str, b: str) -> int:
-    """Fewest insertions, deletions and substitutions of characters (code points) from a to b."""
+def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions from a to b: of characters (code points) of
+    two texts, of words of two lists."""
     if not a:
         return len(b)
     places: dict[str, int] = Counter()
@@ -48,6 +51,19 @@ def character_error_rate(reference: str, answer: str) -> float:
     """Edits per character of the reference, surrounding white space left out; may exceed 1."""
     reference, answer = reference.strip(), answer.strip()
     return edit_distance(reference, answer) / max(1, len(reference))
+
+
+def word_error_rate(reference: str, answer: str) -> float:
+    """The same in words, which white space separates."""
+    words = reference.split()
+    return edit_distance(words, answer.split()) / max(1, len(words))
+
+
+def normalised_error_rate(reference: str, answer: str) -> float:
+    """Character errors that are left where case, punctuation and white space count for nothing."""
+    known = Words()
+    texts = [" ".join(known.tokenize(normalize("NFKC", t))) for t in (reference, answer)]
+    return character_error_rate(*texts)
 
 
 def repetition(ids: list[int]) -> float:

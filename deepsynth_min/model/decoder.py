@@ -28,7 +28,7 @@ from .rotary import rotary_tables, rotate
 
 
 class KVCache:
-    """Keys and values of every layer, allocated once: [layers, 2, B, H, capacity, d].
+    """Keys and values of every layer: [layers, 2, B, H, capacity, d]; doubled when it is full.
 
     `length` tokens are filled; the decoder appends at `length` and advances it after a forward.
     """
@@ -48,7 +48,10 @@ class KVCache:
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         end = self.length + k.shape[2]
-        assert end <= self.store.shape[4], "cache capacity exceeded"
+        if end > self.store.shape[4]:
+            more = max(end - self.store.shape[4], self.store.shape[4])
+            shape = (*self.store.shape[:4], more, self.store.shape[5])
+            self.store = torch.cat([self.store, self.store.new_zeros(shape)], dim=4)
         self.store[layer, 0, :, :, self.length : end] = k
         self.store[layer, 1, :, :, self.length : end] = v
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]

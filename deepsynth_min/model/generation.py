@@ -2,7 +2,8 @@
 
 In: a `Batch` of prompts, padded to the right. Out: an `Answer` for each: new tokens without EOS.
 
-The one idea: the cache is allocated once, for prompt plus answer of every beam. The prompts are
+The one idea: the cache is allocated once, for prompt plus answer of every beam (of a long answer,
+for its beginning; it doubles when it is full). The prompts are
 turned so that their padding stands to the left; then every row's next token comes out of the last
 column, and a step is one token for the whole batch. What a row's answer is depends on no other row:
 positions are counted from its own first token, its answer ends where its own context is full, and
@@ -24,6 +25,8 @@ from .batch import Batch
 from .decoder import KVCache, Layout
 from .deepseek_ocr import DeepseekOCR
 from .experts import compute_dtype
+
+FIRST_TOKENS = 512  # of an answer, for which the cache has place at first
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class _Decoding:
         B, T, _ = x.shape
         new = torch.ones(B, new_tokens, dtype=torch.bool, device=x.device)
         self.model, self.width = model, T
-        capacity = T + new_tokens
-        self.valid = torch.cat([valid, new], dim=1).repeat_interleave(beams, 0)  # [B*k, capacity]
+        capacity = T + min(new_tokens, FIRST_TOKENS)
+        self.valid = torch.cat([valid, new], dim=1).repeat_interleave(beams, 0)  # [B*k, T+new]
         self.cache = KVCache(model.config.decoder, B * beams, capacity, compute_dtype(x), x.device)
         first = self.cache.rows(slice(None, None, beams))  # a prompt is read once, not per beam
         hidden, _ = model.hidden(x, Layout(valid), first)
@@ -78,15 +81,27 @@ class _Decoding:
         self.logits = self._score(hidden)
 
 
-def block_repeats(scores: Tensor, history: Tensor, n: int) -> Tensor:
-    """scores [B, V], -inf where a token would complete n tokens that history [B, t] already has."""
+def block_repeats(
+    scores: Tensor, history: Tensor, n: int, window: int = 0, allowed: Sequence[int] = ()
+) -> Tensor:
+    """scores [B, V], -inf where a token would complete n tokens that history [B, t] already has.
+
+    window: look at the last so many tokens of the history alone, 0: at all; allowed: ids that are
+    never blocked. As the official servers do it (n-gram 20 to 35, window 90, <td> and </td>).
+    """
+    history = history[:, -window:] if window else history
     t = history.shape[1]
     if n == 0 or t < n:
         return scores
     runs = history.unfold(1, n, 1)  # [B, t-n+1, n]
     same = (runs[..., :-1] == history[:, None, t - n + 1 :]).all(-1)  # [B, t-n+1]
     found = torch.zeros_like(scores).scatter_add_(1, runs[..., -1], same.to(scores.dtype))
+    found[:, list(allowed)] = 0
     return scores.masked_fill(found > 0, -torch.inf)
+
+
+def _repeats(options: GenerationSettings) -> tuple[int, int]:
+    return options.no_repeat_ngram, options.repeat_window
 
 
 def choose(logits: Tensor, options: GenerationSettings, chance: Tensor | None) -> Tensor:
@@ -129,6 +144,7 @@ def tokens(
     seed: int = 0,
     numbers: Sequence[int] | None = None,
     stop_at_eos: bool = True,
+    allowed: Sequence[int] = (),
 ) -> Iterator[Tensor]:
     """The next token of every row [B], step after step; a row that has ended gives EOS on and on.
 
@@ -142,7 +158,7 @@ def tokens(
     history = torch.empty(B, max_new_tokens, dtype=torch.long, device=state.logits.device)
     done = torch.zeros(B, dtype=torch.bool, device=state.logits.device)
     for t in range(max_new_tokens):
-        logits = block_repeats(state.logits, history[:, :t], options.no_repeat_ngram)
+        logits = block_repeats(state.logits, history[:, :t], *_repeats(options), allowed)
         token = choose(logits, options, None if chance is None else chance[:, t])
         if stop_at_eos:
             token = token.where(~done, eos)
@@ -161,16 +177,19 @@ def generate(
     options: GenerationSettings,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
+    allowed: Sequence[int] = (),
 ) -> list[Answer]:
     """The answer to each prompt of `batch`, as `options` ask; the rows may have unequal lengths.
 
-    Raises ValueError if a prompt fills the model's context.
+    allowed: ids that may repeat whatever --no-repeat-ngram says. Raises ValueError if a prompt
+    fills the model's context.
     """
     if options.beams > 1:
-        return beam_search(model, batch, options)
+        return beam_search(model, batch, options, allowed)
     budgets = token_budget(model, batch, options.max_new_tokens)
     eos = model.config.decoder.eos_token_id
-    columns = torch.stack(list(tokens(model, batch, options, seed, numbers)), dim=1).tolist()
+    found = tokens(model, batch, options, seed, numbers, allowed=allowed)
+    columns = torch.stack(list(found), dim=1).tolist()
     answers = []
     for ids, budget in zip(columns, budgets):
         ids = ids[:budget]
@@ -233,7 +252,9 @@ class _Beams:
 
 
 @torch.no_grad()
-def beam_search(model: DeepseekOCR, batch: Batch, options: GenerationSettings) -> list[Answer]:
+def beam_search(
+    model: DeepseekOCR, batch: Batch, options: GenerationSettings, allowed: Sequence[int] = ()
+) -> list[Answer]:
     """The answer of the highest log probability / length ** length_penalty among those found.
 
     A row ends when it has k finished answers that its best unfinished one is not ahead of.
@@ -248,7 +269,7 @@ def beam_search(model: DeepseekOCR, batch: Batch, options: GenerationSettings) -
     while True:
         texts = torch.tensor([text for row in rows for text in row.texts], device=device).long()
         logp = state.logits.log_softmax(-1)  # [B*k, V]
-        logp = block_repeats(logp, texts, options.no_repeat_ngram)
+        logp = block_repeats(logp, texts, *_repeats(options), allowed)
         total = scores[..., None] + logp.view(len(rows), k, V)  # [B, k, V]
         best, place = total.flatten(1).topk(2 * k)  # at most k of them are ends
         found = [

@@ -13,6 +13,7 @@ Source: the official processor of DeepSeek-OCR (Wei et al. 2025).
 
 import io
 import logging
+import re
 import struct
 import threading
 import warnings
@@ -59,6 +60,23 @@ def choose_grid(width: int, height: int, max_tiles: int) -> tuple[int, int]:
         if distance < best_distance or (distance == best_distance and enough):
             best, best_distance = (w, h), distance
     return best
+
+
+_HEADS = (
+    *(b"%PDF-", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51"),
+    b"\0\0\0\x0cjP  ",
+)
+
+
+def is_image(data: bytes) -> bool:
+    """Whether the beginning of a file is that of an image or a PDF, whatever its name is."""
+    if data[:4] == b"RIFF":
+        return data[8:12] == b"WEBP"
+    if data[4:8] == b"ftyp":
+        return data[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+    if data[:2] == b"BM":  # a text may begin so; the header's reserved bytes are 0
+        return data[6:10] == bytes(4)
+    return data.startswith(_HEADS) or re.match(rb"P[1-6]\s+\d+\s+\d+\s", data[:32]) is not None
 
 
 def open_images(source: Path | bytes, where: str) -> Iterator["PillowImage"]:

@@ -31,9 +31,9 @@ class LeftOut:
         settings: DataSettings,
         world: World,
     ):
-        """found: rows that are not among the `rows` good ones; known before the first step."""
+        """found: rows known before the first step that are left out; rows: all there are."""
         self.path, self.world = directory / FILE, world
-        self.settings, self.total = settings, rows + len(found)
+        self.settings, self.total = settings, rows
         self.listed: dict[str, str] = {}  # where -> reason
         if world.is_main:
             self._list(found)

@@ -8,6 +8,7 @@ the others as it is made, and the audits compare what will train with what shoul
 """
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from tqdm import tqdm
 
 from ..data.augment import check as check_augment
 from ..data.order import Order, rows_per_epoch
-from ..data.row import RowError
+from ..data.row import RowError, TooLong
+from ..data.rows import refuse_bad_rows
 from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..evaluation.evaluator import Evaluator, check_metric, cost, describe
 from ..files.disk import write_text
+from ..files.index import Fault
 from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
@@ -38,6 +41,7 @@ from .precision import autocast, set_parameter_types
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 
+LONGEST = 20_000  # rows whose answers are measured before training
 CHECKS = (
     check_metric,
     check_augment,
@@ -63,8 +67,9 @@ class Training:
         dist.barrier(self.world)  # every rank has looked at --out before rank 0 writes to it
         if self.world.is_main:
             self._announce()
+        total = sum(len(rows) + len(rows.faults) for rows in self.data.files)
         self.left_out = LeftOut(
-            self.directory.path, self.data.faults, len(self.rows), self.settings.data, self.world
+            self.directory.path, self.data.faults, total, self.settings.data, self.world
         )
 
     # -- set-up, in order -------------------------------------------------------------------------
@@ -103,11 +108,31 @@ class Training:
         self.model, self.base = build_model(self.settings, self.built_on, self.directory.path)
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(self.settings, self.model.config, tokenizer)
+        self._check_answers()
         try:  # a page setting that cannot work is found before any writing
             self.builder(self.rows[0])
         except RowError as error:
             if not self.builder.skips(error):
                 raise
+
+    def _check_answers(self) -> None:
+        """Finds answers that can never fit before training begins, among the longest rows."""
+        if self.settings.data.on_too_long == "truncate":
+            return
+        found = []
+        for rows in self.data.files:
+            for i in rows.longest(LONGEST, self.builder.context):
+                try:
+                    self.builder.check_answer(rows[i])
+                except TooLong as error:
+                    found.append(Fault(error.where, error.reason, error.kind))
+        if found:
+            good = sum(map(len, self.data.files)) - len(found)
+            too_long = self.settings.data.on_too_long
+            policy = self.settings.data.on_bad_row if too_long == "auto" else too_long
+            faults = self.data.faults + found
+            refuse_bad_rows(faults, good, replace(self.settings.data, on_bad_row=policy))
+            self.data.faults += found
 
     def _prepare_parameters(self) -> None:
         """Freezes; then `eval_model` is the model itself, or beside shards an undivided one."""

@@ -221,3 +221,28 @@ def test_a_metric_that_will_not_be_there_is_a_users_mistake(tmp_path, capsys):
     ):
         assert train.main([*arguments, "--out", str(tmp_path / "r")]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_any_model_is_scored_on_any_data(tmp_path, capsys):
+    """The run's own figures from its checkpoint alone, and answers beside their references."""
+    rows = [{"text": f"text {i}", "summary": f"answer {i}"} for i in range(5)]
+    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = words("--val-data {} --out {}", tmp_path / "val.jsonl", tmp_path / "r")
+    more = "--model tiny --max-steps 1 --batch-size 2 --answer-samples 5 --max-new-tokens 4"
+    assert train.main([*given, *more.split()]) == 0
+    own = {k: v for k, v in lines(tmp_path / "r", "eval")[-1].items() if k not in ("kind", "step")}
+    checkpoint = tmp_path / "r" / "checkpoints" / "step-000001"
+    capsys.readouterr()
+    options = words("--data {} --batch-size 2 --out {}", tmp_path / "val.jsonl", tmp_path / "a")
+    options += ["--max-new-tokens", "4"]
+    found = evaluate.run(["--model", str(checkpoint), *options])
+    assert found == pytest.approx(own)
+    answers = [json.loads(line) for line in (tmp_path / "a").read_text().splitlines()]
+    assert [a["reference"] for a in answers] == [row["summary"] for row in rows]
+    assert found["wer"] == pytest.approx(
+        mean(jiwer.wer(a["reference"], a["answer"]) for a in answers)
+    )
+    again = words("--run {} --data {} --limit 2", tmp_path / "r", tmp_path / "val.jsonl")
+    assert evaluate.run(again)["samples"] == 2
+    assert evaluate.main(["--model", str(checkpoint)]) == 2
+    assert "--model: say with --data which rows" in capsys.readouterr().err

@@ -89,3 +89,17 @@ def test_repetition_is_the_share_of_runs_seen_before():
     assert M.repetition([1, 2, 3]) == 0.0 and M.repetition(list(range(50))) == 0.0
     assert M.repetition([7] * 13) == pytest.approx(0.9)  # ten runs, nine of them seen before
     assert M.repetition([1, 2, 3, 4, 5, 1, 2, 3, 4]) == pytest.approx(1 / 6)
+
+
+def test_the_word_error_rate_is_jiwers_and_normalising_leaves_case_and_punctuation_out():
+    pairs = [
+        ("a b c", "a c"),
+        ("The mill, it ran.", "the mill it ran"),
+        ("x", ""),
+        ("a  b", "b a c"),
+    ]
+    for reference, answer in pairs:
+        assert M.word_error_rate(reference, answer) == pytest.approx(jiwer.wer(reference, answer))
+    assert M.normalised_error_rate("The  Mill, it ran!", "the mill it ran") == 0
+    assert M.normalised_error_rate("ﬁne Ａ", "fine a") == 0  # a ligature and a wide letter
+    assert M.normalised_error_rate("abcd", "abce") == 0.25

@@ -33,7 +33,9 @@ def write_rows(path: Path) -> Path:
 
 def run(folder: Path, *arguments, out: str = "run") -> Path:
     """Trains over folder/base on folder/rows.jsonl; returns the run directory."""
-    words = [*QUICK, "--data", folder / "rows.jsonl", "--out", folder / out, *arguments]
+    words = [*QUICK, "--out", folder / out, *arguments]
+    if "--data" not in words:
+        words += ["--data", folder / "rows.jsonl"]
     if "--model" not in words:
         words += ["--model", folder / "base"]
     assert train.main([str(word) for word in words]) == 0

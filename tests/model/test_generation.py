@@ -7,6 +7,7 @@ import torch
 from golden import CASES, GOLDEN, golden_batch
 
 from deepsynth_min.errors import UserError
+from deepsynth_min.model import generation
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.generation import beam_search, block_repeats, choose, generate, tokens
@@ -138,6 +139,30 @@ def test_no_n_tokens_occur_twice_and_only_repeats_are_blocked(n):
             repeats = tuple(seen[len(seen) - n + 1 :]) + (token,) in runs
             assert blocked[row, token] == (-torch.inf if repeats else scores[row, token])
     assert block_repeats(scores, history[:, : n - 1], n).equal(scores)
+
+
+def test_repeats_are_looked_for_in_a_window_and_some_tokens_may_always_repeat():
+    history = torch.tensor([[1, 2, 3, 9, 9, 1, 2], [4, 4, 4, 4, 4, 4, 4]])
+    scores = torch.zeros(2, 12)
+
+    def blocked(*options) -> list[list[int]]:
+        found = block_repeats(scores, history, 3, *options)
+        return [row.isinf().nonzero().flatten().tolist() for row in found]
+
+    assert blocked() == [[3], [4]]
+    assert blocked(6) == [[], [4]]  # 1 2 3 began seven tokens ago
+    assert blocked(7) == [[3], [4]]
+    assert blocked(0, [3]) == [[], [4]]
+    assert blocked(4, [3, 4]) == [[], []]
+
+
+def test_a_cache_that_is_full_grows_and_changes_no_answer(model, monkeypatch):
+    batch = together(prompt("base", 0, 5), prompt("base", 1, 3))
+    for options in (GenerationSettings(max_new_tokens=40), GenerationSettings(40, beams=3)):
+        whole = generate(model, batch, options)
+        monkeypatch.setattr(generation, "FIRST_TOKENS", 1)
+        assert generate(model, batch, options) == whole
+        monkeypatch.undo()
 
 
 def test_generation_honours_n_gram_blocking(model):

@@ -78,11 +78,26 @@ def test_two_processes_leave_out_the_same_rows_and_learn_the_same(tmp_path):
 
 def test_too_many_rows_that_show_late_end_the_run(tmp_path, capfd):
     out = tmp_path / "run"
-    more = ["--max-steps", 6, *SKIP, "--max-bad", "0.6"]
+    more = ["--max-steps", 6, *SKIP, "--max-bad", "0.45"]
     assert train.main(options(out, BAD, 2, *more)) == 2
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: 8 of 13 rows cannot be used, more than --max-bad 0.6; they are")
+    assert error.startswith("error: 8 of 16 rows cannot be used, more than --max-bad 0.45; they ")
     assert len(skipped(out)) == 8
+
+
+def test_answers_that_can_never_fit_are_found_before_training(tmp_path, capfd):
+    rows = [{"text": "a page", "summary": "short"}] * 9 + [{"text": "a", "summary": "word " * 3000}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = ["--val-data", CASES / "splits", "--max-steps", 1]
+    assert train.main(options(tmp_path / "run", tmp_path / "a.jsonl", 2, *given)) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert (
+        "a.jsonl:10: an instruction of " in error and "context of 2048, without any page" in error
+    )
+    assert not (tmp_path / "run").exists()
+    given += ["--on-too-long", "skip", "--max-bad", "0.2"]
+    assert train.main(options(tmp_path / "run", tmp_path / "a.jsonl", 2, *given)) == 0
+    assert skipped(tmp_path / "run") == [10]
 
 
 # -- the loader -----------------------------------------------------------------------------------
