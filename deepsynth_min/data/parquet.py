@@ -17,7 +17,7 @@ What a file says about its sizes is not believed: groups come in small batches a
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,6 @@ def _holds_text(kind: Any, pa: Any) -> bool:
     """A text, or a list of texts, which may be paths of images, or something else."""
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     return _is_text(kind.value_type if is_list else kind, pa)
-
-
-def _plain(cell: Any) -> Any:
-    """A cell of a dictionary column as one of the type that it stands for."""
-    return cell.value if hasattr(cell, "dictionary") else cell
 
 
 def _is_image(kind: Any, pa: Any) -> bool:
@@ -169,18 +164,23 @@ class ParquetFile:
         total, number, bytes_ = int(self.starts[-1]), 0, self.path.stat().st_size
         for group in range(self.metadata.num_row_groups):
             for batch in self.batches(group):
-                for at in range(len(batch)):
-                    size, end = self._size(batch, at), bytes_ * (number + 1) // total
-                    yield Found(number, size, end, lambda b=batch, at=at: self.values(b, at))
+                for size, values in self._rows(batch):
+                    yield Found(number, size, bytes_ * (number + 1) // total, values)
                     number += 1
 
-    def _size(self, batch: Any, at: int) -> int:
-        """Bytes of the text and the answer."""
-        cells = [batch.column(name)[at] for name in self.sized if name in self.columns]
-        return sum(
-            cell.as_buffer().size if hasattr(cell, "as_buffer") and cell.is_valid else 0
-            for cell in map(_plain, cells)
-        )
+    def _rows(self, batch: Any) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
+        """(bytes of text and answer, values) of each row of a batch."""
+        try:
+            columns = [batch.column(name).to_pylist() for name in self.columns]
+        except UnicodeDecodeError:  # by cells, to find the one
+            for at in range(len(batch)):
+                yield 0, lambda at=at: self.values(batch, at)
+            return
+        for cells in zip(*columns) if columns else [()] * len(batch):
+            values = dict(zip(self.columns, cells))
+            texts = [values.get(name) for name in self.sized]
+            size = sum(len(text.encode()) for text in texts if isinstance(text, str))
+            yield size, lambda values=values: values
 
 
 class _Readable:
