@@ -2,6 +2,7 @@
 
     python bench/data_scale.py              # 100,000 and 10,000,000 rows (1.3 GB, removed again)
     python bench/data_scale.py --rows 1000 100000 --format parquet   # in row groups of 1,000
+    python bench/data_scale.py --rows 4000 40000 --format images     # PNG of 50 kB in Parquet: 2 GB
 
 Makes a data file, then starts a new process on it twice: without an index, which checks every row
 and writes one, and with it. Each process builds the trainer's own loader and draws batches.
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from common import environment, finish, table
 
 BATCHES = 200
@@ -38,10 +40,35 @@ def make(path: Path, rows: int) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    if "images" in path.name:
+        make_images(path, rows)
+        return
     schema = pyarrow.schema([("text", pyarrow.string()), ("summary", pyarrow.string())])
     with pyarrow.parquet.ParquetWriter(path, schema) as out:
         for start in range(0, rows, GROUP):
             group = [row(i) for i in range(start, min(start + GROUP, rows))]
+            out.write_table(pyarrow.Table.from_pylist(group, schema))
+
+
+def make_images(path: Path, rows: int) -> None:
+    """Rows of an image column and a text, in groups of 100; the images are noise, all different."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from deepsynth_min.pages.png import png
+
+    noise = np.random.default_rng(0)
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = pyarrow.schema([("image", image), ("text", pyarrow.string())])
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="none") as out:
+        for start in range(0, rows, 100):
+            group = [
+                {
+                    "image": {"bytes": png(noise.integers(0, 256, (224, 224), np.uint8))},
+                    "text": row(i)["summary"],
+                }
+                for i in range(start, min(start + 100, rows))
+            ]
             out.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
@@ -99,7 +126,7 @@ def start(path: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 10_000_000])
-    parser.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
+    parser.add_argument("--format", choices=("jsonl", "parquet", "images"), default="jsonl")
     parser.add_argument("--start", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.start:
@@ -109,7 +136,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "XDG_CACHE_HOME": folder}
         for rows in given.rows:
-            path = Path(folder) / f"{rows}.{given.format}"
+            kind = {"images": "images.parquet"}.get(given.format, given.format)
+            path = Path(folder) / f"{rows}.{kind}"
             make(path, rows)
             for index in ("made", "present"):
                 command = [sys.executable, __file__, "--start", str(path)]
