@@ -17,7 +17,8 @@ from deepsynth_min.pages.modes import MODES
 
 ROOT = Path(__file__).parent.parent
 PATHS = ("README.md", "deepsynth_min/README.md", "deepsynth_min/training/README.md")
-README, CODE, CLUSTERS = ((ROOT / path).read_text(encoding="utf-8") for path in PATHS)
+PATHS += ("deepsynth_min/data/README.md",)
+README, CODE, CLUSTERS, DATA = ((ROOT / path).read_text(encoding="utf-8") for path in PATHS)
 # Options that are not settings: torchrun's and sbatch's, and those of the other commands.
 OTHERS = """
 --standalone --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --max-restarts
@@ -34,7 +35,7 @@ def test_the_two_commands_are_on_the_first_screen():
 
 
 def test_every_file_named_exists():
-    for text, folder in ((README, ROOT), (CODE, ROOT / "deepsynth_min"), (CLUSTERS, ROOT)):
+    for text, folder in ((README, ROOT), (CODE, ROOT / "deepsynth_min"), (CLUSTERS, ROOT), (DATA, ROOT)):
         for path in re.findall(r"`((?:\w+/)+[\w.]*)`|\]\(([\w./]+)\)", text):
             name = path[0] or path[1]
             if name.endswith((".py", ".md", ".png")) or (folder / name.split("/")[0]).is_dir():
@@ -52,7 +53,7 @@ def test_every_option_named_exists():
     declared = {f.name.replace("_", "-"): f.type for c in concerns for f in fields(c)}
     known = {f"--{name}" for name in declared} | set(OTHERS)
     known |= {f"--no-{name}" for name, kind in declared.items() if kind is bool}
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README + CODE + CLUSTERS)) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README + CODE + CLUSTERS + DATA)) <= known
 
 
 def test_the_parameter_table_is_what_the_summary_gives():
