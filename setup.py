@@ -25,7 +25,9 @@ setup(
     license="MIT",
     python_requires=">=3.11",  # tomllib
     packages=find_packages(include=["deepsynth_min", "deepsynth_min.*"]),
-    package_data={"deepsynth_min": ["README.md", "*/README.md", "*/*.toml", "*/*/*.json", "*/*/*.safetensors"]},
+    package_data={
+        "deepsynth_min": ["README.md", "*/README.md", "*/*.toml", "*/*/*.json", "*/*/*.safetensors"]
+    },
     ext_modules=[raster],
     cmdclass={"build_ext": build_ext},
     install_requires=[

@@ -29,9 +29,7 @@ class ModelSettings:
         "tiny-reader",
         "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, deepseek-ocr",
     )
-    mode: str = setting(
-        "auto", "page size: tiny|small|base|large|gundam, pixels (a multiple of 64), or auto"
-    )
+    mode: str = setting("auto", "page: tiny|small|base|large|gundam, a multiple of 64 px, or auto")
     revision: str = setting("", "of a hub id: branch, tag or commit; empty: the default branch")
     tune: Tune = setting(
         "decoder", "which parameters train; lora: an adapter; qlora: an adapter on a quantised base"
@@ -46,7 +44,9 @@ class DataSettings:
         "TSV, Parquet, an image folder; several with weights: a.jsonl b.parquet:0.3",
     )
     val_data: str = setting(
-        "", "held-out rows, given like --data; empty: a set's validation split, else --val-fraction"
+        "",
+        "held-out rows, given like --data, one name; empty: those of the embedded corpus (256), or "
+        "a set's validation split, else --val-fraction of its rows",
     )
     data_subset: str = setting("", "subset (configuration) of a data set that has several")
     data_split: str = setting("", "split that trains; empty: train, or all of a set without splits")
@@ -55,16 +55,14 @@ class DataSettings:
     )
     val_revision: str = setting("", "the same for a hub id in --val-data")
     val_fraction: float = setting(
-        0.05, "share of --data held out, chosen by --seed, at least one row", 0, 0.9
+        0.05, "share held out where nothing else is, chosen by --seed, at least one row", 0, 0.9
     )
     val_samples: int = setting(128, "at most this many held-out samples are scored; 0: all", 0)
     limit: int = setting(0, "at most this many training rows of each --data; 0: all", 0)
     text_field: str = setting("", "field with the text to draw; empty: found by its name")
     image_field: str = setting("", "field with the image or images; empty: found by its name")
     summary_field: str = setting("", "field with the answer; empty: found by its name")
-    instruction_field: str = setting(
-        "", "field with a row's own instruction; empty: found by its name"
-    )
+    instruction_field: str = setting("", "field with a row's instruction; empty: found by its name")
     page_from: Literal["text", "image"] = setting(
         "text", "what the page is made of where a row has both a text and an image, and an answer"
     )
@@ -72,9 +70,7 @@ class DataSettings:
         "Summarize the document in one sentence.",
         "prompt after the page; a leading <image> is left out",
     )
-    images_anywhere: bool = setting(
-        False, "let image paths in rows leave the folder of the data file"
-    )
+    images_anywhere: bool = setting(False, "image paths in rows may leave the data file's folder")
     on_bad_row: Literal["error", "skip"] = setting(
         "error", "rows that cannot be used stop the run, or are left out and listed"
     )
@@ -82,14 +78,10 @@ class DataSettings:
         "auto", "rows that do not fit into the context; auto: as --on-bad-row says"
     )
     max_bad: float = setting(0.01, "share of bad rows above which even skip stops", 0, 1)
-    bucket: int = setting(
-        16, "length bucketing: steps whose samples are sorted by length together; 0: none", 0
-    )
+    bucket: int = setting(16, "length bucketing: sorts the samples of N steps together; 0: none", 0)
     workers: int = setting(1, "background threads that render and tokenise ahead", 1, 256)
     prefetch: int = setting(4, "micro-batches prepared ahead", 1, 1024)
-    feature_cache: str = setting(
-        "off", "keep the features of a frozen encoder: off, memory or a directory"
-    )
+    feature_cache: str = setting("off", "keep a frozen encoder's features: off, memory or a folder")
     cache_memory: float = setting(4.0, "GiB of main memory for these features, in each process", 0)
     cache_disk: float = setting(50.0, "GiB that the directory of these features may take", 0)
 
@@ -116,37 +108,35 @@ class PageSettings:
     main_font: str = setting("", "font file used before the embedded ones")
     font: tuple[str, ...] = setting((), "font files tried after the embedded ones, in order")
     hinting: Literal["none", "normal", "light", "auto"] = setting(
-        "none", "only none is the same everywhere"
+        "none", "FreeType's fitting of glyphs to pixels; only none is the same in every version"
     )
     kerning: bool = setting(False, "use the fonts' kern tables")
     align: Literal["left", "justify"] = setting("left", "lines ragged at the right, or justified")
     columns: int = setting(1, "text columns on a page", 1)
-    spaces: Literal["keep", "collapse"] = setting("keep", "runs of spaces, and indentation")
+    spaces: Literal["keep", "collapse"] = setting(
+        "keep", "collapse: runs of spaces and tabs become one space, none at the start of a line"
+    )
     newline_mark: str = setting("", "drawn in place of each line end, so that the text runs on")
     invert: bool = setting(False, "white text on black")
     on_missing: Literal["box", "error"] = setting("box", "for characters that no font has")
     max_pages: int = setting(0, "pages per document; 0: as many as the text needs", 0)
-    overflow: Literal["error", "truncate", "shrink"] = setting(
-        "error", "when max_pages are not enough"
-    )
-    max_tiles: int = setting(6, "most tiles of a page in gundam mode (servers agree up to 6)", 2, 9)
+    overflow: Literal["error", "truncate", "shrink"] = setting("error", "if max_pages are too few")
+    max_tiles: int = setting(6, "gundam: most tiles of a page (servers agree up to 6)", 2, 9)
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
     adapter: str = setting("", "directory or hub id of an adapter to start from, ours or PEFT's")
     lora_rank: int = setting(0, "rank of the updates; 0: that of --adapter, else 16", 0, 1024)
-    lora_alpha: float = setting(
-        0.0, "updates are scaled by alpha / rank; 0: as --adapter, else 2 * rank", 0
-    )
+    lora_alpha: float = setting(0.0, "scale is alpha / rank; 0: as --adapter, else 2 * rank", 0)
     lora_dropout: float = setting(0.0, "dropout on the adapter's inputs in training", 0, 0.9)
     lora_targets: tuple[str, ...] = setting(
-        (), "attention, attention+mlp (default), all, or patterns"
+        (),
+        "attention; attention+mlp (default): also dense MLPs and shared experts, but no routed "
+        "experts; all: these too; or patterns of module paths",
     )
     rslora: bool = setting(False, "rank-stabilised LoRA: updates are scaled by alpha / sqrt(rank)")
-    lora_plus_ratio: float = setting(
-        1.0, "LoRA+: learning rate of B over A's (its paper: 16)", 0.01
-    )
+    lora_plus_ratio: float = setting(1.0, "LoRA+: rate of B over A's (its paper: 16)", 0.01)
     quant: Literal["nf4", "fp4", "int8"] = setting("nf4", "how qlora stores the frozen weights")
     double_quant: bool = setting(True, "quantise the scales of nf4 and fp4 too, to 8 bits")
 
@@ -154,23 +144,21 @@ class AdapterSettings:
 @dataclass(frozen=True)
 class AugmentSettings:
     augment: bool = setting(False, "distort the pages of training samples, as a scanner would")
-    augment_rotation: float = setting(3.0, "degrees, at most, either way", 0, 180)
+    augment_rotation: float = setting(3.0, "rotation either way: at most so many degrees", 0, 180)
     augment_perspective: float = setting(
-        0.03, "how much nearer one edge may be than the middle", 0, 0.4
+        0.03, "perspective: how much nearer an edge is than the middle, at most", 0, 0.4
     )
-    augment_scale: float = setting(0.2, "zoom from 1 - this to 1 + this", 0, 0.9)
-    augment_shift: float = setting(0.03, "at most, as a share of half a page", 0, 1)
+    augment_scale: float = setting(0.2, "zoom: by a factor from 1 - this to 1 + this", 0, 0.9)
+    augment_shift: float = setting(0.03, "shift: at most this share of half a page", 0, 1)
     augment_brightness: float = setting(
-        0.1, "at most, as a share of the range from ink to paper", 0, 1
+        0.1, "brightness either way: at most this share of the range from ink to paper", 0, 1
     )
-    augment_contrast: float = setting(0.2, "factor from 1 - this to 1 + this", 0, 1)
-    augment_blur: float = setting(0.7, "px, standard deviation of the widest", 0, 20)
+    augment_contrast: float = setting(0.2, "contrast: factor from 1 - this to 1 + this", 0, 1)
+    augment_blur: float = setting(0.7, "Gaussian blur: largest standard deviation, px", 0, 20)
     augment_noise: float = setting(
-        0.05, "standard deviation of the strongest, as a share of the range", 0, 1
+        0.05, "Gaussian noise: largest standard deviation, as a share of ink to paper", 0, 1
     )
-    augment_flip: float = setting(
-        0.0, "share of pages that are mirrored, their text with them", 0, 1
-    )
+    augment_flip: float = setting(0.0, "mirroring: share of pages, their text with them", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -180,7 +168,7 @@ class OptimSettings:
         "fp32", "type of the weights that train; bf16: with stochastic rounding"
     )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = setting(
-        "adamw", "8bit ones: of bitsandbytes"
+        "adamw", "AdamW; 8bit ones: of bitsandbytes"
     )
     batch_size: int = setting(8, "micro-batch: samples per process and micro-step", 1, 65536)
     accumulate: int = setting(1, "gradient accumulation: micro-steps per optimizer step", 1, 65536)
@@ -189,52 +177,50 @@ class OptimSettings:
         0, "activation checkpointing: first decoder layers to recompute", 0, 1024
     )
     compile: bool = setting(
-        False, "torch.compile for what surrounds matrix products; minutes at first"
+        False, "torch.compile encoder blocks, norms, MLPs and experts; first steps take minutes"
     )
     max_steps: int = setting(0, "optimizer steps; 0: as --epochs says", 0)
     epochs: float = setting(1.0, "passes over the training data, unless --max-steps is given", 0)
     lr: float = setting(
         0.0,
-        "peak learning rate; 0: lora and tiny-reader 1e-4, random weights 0.6 / decoder width, "
-        "others 2e-5",
+        "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader and of "
+        "adapters 1e-4, else 2e-5",
         0,
     )
     warmup_ratio: float = setting(0.05, "share of the steps in which the rate rises from 0", 0, 1)
     min_lr_ratio: float = setting(0.1, "where the cosine ends, as a share of the peak", 0, 1)
-    weight_decay: float = setting(0.01, "on matrices; never on norms, biases and tables", 0)
+    weight_decay: float = setting(
+        0.01, "AdamW's, of matrices; never of norms, biases and embeddings (token, position)", 0
+    )
     beta1: float = setting(0.9, "decay of the mean of gradients", 0, 0.9999)
     beta2: float = setting(0.95, "decay of the mean of squared gradients", 0, 0.99999)
     clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", 0)
-    balance: float = setting(
-        0.0, "weight of the experts' load-balancing loss (official training: 0.001)", 0
-    )
+    balance: float = setting(0.0, "weight of the experts' load-balancing loss (official: 0.001)", 0)
     shard: bool = setting(False, "shard weights, gradients and moments over the processes (FSDP2)")
     reduce: Literal["fp32", "bf16"] = setting("fp32", "type in which gradients are all-reduced")
-    seed: int = setting(0, "of initial weights, sampling and the held-out choice", 0, 2**62)
+    seed: int = setting(
+        0,
+        "fixes random weights (also of new adapters), held-out rows, order of samples, dropout, "
+        "augmentation and sampled answers",
+        0,
+        2**62,
+    )
 
 
-Metric = Literal[
-    "loss",
-    "reads/blank",
-    "reads/shuffled",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "cer",
-    "cer_median",
-    "wer",
-    "cer_normalised",
-    "exact_match",
+LossMetric = Literal["loss", "reads/blank", "reads/shuffled"]
+AnswerMetric = Literal[
+    "rouge1", "rouge2", "rougeL", "cer", "cer_median", "exact_match", "wer", "cer_normalised"
 ]
+Metric = Literal[LossMetric, AnswerMetric]
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    ablation_samples: int = setting(
-        32, "held-out rows scored again without their page: does the model read it?", 0
-    )
+    ablation_samples: int = setting(32, "held-out rows scored again with another page, or none", 0)
     answer_samples: int = setting(8, "held-out rows that an answer is generated for", 0)
-    best: Metric = setting("loss", "metric that decides which checkpoint is kept as the best")
+    best: Metric = setting(
+        "loss", "figure that picks the best checkpoint: loss and cer the lowest, others the highest"
+    )
     patience: int = setting(0, "early stopping: evaluations without a new best; 0: never", 0)
 
     def __post_init__(self) -> None:
@@ -250,16 +236,10 @@ class EvaluationSettings:
 @dataclass(frozen=True)
 class GenerationSettings:
     max_new_tokens: int = setting(200, "an answer ends here at the latest", 1)
-    beams: int = setting(
-        0, "width of the beam search; 1: none; 0: 4 for tiny-reader unless it samples, else 1", 0
-    )
+    beams: int = setting(0, "width of beam search; 0: 4 for tiny-reader unless sampling, else 1", 0)
     temperature: float = setting(0.0, "of sampling; 0: greedy, or beam search", 0)
-    top_p: float = setting(
-        1.0, "nucleus sampling: the likeliest tokens that have this probability together", 0, 1
-    )
-    no_repeat_ngram: int = setting(
-        0, "an answer never repeats so many tokens in a row; 0: it may", 0
-    )
+    top_p: float = setting(1.0, "nucleus sampling: the likeliest of this total probability", 0, 1)
+    no_repeat_ngram: int = setting(0, "no run of so many tokens twice in an answer; 0: it may", 0)
     repeat_window: int = setting(0, "look for such repeats in the last N tokens; 0: in all", 0)
     repeat_allow: tuple[str, ...] = setting((), "tokens that may repeat, e.g. <td>,</td>")
     length_penalty: float = setting(1.0, "beams compare log probability / length ** this")
@@ -273,32 +253,20 @@ class GenerationSettings:
 class RunSettings:
     out: str = setting("", "run directory; empty: runs/MODEL-DATE-TIME")
     eval_every: int = setting(100, "steps between evaluations; 0: only at start and end", 0)
-    save_every: int = setting(100, "steps between checkpoints; 0: only at the end", 0)
+    save_every: int = setting(100, "steps between checkpoints; 0: only at new bests and the end", 0)
     keep: int = setting(2, "newest checkpoints kept, beside the best", 1)
-    async_save: bool = setting(
-        True, "write checkpoints from a copy in host memory while training goes on"
-    )
-    check_every: int = setting(
-        1000, "steps between checks that all processes hold equal weights; 0: none", 0
-    )
+    async_save: bool = setting(True, "write checkpoints in the background, from a copy in memory")
+    check_every: int = setting(1000, "steps between checks that ranks agree on weights; 0: none", 0)
     max_skips: int = setting(50, "end after so many steps in a row without a finite gradient", 1)
-    timeout: int = setting(
-        600, "seconds that a process waits for the others before it gives up", 1, 10**7
-    )
+    timeout: int = setting(600, "seconds that a process waits for another, then gives up", 1, 10**7)
     log_every: int = setting(10, "steps between lines of metrics.jsonl", 1)
-    resume: str = setting(
-        "none", "auto: go on from the newest checkpoint in --out; or a checkpoint; or none"
-    )
-    push_to_hub: str = setting(
-        "", "at the end, upload model or adapter to this repository (owner/name)"
-    )
+    resume: str = setting("none", "auto (the newest checkpoint in --out), a checkpoint, or none")
+    push_to_hub: str = setting("", "upload model or adapter at the end, to this owner/name")
     private: bool = setting(False, "make that repository private, if it is new")
     tensorboard: bool = setting(False, "log to TensorBoard too, in tensorboard/ of --out")
     wandb: str = setting("", "log to this project of Weights & Biases too")
     device: str = setting("auto", "auto, cpu, cuda, ...")
-    threads: int = setting(
-        0, "CPU threads per process; 0: share the cores between the processes", 0, 1024
-    )
+    threads: int = setting(0, "CPU threads per process; 0: an equal share of the cores", 0, 1024)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ README, CODE, CLUSTERS, DATA = ((ROOT / path).read_text(encoding="utf-8") for pa
 OTHERS = """
 --standalone --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --max-restarts
 --nodes --ntasks-per-node --gpus-per-node --cpus-per-task --signal --requeue
---help --config --run --run-dir --checkpoint --to --merge --preset --count
+--help --config --run --run-dir --checkpoint --to --merge --preset --count --split
 """.split()
 
 
@@ -35,7 +35,12 @@ def test_the_two_commands_are_on_the_first_screen():
 
 
 def test_every_file_named_exists():
-    for text, folder in ((README, ROOT), (CODE, ROOT / "deepsynth_min"), (CLUSTERS, ROOT), (DATA, ROOT)):
+    for text, folder in (
+        (README, ROOT),
+        (CODE, ROOT / "deepsynth_min"),
+        (CLUSTERS, ROOT),
+        (DATA, ROOT),
+    ):
         for path in re.findall(r"`((?:\w+/)+[\w.]*)`|\]\(([\w./]+)\)", text):
             name = path[0] or path[1]
             if name.endswith((".py", ".md", ".png")) or (folder / name.split("/")[0]).is_dir():
@@ -46,6 +51,20 @@ def test_every_module_of_the_package_is_named_in_its_readme():
     for path in (ROOT / "deepsynth_min").rglob("*.py"):
         if not path.stem.startswith("__"):
             assert re.search(rf"\b{path.stem}\b", CODE), path
+
+
+def test_the_numbers_of_lines_are_those_of_the_files():
+    def lines(paths):
+        return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+    listed = CODE.partition("## Read these first")[2].partition("Letters in")[0]
+    names = set(re.findall(r"`([\w/]+\.py)`", listed))
+    core = lines(ROOT / "deepsynth_min" / name for name in names)
+    total = lines((ROOT / "deepsynth_min").rglob("*.py")) + lines((ROOT / "csrc").iterdir())
+    for text in (README, CODE):
+        found = re.search(r"([\d,]+) lines (?:out )?of ([\d,]+\d)", text).groups()
+        told = [int(number.replace(",", "")) for number in found]
+        assert abs(told[0] - core) < 300 and abs(told[1] - total) < 1000, (core, total)
 
 
 def test_every_option_named_exists():

@@ -7,9 +7,7 @@ The one idea: the preset `deepseek-ocr`, the preset `tiny` and any checkpoint ar
 thing. A field that the official file can set and that would change the computation is either
 honoured or refused, never ignored.
 
-Letters used in the shape comments of the whole package:
-    B batch   T tokens   D width   H heads   E experts   K experts per token
-    N pages   P patches  V vocabulary        R rank      I inner width of an MLP
+The letters in the shape comments of the whole package are explained in deepsynth_min/README.md.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -179,8 +177,7 @@ class ModelConfig:
         claim = "sam_vit_b.global_attn_indexes must be layer indices"
         require(all(i in layers for i in sam.global_layers), claim)
         heads, kv_heads = dec.num_attention_heads, dec.num_key_value_heads
-        claim = "hidden_size must be a multiple of num_attention_heads"
-        whole(dec.hidden_size, heads, claim)
+        whole(dec.hidden_size, heads, "hidden_size must be a multiple of num_attention_heads")
         whole(dec.head_dim, 2, "head size must be even (rotary attention)")
         whole(heads, kv_heads, "num_attention_heads must be a multiple of num_key_value_heads")
         claim = "num_experts_per_tok must lie in 1..n_routed_experts"

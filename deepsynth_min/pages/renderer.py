@@ -1,8 +1,9 @@
 """Text -> pages: uint8 [N, height, width], 255 paper and 0 ink, and what became of each character.
 
 In: str and a `PageStyle`. Out: `Pages`: the drawn pages, the range of text that each holds, and
-every character that could not be drawn as it should. The one idea: layout and drawing are one call
-into csrc/ for a whole batch; Python only adds glyphs that are new and rewrites text that needs it.
+every character that could not be drawn as it should. The one idea: csrc/ lays out, then draws, a
+whole batch at a time; Python only adds glyphs that are new and rewrites text that needs it. A page
+is drawn in csrc/draw.h (`draw_page`), its pixels are changed in csrc/blend.h.
 
     pages = render_pages("some text", PageStyle(width=640, height=640))
     several = render_batch(texts, style, threads=2)      # one [N, H, W] behind all of them

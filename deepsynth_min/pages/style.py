@@ -35,7 +35,7 @@ class PageStyle:
     main_font: str = setting("", "font file to use before the embedded default")
     fonts: tuple[str, ...] = setting((), "font files for characters that those before lack")
     hinting: Literal["none", "normal", "light", "auto"] = setting(
-        "none", "only none is the same in every FreeType"
+        "none", "FreeType's fitting of glyphs to pixels; only none is the same in every version"
     )
     kerning: bool = setting(False, "use the fonts' kern tables")
     fractional: bool = setting(False, "advances in 1/64 pixel instead of whole pixels")
@@ -43,7 +43,9 @@ class PageStyle:
     columns: int = setting(1, "of text on a page", 1, 64)
     column_gap: int = setting(24, "paper between columns", 0, 16384)
     tab: int = setting(8, "distance of the tab stops, in spaces", 1, 64)
-    spaces: Literal["keep", "collapse"] = setting("keep", "runs of spaces, and indentation")
+    spaces: Literal["keep", "collapse"] = setting(
+        "keep", "collapse: runs of spaces and tabs become one space, none at the start of a line"
+    )
     newline_mark: str = setting("", "draw this for a line end and go on in the same line")
     invert: bool = setting(False, "white text on black")
     crop_last: bool = setting(False, "cut the last page below its text (Pages.images())")

@@ -234,7 +234,9 @@ class Training:
             "score": None,
             "unlogged": [],
         }
-        taken = checkpoint.take(self.model, self.optimizer, self.scaler, facts, copied=False)
+        taken = checkpoint.take_snapshot(
+            self.model, self.optimizer, self.scaler, facts, copied=False
+        )
         checkpoint.save(self.out / "checkpoints", taken, self.model, self.tokenizer_files)
         checkpoint.prune(self.out / "checkpoints", 2, None)
 

@@ -66,12 +66,12 @@ class Snapshot:
     """What a checkpoint will hold, as it is at one step; nothing in it looks at the run again."""
 
     weights: dict[str, torch.Tensor]  # by official names; of an adapter, by PEFT's
-    beside: dict[str, torch.Tensor]  # what trained beside an adapter
+    trained_beside: dict[str, torch.Tensor]  # what trained beside an adapter
     state: dict[str, torch.Tensor]  # of optimizer and scaler
     facts: dict  # training.json
 
 
-def take(
+def take_snapshot(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: LossScaler,
@@ -102,7 +102,7 @@ def save(checkpoints: Path, snapshot: Snapshot, model: nn.Module, base: Path) ->
             copy_base_files(model, partial, base)
             write_weights(snapshot.weights, partial)
         else:
-            write_adapter(model.adapter, snapshot.weights, snapshot.beside, partial)
+            write_adapter(model.adapter, snapshot.weights, snapshot.trained_beside, partial)
         save_file(
             {name: on_host(tensor) for name, tensor in snapshot.state.items()},
             partial / "optimizer.safetensors",

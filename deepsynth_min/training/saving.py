@@ -58,7 +58,7 @@ class CheckpointManager:
             self._save_shards(facts, is_best)
         elif self.world.is_main:
             self.writer.wait()  # no more than one copy is held
-            snapshot = checkpoint.take(
+            snapshot = checkpoint.take_snapshot(
                 self.model, self.optimizer, self.scaler, facts, copied=self.settings.async_save
             )
             self.writer.start(lambda: self._write(snapshot, is_best))

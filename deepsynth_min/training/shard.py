@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files.disk import WriteError, flush, whole_directory
+from ..files.disk import WriteError, flush, partial_name, whole_directory
 from ..model.weights import INDEX, fill, official_pieces, on_host
 from ..settings import Settings
 from ..tuning.adapter import restore_adapter, save_adapter
@@ -239,7 +239,7 @@ def save(
 
     Raises WriteError on every rank if one could not write.
     """
-    partial = final.with_name(f".{final.name}.partial")
+    partial = partial_name(final)
 
     def complete() -> None:
         if world.is_main:

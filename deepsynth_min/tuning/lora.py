@@ -68,22 +68,26 @@ class LoraConfig:
 
 
 class LoraPair(nn.Module):
-    """x [..., in] -> scale * B A dropout(x) [..., out]; with `experts`, E pairs in one."""
+    """x [..., in] -> scale * B A dropout(x) [..., out].
+
+    leading_shape: (E,) for the pairs of E experts, stacked in one.
+    """
 
     def __init__(
         self,
-        inner: int,
-        outer: int,
+        in_features: int,
+        out_features: int,
         config: LoraConfig,
         device: torch.device | str,
-        experts: tuple = (),
+        leading_shape: tuple[int, ...] = (),
     ):
         super().__init__()
         self.scale, self.dropout = config.scale, config.dropout
         size = {"device": device, "dtype": torch.float32}
-        self.A = nn.Parameter(torch.empty(*experts, config.rank, inner, **size))
-        self.B = nn.Parameter(torch.zeros(*experts, outer, config.rank, **size))
-        nn.init.uniform_(self.A, -(inner**-0.5), inner**-0.5)  # as torch initialises a Linear
+        self.A = nn.Parameter(torch.empty(*leading_shape, config.rank, in_features, **size))
+        self.B = nn.Parameter(torch.zeros(*leading_shape, out_features, config.rank, **size))
+        bound = in_features**-0.5  # as torch initialises a Linear
+        nn.init.uniform_(self.A, -bound, bound)
 
     def forward(self, x: Tensor, ends: Tensor | None = None) -> Tensor:
         """ends: row ends of the experts, if x [M, in] holds their rows one after the other."""
@@ -121,10 +125,10 @@ class LoraExperts(nn.Module):
     def __init__(self, base: nn.Module, config: LoraConfig):
         super().__init__()
         self.base, self.num_experts = base, base.num_experts
-        D, inner, rest = base.width, base.inner, (config, device_of(base), (base.num_experts,))
-        self.lora_gate = LoraPair(D, inner, *rest)
-        self.lora_up = LoraPair(D, inner, *rest)
-        self.lora_down = LoraPair(inner, D, *rest)
+        D, I, common = base.width, base.inner, (config, device_of(base), (base.num_experts,))
+        self.lora_gate = LoraPair(D, I, *common)
+        self.lora_up = LoraPair(D, I, *common)
+        self.lora_down = LoraPair(I, D, *common)
 
     def project_in(self, rows: Tensor, ends: Tensor) -> Tensor:
         out = self.base.project_in(rows, ends)  # [M, 2I]

@@ -9,7 +9,7 @@ from hub_server import COMMIT, TOKEN, command, running_hub
 from safetensors.torch import load_file
 from small_model import SMALL
 
-from deepsynth_min import hub, settings as settings_
+from deepsynth_min import hub, settings as S
 from deepsynth_min.model.weights import tensor_digest
 from deepsynth_min.options import change
 from deepsynth_min.publish import model_card
@@ -111,7 +111,7 @@ def test_a_directory_without_weights_is_not_uploaded(tmp_path, capsys):
 
 def test_the_card_names_a_base_on_the_hub_and_its_revision(folder):
     run_directory = folder / "run"
-    settings = settings_.load(run_directory / "config.toml")
+    settings = S.load(run_directory / "config.toml")
     settings = change(settings, model="deepseek-ai/DeepSeek-OCR", revision=COMMIT)
     checkpoint = run_directory / "checkpoints" / "step-000001"
     card = model_card.model_card(settings, run_directory, checkpoint, adapter=True)

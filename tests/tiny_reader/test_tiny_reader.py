@@ -252,7 +252,7 @@ def test_taken_up_again_it_goes_on_as_if_undisturbed(tmp_path, stage):
         "score": 1.0,
         "unlogged": [],
     }
-    taken = checkpoint.take(training.model, training.optimizer, training.scaler, facts)
+    taken = checkpoint.take_snapshot(training.model, training.optimizer, training.scaler, facts)
     checkpoint.save(tmp_path / "checkpoints", taken, training.model, training.tokenizer_files)
     after = losses(training, 2)
     again = Training(tmp_path, 0, 1)

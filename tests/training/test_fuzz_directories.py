@@ -86,7 +86,10 @@ def run(tmp_path_factory, trainee):
             "unlogged": [[1.0, 2.0]],
         }
         checkpoint.save(
-            path / "checkpoints", checkpoint.take(*trainee.parts, facts), trainee.model, EMBEDDED
+            path / "checkpoints",
+            checkpoint.take_snapshot(*trainee.parts, facts),
+            trainee.model,
+            EMBEDDED,
         )
         states[f"step-{step:06}"] = trainee.state()
     (path / "metrics.jsonl").write_text(

@@ -39,7 +39,7 @@ def adapter_checkpoint(tmp_path_factory):
     prepare_state(optimizer)
     folder = tmp_path_factory.mktemp("run")
     return checkpoint.save(
-        folder, checkpoint.take(model, optimizer, scaler, FACTS), model, EMBEDDED
+        folder, checkpoint.take_snapshot(model, optimizer, scaler, FACTS), model, EMBEDDED
     )
 
 
