@@ -282,25 +282,36 @@ class Settings:
     run: RunSettings = field(default_factory=RunSettings)
 
 
+CONCERNS = {f.name: f.default_factory for f in fields(Settings)}
+
+
+def make_parser(program: str, description: str) -> options.OneLineParser:
+    """The options of all settings, and --config."""
+    parser = options.make_parser(CONCERNS, program, description)
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings, e.g. a run's")
+    return parser
+
+
+def complete(given: dict[str, object]) -> Settings:
+    """What was given on a command line -> Settings; others from --config. Raises UserError."""
+    values = options.read_toml(given["config"], CONCERNS) if "config" in given else {}
+    values |= options.checked(given, CONCERNS.values())
+    return Settings(
+        **{
+            title: concern(**{f.name: values[f.name] for f in fields(concern) if f.name in values})
+            for title, concern in CONCERNS.items()
+        }
+    )
+
+
 def parse(arguments: list[str] | None = None) -> Settings:
     """Command line -> Settings. Raises UserError; --help prints and exits."""
-    concerns = {f.name: type(f.default_factory()) for f in fields(Settings)}
-    parser = options.make_parser(
-        concerns,
+    parser = make_parser(
         "python -m deepsynth_min.train",
         "Fine-tune DeepSeek-OCR on rendered text. Without arguments: the small model that "
         "comes with the package, on the embedded corpus. With torchrun: several processes.",
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings, e.g. a run's")
-    given = vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
-    values = options.read_toml(given.pop("config"), concerns) if "config" in given else {}
-    values |= options.checked(given, concerns.values())
-    return Settings(
-        **{
-            title: concern(**{f.name: values[f.name] for f in fields(concern) if f.name in values})
-            for title, concern in concerns.items()
-        }
-    )
+    return complete(vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments)))
 
 
 def load(path: Path) -> Settings:

@@ -94,19 +94,20 @@ class Mixture:
             self.turns[source] = turn, Permutation(rows, seed, 4, source, turn)
         return self.starts[source] + self.turns[source][1][place]
 
-    def _source(self, i: int) -> tuple[Sequence[Row], int]:
+    def source(self, i: int) -> tuple[int, int]:
+        """(number of the source, row of it) that is row i of all."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         number = bisect_right(self.starts, i) - 1
-        return self.sources[number], i - self.starts[number]
+        return number, i - self.starts[number]
 
     def size(self, i: int) -> int:
-        rows, place = self._source(i)
-        return rows.size(place)
+        number, place = self.source(i)
+        return self.sources[number].size(place)
 
     def __getitem__(self, i: int) -> Row:
-        rows, place = self._source(i)
-        return rows[place]
+        number, place = self.source(i)
+        return self.sources[number][place]
 
     def signature(self) -> str:
         parts = (f"{w:g} * {rows.signature()}" for rows, w in zip(self.sources, self.weights))

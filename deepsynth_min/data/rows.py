@@ -24,7 +24,7 @@ from ..files.index import Fault, row_index
 from ..settings import DataSettings
 from .columns import SAMPLE, SAMPLE_FILES, Columns, choose, find_columns
 from .formats import BadValue, Reader, kind_of, open_reader
-from .order import Permutation
+from .order import Mixture, Permutation
 from .parquet import GroupCache, ParquetReader
 from .row import Place, Row, RowError, parse_row
 
@@ -251,13 +251,24 @@ class View:
     def signature(self) -> str:
         return f"{self.rows.signature()} {self.start}..{self.stop}"
 
-    def _row(self, i: int) -> int:
+    def place(self, i: int) -> int:
+        """The row of the others that is row i of these."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         return self.start + i if self.order is None else self.order[self.start + i]
 
     def size(self, i: int) -> int:
-        return self.rows.size(self._row(i))
+        return self.rows.size(self.place(i))
 
     def __getitem__(self, i: int) -> Row:
-        return self.rows[self._row(i)]
+        return self.rows[self.place(i)]
+
+
+def place_in_files(rows: Sequence[Row], i: int) -> tuple[int, int]:
+    """Sorts rows by where they stand: (number of the source, row of its files)."""
+    if isinstance(rows, View):
+        return place_in_files(rows.rows, rows.place(i))
+    if isinstance(rows, Mixture):
+        number, place = rows.source(i)
+        return number, place_in_files(rows.sources[number], place)[1]
+    return 0, i

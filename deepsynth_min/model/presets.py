@@ -84,12 +84,15 @@ PRESETS = {
 SHIPPED = Path(__file__).parents[1] / "tiny_reader" / "weights"
 
 
-def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") -> Path:
+def find_checkpoint(
+    directory_or_hub_id: str | os.PathLike, revision: str = "", weights: bool = True
+) -> Path:
     """A directory as it is; `tiny-reader` from the package; a hub id from the local cache, else
     downloaded. Never any code.
 
-    revision: branch, tag or commit of a hub id; empty: its default branch. A token comes from
-    HF_TOKEN by way of huggingface_hub. Raises UserError.
+    revision: branch, tag or commit of a hub id; empty: its default branch. weights: without, only
+    configuration and tokenizer of a hub id are fetched. A token comes from HF_TOKEN by way of
+    huggingface_hub. Raises UserError.
     """
     path = Path(directory_or_hub_id)
     if os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
@@ -99,11 +102,18 @@ def find_checkpoint(directory_or_hub_id: str | os.PathLike, revision: str = "") 
         return SHIPPED
     if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
+    described = ["*.json", "*.txt"]
+    if not weights:
+        return fetch(name, "model", revision, described, _is_described)
     # Not just a configuration that something looked at.
     return fetch(
         name,
         "model",
         revision,
-        ["*.json", "*.safetensors", "*.txt"],
+        [*described, "*.safetensors"],
         lambda cached: any(cached.glob("*.safetensors")),
     )
+
+
+def _is_described(cached: Path) -> bool:
+    return all((cached / file).is_file() for file in ("config.json", "tokenizer.json"))

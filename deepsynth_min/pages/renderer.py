@@ -255,6 +255,16 @@ def line_ranges(text: str, style: PageStyle = PageStyle()) -> list[tuple[int, in
     return [(start, stop) for start, stop, _, _ in lines.tolist()]
 
 
+def undrawn(text: str, style: PageStyle = PageStyle()) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the characters that (no font has, are drawn without the shaping that their
+    script needs), as in Pages; layout only."""
+    _, positions, flags, *_ = _Layout(_renderer(style)._current(), [text], 1).plan.result(0)
+    if not len(flags):
+        return positions, positions
+    missing, unshaped = (flags & FLAGS[name] != 0 for name in ("missing", "unshaped"))
+    return positions[missing], positions[unshaped]
+
+
 def render_batch(
     texts: Iterable[str],
     style: PageStyle = PageStyle(),

@@ -1,6 +1,6 @@
-"""Numbers -> SVG: line charts and bars for page.py.
+"""Numbers -> SVG: line charts, bars and histograms for the pages.
 
-In: series of points. Out: SVG text, coloured by CSS classes c0, c1, ... of the page.
+In: series of points, or values. Out: SVG text, coloured by CSS classes c0, c1, ... of the page.
 
 The one idea: no script. A point tells its place and value when the pointer rests on it (the SVG
 `title` element), on a disc larger than what is drawn.
@@ -8,7 +8,8 @@ The one idea: no script. A point tells its place and value when the pointer rest
 
 import html
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 250, 58, 34, 10  # px of a chart and of its margins
 MAX_POINTS = 400  # points of a series that are drawn; a longer one is thinned out
@@ -123,3 +124,40 @@ def bars(groups: list[tuple[str, list[tuple[str, str, float]]]]) -> str:
     axis = f'<line class="axis" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{height}"/>'
     drawn = axis + "".join(parts)
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="bars">{drawn}</svg>'
+
+
+def histogram(title: str, values: Sequence[float], unit: str, bins: int = 40) -> str:
+    """How many values lie where; the last bar takes a long tail. "" if there are no values."""
+    values = sorted(filter(math.isfinite, values))
+    if not values:
+        return ""
+    low, high, nearly = values[0], values[-1], values[int(0.99 * (len(values) - 1))]
+    has_tail = nearly > low and high - low > 2 * (nearly - low)
+    span = (nearly if has_tail else high) - low
+    whole = all(value == int(value) for value in values)
+    width = max(1, math.ceil((span + 1) / bins)) if whole else span / bins or 1.0
+    count = max(1, math.ceil((span + whole) / width)) + has_tail
+    heights = Counter(min(int((value - low) / width), count - 1) for value in values)
+    xs, ys = (low, low + count * width), (0.0, float(max(heights.values())))
+
+    def to_pixels(x: float, y: float) -> Point:
+        across = LEFT + 6 + (x - xs[0]) / (xs[1] - xs[0]) * (WIDTH - LEFT - 14)
+        return across, TOP + (ys[1] - y) / ys[1] * (HEIGHT - BOTTOM - TOP)
+
+    parts = _axes(xs, ys, to_pixels, unit)
+    for place, height in sorted(heights.items()):
+        start, end = low + place * width, low + (place + 1) * width
+        (x, y), (right, bottom) = to_pixels(start, height), to_pixels(end, 0)
+        last = end - 1 if whole else end
+        reach = "and more" if has_tail and place == count - 1 else f"to {last:.6g}"
+        label = html.escape(f"{start:.6g} {reach} {unit}: {height:,}")
+        parts.append(
+            f'<rect class="c0" x="{x + 0.5:.1f}" y="{y:.1f}" width="{max(right - x - 1, 0.5):.1f}" '
+            f'height="{bottom - y:.1f}"><title>{label}</title></rect>'
+        )
+    note = " (the last bar: and more)" if has_tail else ""
+    title = html.escape(title + note)
+    return (
+        f'<figure><h3>{title}</h3><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{title}">{"".join(parts)}</svg></figure>'
+    )

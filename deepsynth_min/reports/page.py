@@ -181,7 +181,7 @@ def reading(runs: list[Run]) -> str:
     )
 
 
-def _table(head: list[str], rows: list[list[str]], number: bool = False) -> str:
+def table(head: list[str], rows: list[list[str]], number: bool = False) -> str:
     """Cells are HTML already."""
     css = ' class="number"' if number else ""
     body = "".join(
@@ -202,7 +202,7 @@ def figures(runs: list[Run]) -> str:
         for name in names
     ]
     head = ["last evaluation", *(html.escape(run.name) for run in runs)]
-    return "<h2>Figures</h2>" + _table(head, rows, number=True)
+    return "<h2>Figures</h2>" + table(head, rows, number=True)
 
 
 def _image(path: Path) -> str:
@@ -227,7 +227,7 @@ def answers(run: Run) -> str:
         pages = sorted((run.path / "pages").glob("*.png"))
         return f'<div class="answers">{"".join(map(_image, pages))}</div>' if pages else ""
     head = ["first page, as the model sees it", "reference", f"answer at step {shown['step']}"]
-    return f'<div class="answers">{_table(head, rows)}</div>'
+    return f'<div class="answers">{table(head, rows)}</div>'
 
 
 def differences(runs: list[Run]) -> str:
@@ -246,7 +246,7 @@ def differences(runs: list[Run]) -> str:
         for name in names
         if len({str(table.get(name)) for table in tables}) > 1
     ]
-    return "<h2>What differs</h2>" + _table(["setting", *(html.escape(r.name) for r in runs)], rows)
+    return "<h2>What differs</h2>" + table(["setting", *(html.escape(r.name) for r in runs)], rows)
 
 
 def page(*paths: Path) -> str:

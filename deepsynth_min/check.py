@@ -1,0 +1,119 @@
+"""`python -m deepsynth_min.check --data X`: reads all data as training would, before it trains.
+
+In: the options of a training, so that its command line is checked by changing one word. Out: tables
+on standard output and one HTML page; exit code 0 if training would start and get through an epoch,
+2 with one line if something would stop it.
+
+The one idea: every row is read, drawn and tokenised by training's own code (data/statistics.py),
+and bad ones are counted instead of ending it. Of the model only configuration and tokenizer are
+read.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from . import settings as S
+from .data.sources import open_data, pinned
+from .data.statistics import Statistics, collect
+from .errors import UserError, exit_code, one_line
+from .files.disk import write_text
+from .options import OneLineParser, change
+from .reports.data_page import data_page
+from .reports.data_table import as_text, sections
+from .settings import Settings
+
+PAGE = "data-check.html"
+
+
+def parser() -> OneLineParser:
+    """The options of a training, and this command's own."""
+    out = S.make_parser(
+        "python -m deepsynth_min.check",
+        "Reads all data as training would and says what is in it: bad rows, sizes, characters that "
+        "no font has, duplicates, steps of an epoch. Takes the options of a training; --workers "
+        "is here how many processes read (by default as many as cores, for enough rows).",
+    )
+    out.usage = "python -m deepsynth_min.check --data X [--html FILE] [--setting value ...]"
+    group = out.add_argument_group("this command")
+    group.add_argument(
+        "--processes", metavar="N", type=int, help="of the training, e.g. GPUs (default: 1)"
+    )
+    group.add_argument(
+        "--html", metavar="FILE", help=f"where the page goes; none: no page (default: {PAGE})"
+    )
+    return out
+
+
+def lenient(settings: Settings) -> Settings:
+    """The settings with which every bad row is skipped, to be counted."""
+    cut = settings.data.on_too_long == "truncate"
+    return change(
+        settings, on_bad_row="skip", max_bad=1.0, on_too_long="truncate" if cut else "skip"
+    )
+
+
+def read(settings: Settings, workers: int) -> Statistics:
+    """Raises UserError where there is nothing to count."""
+    try:
+        return collect(lenient(settings), workers, progress=True)
+    except UserError:
+        open_data(settings.data, settings.optim.seed)  # may say better what is wrong
+        raise
+
+
+def obstacle(settings: Settings, statistics: Statistics) -> str:
+    """What would stop a training with these settings within an epoch; "" if nothing would."""
+    data = settings.data
+    if statistics.data.faults:
+        try:
+            open_data(data, settings.optim.seed)
+        except UserError as error:
+            return str(error)
+    for part in (statistics.train, statistics.held_out):
+        for bad in part.bad:
+            too_long = bad.too_long and data.on_too_long != "auto"
+            if (data.on_too_long if too_long else data.on_bad_row) != "skip":
+                option = "--on-too-long" if bad.too_long else "--on-bad-row"
+                return f"{bad.fault.where}: {bad.fault.reason} ({option} skip leaves it out)"
+    rows = len(statistics.data.train) + len(statistics.data.faults)
+    if len(statistics.bad) > data.max_bad * rows:
+        return (
+            f"{len(statistics.bad):,} of {rows:,} rows cannot be used, more than "
+            f"--max-bad {data.max_bad:g}"
+        )
+    if not len(statistics.held_out.numbers):
+        return "no held-out row can be used; give others with --val-data"
+    return ""
+
+
+def run(arguments: list[str]) -> None:
+    given = vars(parser().parse_args(arguments))
+    processes, out = given.pop("processes", 1), given.pop("html", PAGE)
+    if processes < 1:
+        raise UserError(f"--processes: {processes} is below 1")
+    settings = S.complete(given)
+    workers = settings.data.workers if "workers" in given else 0
+    settings = replace(settings, data=pinned(settings.data))
+    statistics = read(settings, workers)
+    found = sections(statistics, settings, processes)
+    for section in found:
+        print("\n".join(one_line(line) for line in as_text(section).split("\n")) + "\n")
+    stopped_by = obstacle(settings, statistics)
+    if out != "none":
+        try:
+            write_text(Path(out), data_page(statistics, found, stopped_by))
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+            raise UserError(f"--html {out}: {getattr(error, 'strerror', error)}") from None
+        print(f"histograms and the strangest rows: {out}")
+    if stopped_by:
+        raise UserError(stopped_by)
+    print("training would start")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return exit_code(run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
