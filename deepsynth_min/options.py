@@ -110,15 +110,20 @@ class OneLineParser(argparse.ArgumentParser):
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
-def make_parser(concerns: dict[str, type], program: str, description: str) -> OneLineParser:
-    """A parser with one option per field, grouped by concern; absent options stay absent."""
+def make_parser(
+    concerns: dict[str, type], program: str, description: str, without: Iterable[str] = ()
+) -> OneLineParser:
+    """A parser with one option per field, grouped by concern; absent options stay absent.
+
+    without: fields that get none.
+    """
     usage = f"{program} [--config FILE] [--setting value ...]"
     parser = OneLineParser(
         program, usage, description, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     for title, concern in concerns.items():
         group = parser.add_argument_group(title)
-        for f in fields(concern):
+        for f in (f for f in fields(concern) if f.name not in without):
             text = f.metadata["help"].replace("%", "%%")
             shown = " ".join(f.default) if isinstance(f.default, tuple) else repr(f.default)
             text += f" (default: {shown})" if f.default != () else ""

@@ -35,6 +35,7 @@ class Data:
     held_out: Sequence[Row]
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)  # rows that are left out, of all sources
+    instructions: bool = False  # whether rows may have their own; only open_all says so
 
 
 # -- one source -----------------------------------------------------------------------------------
@@ -255,6 +256,26 @@ def _split(rows: FileRows, name: str, settings: DataSettings, seed: int) -> tupl
     order = Permutation(len(rows), seed, 1)
     size = min(len(rows) - 1, max(1, round(len(rows) * settings.val_fraction)))
     return View(rows, size, len(rows), order), View(rows, 0, size, order)
+
+
+def open_all(settings: DataSettings, progress: bool = False) -> Data:
+    """All rows of --data-split in the order of their files; none is held out. Raises UserError."""
+    data, every, revisions = Data((), ()), [], list(settings.data_revision)
+    for name in settings.data:
+        if weighted(name)[1] != 1:
+            raise UserError(f"--data {name}: a weight is for training; here each row comes once")
+        revision = revisions.pop(0) if is_hub_id(name) and revisions else ""
+        if name == "embedded":
+            held_out = settings.data_split in SYNONYMS["val"]
+            rows = EmbeddedRows("val" if held_out else "train")
+        else:
+            source = find_source(name, settings, revision)
+            rows = source.rows(settings.data_split or "train", settings, progress)
+            _note(data, name, rows)
+        every.append(View(rows, 0, min(len(rows), settings.limit or len(rows))))
+        data.instructions |= bool(rows.columns.instruction or rows.columns.chat)
+    data.train = every[0] if len(every) == 1 else Mixture(every, [1.0] * len(every))
+    return data
 
 
 def open_rows(
