@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from . import options
-from .data.sources import open_data, open_evaluation
+from .data.sources import open_all, open_data
 from .errors import UserError, exit_code
 from .evaluation import ablations
 from .evaluation.evaluator import NO_ROUGE, Evaluator
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> dict[str, float]:
     opened = open_model(given, values)
     settings, world = opened.settings, opened.world
     if "data" in values:
-        rows = open_evaluation(settings.data, world.is_main)
+        rows = open_all(settings.data, world.is_main, "val").train
     else:
         rows = open_data(settings.data, settings.optim.seed).held_out
     evaluator = Evaluator(opened.model, rows, opened.builder, world, opened.precision)

@@ -1,25 +1,42 @@
 """`python -m deepsynth_min.render FILE --out DIR`: see what the model will see, as PNG files.
+`python -m deepsynth_min.render --data NAME --to FILE.parquet`: the pages of rows, for others.
 
 In: a UTF-8 text file (or - for standard input) and any setting of PageStyle. Out: one PNG per page
-and a line about each on standard output.
+and a line about each on standard output. Or in: rows, and the settings of a run that decide what
+their pages look like. Out: text, summary and pages of each (publish/page_table.py).
 
-The idea: the options are made from PageStyle's fields, so none can be forgotten.
+The idea: the options are made from PageStyle's fields, so none can be forgotten; those for rows
+from a run's settings, and the pages are made by the SampleBuilder that training uses.
 """
 
 import argparse
 import os
 import sys
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from . import options
+from .data.row import Row, RowError, TooLong
+from .data.samples import SampleBuilder
+from .data.sources import open_all, pinned
+from .data.tokenizer import EMBEDDED, load_tokenizer
 from .errors import UserError, exit_code, read_text
+from .files.disk import write_text
+from .files.download import fetch, is_hub_id
 from .model.batch import visual_tokens
-from .options import OneLineParser, choices_of, option_of
+from .model.config import ModelConfig
+from .model.presets import PRESETS, find_checkpoint
+from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
-from .pages.renderer import Pages, fit, render_pages
+from .pages.renderer import Pages, TooManyPages, cores, fit, render_pages
 from .pages.style import PageStyle
+from .publish.page_table import PageTable
+from .settings import DataSettings, ModelSettings, PageSettings, Settings, load_of_run
+from .training.build import base_of, is_adapted
+from .training.run_directory import find_run_checkpoint
 
 
 def parser() -> OneLineParser:
@@ -27,7 +44,8 @@ def parser() -> OneLineParser:
     out = OneLineParser(
         "python -m deepsynth_min.render",
         "python -m deepsynth_min.render FILE --out DIR [--setting value ...]",
-        "Renders a text file to pages, as a model would get them, and writes them as PNG files.",
+        "Renders a text file to pages, as a model would get them, and writes them as PNG files. "
+        "With --data NAME --to FILE.parquet the pages of rows, as a table: --data NAME --help.",
         allow_abbrev=False,
     )
     out.add_argument("file", metavar="FILE", help="UTF-8 text file, or - for standard input")
@@ -114,7 +132,143 @@ def write(pages: Pages, folder: Path, force: bool) -> None:
         raise UserError(f"--out {folder}: {error}") from None
 
 
+# -- pages of rows --------------------------------------------------------------------------------
+
+NOT_OF_ROWS = {  # settings of a run that no page depends on
+    *("tune", "val_data", "val_revision", "val_fraction", "val_samples", "bucket", "workers"),
+    *("prefetch", "feature_cache", "cache_memory", "cache_disk", "max_tiles"),
+}
+CONCERNS = {"model": ModelSettings, "data": DataSettings, "page": PageSettings}
+
+
+def rows_parser() -> OneLineParser:
+    """The options for --data: those settings of a run that decide what its pages look like."""
+    out = options.make_parser(
+        CONCERNS,
+        "python -m deepsynth_min.render",
+        "Draws the rows of a data set as a run with the same settings would, and writes text, "
+        "answer and pages to a Parquet file that `datasets` reads.",
+        NOT_OF_ROWS,
+    )
+    out.usage = "python -m deepsynth_min.render --data NAME --to FILE.parquet [--setting value ...]"
+    add = out.add_argument
+    add("--to", required=True, metavar="FILE", help="the table; a large one: FILE-00000-of-N, ...")
+    add("--run", default="", metavar="DIR", help="take settings and model from this run")
+    for side in ("width", "height"):
+        text = "px, in place of --mode; of texts only, and as many pages as they need"
+        add(f"--{side}", type=int, default=0, metavar="N", help=text)
+    text = "threads that draw; 0: one per core (default: 0)"
+    add("--workers", dest="threads", type=int, default=0, metavar="N", help=text)
+    text = "megabytes of a file, above which the table is divided (default: 500)"
+    add("--file-mb", type=int, default=500, metavar="N", help=text)
+    text = "overwrite a table, remove the parts of another"
+    add("--force", action="store_true", default=False, help=text)
+    return out
+
+
+def model_of(settings: Settings, run: str) -> tuple[ModelConfig, Path]:
+    """(shape of the model, directory of its tokenizer); no weights are read. Raises UserError."""
+    name = settings.model.model
+    if run:
+        adapted = is_adapted(settings.model.tune)
+        folder = Path(run)
+        folder = base_of(settings, folder) if adapted else find_run_checkpoint(folder, "last")
+    elif name in PRESETS:
+        return PRESETS[name], EMBEDDED
+    elif is_hub_id(name):
+        wanted, revision = ["*.json", "*.txt"], settings.model.revision
+        folder = fetch(name, "model", revision, wanted, lambda f: (f / "config.json").is_file())
+    else:
+        folder = find_checkpoint(name)
+    return ModelConfig.from_file(folder / "config.json"), folder
+
+
+def drawing(builder: SampleBuilder, width: int, height: int) -> Callable[[Row], tuple]:
+    """Row -> (pages, characters not drawn as they should): what the model sees of it; or its text
+    on pages of another size, which no model's context bounds."""
+    if not width and not height:
+
+        def as_the_model_sees(row: Row) -> tuple[np.ndarray, int]:
+            sample = builder(row)
+            return sample.pages, sample.missing
+
+        return as_the_model_sees
+    page = builder.settings.page
+    try:
+        style = replace(builder.style, width=width, height=height, max_pages=page.max_pages)
+    except ValueError as error:
+        raise UserError(f"page settings: {error}") from None
+
+    def on_other_pages(row: Row) -> tuple[np.ndarray, int]:
+        if row.text is None:
+            raise RowError(row.where, "no text; --width and --height are for texts", "no text")
+        try:
+            drawn = render_pages(row.text, style)
+        except TooManyPages as error:
+            raise TooLong(row.where, str(error)) from None
+        except ValueError as error:
+            raise RowError(row.where, str(error), "cannot be drawn") from None
+        return drawn.pages[:, None], len(drawn.missing) + len(drawn.unshaped)
+
+    return on_other_pages
+
+
+def write_rows(arguments: list[str]) -> None:
+    """--data: draws rows into a table, and says what became of them."""
+    given = rows_parser().parse_args(arguments)
+    least = {"width": 0, "height": 0, "workers": 0, "file_mb": 1}
+    numbers = {"workers": given.threads} | vars(given)
+    for name in least:
+        if numbers[name] < least[name]:
+            raise UserError(f"{option_of(name)}: {numbers[name]} is below {least[name]}")
+    if bool(given.width) != bool(given.height):
+        raise UserError("--width, --height: give both")
+    if not given.to.endswith(".parquet"):
+        raise UserError(f"--to {given.to}: the name must end in .parquet")
+    settings = load_of_run(Path(given.run)) if given.run else Settings()
+    settings = change(settings, **options.checked(vars(given), CONCERNS.values()))
+    config, folder = model_of(settings, given.run)
+    builder = SampleBuilder(settings, config, load_tokenizer(folder))
+    if builder.gundam:
+        raise UserError("--mode gundam: its pages are views with tiles; --width and --height")
+    settings = change(settings, data_revision=pinned(settings.data).data_revision)
+    data = open_all(settings.data, progress=True)
+    for line in data.notes:
+        print(line)
+    plan = {
+        "model": [settings.model.model, builder.side, builder.context, asdict(config.text)],
+        "size": [given.width, given.height],
+        "style": builder.style.fingerprint(),
+        "settings": {
+            name: value
+            for part in (settings.data, settings.page)
+            for name, value in asdict(part).items()
+            if name not in NOT_OF_ROWS
+        },
+        "rows": len(data.train),
+        "data": data.train.signature(),
+        "file_mb": given.file_mb,
+    }
+    draw = drawing(builder, given.width, given.height)
+    table = PageTable(Path(given.to), draw, builder.skips, data.instructions, given.file_mb * 10**6)
+    workers, max_bad = given.threads or cores(), settings.data.max_bad
+    done = table.write(data.train, plan, workers, given.force, max_bad)
+    left_out = [*data.faults, *done.left_out]
+    for file in done.files:
+        print(file)
+    print(f"{done.rows:,} rows with {done.pages:,} pages in {len(done.files)} file(s)")
+    if left_out:
+        note = Path(f"{given.to}.left-out.txt")
+        write_text(note, "".join(f"{fault.where}: {fault.reason}\n" for fault in left_out))
+        print(f"{len(left_out):,} rows are left out; they are listed in {note}")
+    if done.missing:
+        print(f"{done.missing:,} characters are not drawn as they should; --font FILE adds a font")
+
+
 def run(arguments: list[str]) -> None:
+    if any(word.split("=")[0] in ("--data", "--to", "--run") for word in arguments):
+        write_rows(arguments)
+        return
     given = parser().parse_args(arguments)
     settings = {f.name: getattr(given, f.name) for f in fields(PageStyle)}
     try:

@@ -36,6 +36,7 @@ class Data:
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)  # rows that are left out, of all sources
     files: list[FileRows] = field(default_factory=list)  # of all sources
+    instructions: bool = False  # whether rows may have their own; only open_all says so
 
 
 # -- one source -----------------------------------------------------------------------------------
@@ -196,21 +197,6 @@ def open_data(settings: DataSettings, seed: int, progress: bool = False) -> Data
     return data
 
 
-def open_evaluation(settings: DataSettings, progress: bool = False) -> Sequence[Row]:
-    """All rows of --data to score a model on: of --data-split, of a set with splits else those of
-    its validation or test split. Raises UserError."""
-    found = []
-    for name, revision in _with_revisions(settings):
-        if name == "embedded":
-            rows = EmbeddedRows("val")
-        else:
-            source = find_source(name, settings, revision)
-            rows = source.rows(settings.data_split or "val", settings, progress)
-        limit = settings.limit or len(rows)
-        found.append(View(rows, 0, min(limit, len(rows))))
-    return found[0] if len(found) == 1 else Mixture(found, [1.0] * len(found))
-
-
 def _with_revisions(settings: DataSettings) -> list[tuple[str, str]]:
     """The names of --data without weights, each with its revision, "" where it has none."""
     revisions = iter(settings.data_revision)
@@ -278,6 +264,26 @@ def _split(rows: FileRows, name: str, settings: DataSettings, seed: int) -> tupl
     order = Permutation(len(rows), seed, 1)
     size = min(len(rows) - 1, max(1, round(len(rows) * settings.val_fraction)))
     return View(rows, size, len(rows), order), View(rows, 0, size, order)
+
+
+def open_all(settings: DataSettings, progress: bool = False, split: str = "train") -> Data:
+    """All rows of --data-split, else of `split`, in the order of their files; none is held out.
+
+    Raises UserError.
+    """
+    data, every, split = Data((), ()), [], settings.data_split or split
+    for name, revision in _with_revisions(settings):
+        if name == "embedded":
+            rows = EmbeddedRows("val" if split in SYNONYMS["val"] else "train")
+        else:
+            rows = find_source(name, settings, revision).rows(split, settings, progress)
+            _note(data, name, rows)
+        every.append(View(rows, 0, min(len(rows), settings.limit or len(rows))))
+        data.instructions |= bool(rows.columns.instruction or rows.columns.chat)
+    if any(weighted(name)[1] != 1 for name in settings.data):
+        raise UserError("--data NAME:WEIGHT: a weight is for training; here each row comes once")
+    data.train = every[0] if len(every) == 1 else Mixture(every, [1.0] * len(every))
+    return data
 
 
 def open_rows(

@@ -93,7 +93,7 @@ class Renderer:
             raise ValueError("text: must be str")
         if threads < 0:
             raise ValueError(f"threads: {threads} must not be negative")
-        threads = threads or _cores()
+        threads = threads or cores()
         if self.style.max_pages and self.style.overflow == "shrink":
             return self._render_shrunk(texts, out, threads)
         layout = _Layout(self._current(), texts, threads)
@@ -224,7 +224,7 @@ class _Layout:
         return results
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use, where the system tells."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
