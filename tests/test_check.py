@@ -90,6 +90,15 @@ def test_one_process_and_two_find_the_same(tmp_path):
         assert (a.bad, a.missing, a.near, a.touched) == (b.bad, b.missing, b.near, b.touched)
 
 
+def test_rows_are_read_once_each_in_the_order_of_their_files(jsonl):
+    settings = S.DataSettings(data=str(jsonl), val_fraction=0.3)
+    train = open_data(settings, 0).train
+    numbers = np.concatenate([chosen for _, chosen in statistics._tasks("train", train)])
+    lines = [int(train[i].where.rpartition(":")[2]) for i in numbers.tolist()]
+    assert lines == sorted(lines) and sorted(numbers.tolist()) == list(range(len(train)))
+    assert numbers.tolist() != sorted(numbers.tolist())  # training takes them in another order
+
+
 def test_rows_of_a_weighted_source_count_as_often_as_they_come(tmp_path):
     a, b = (write(tmp_path / f"{n}.jsonl", rows_of(n, n + 5)) for n in (0, 5))
     val = write(tmp_path / "val.jsonl", rows_of(10, 12))
@@ -169,10 +178,19 @@ def test_characters_that_no_font_has_are_grouped_by_script(capsys, tmp_path):
     options = ["--data", CASES / "scripts.jsonl", "--val-data", CASES / "splits"]
     code, tables, _ = checked(capsys, tmp_path, *options)
     assert code == 0  # they are drawn as boxes; that is for the user to judge
-    found = dict(re.findall(r"^ (\S.*?) ([\d,]+) no font has them .*--font", tables, re.M))
+    found = dict(re.findall(r"^ (\S.*?) ([\d,]+) no font has them --font", tables, re.M))
     assert {"Han", "Tamil", "Bengali", "Hangul", "emoji"} <= set(found)
     assert (int(found["Bengali"]), int(found["Hangul"])) == (bengali, hangul)
     assert "NotoSansBengali-Regular.ttf" in tables and "Arabic" not in tables
+
+
+def test_rows_refused_for_their_characters_still_tell_which(capsys, tmp_path):
+    rows = [*rows_of(0, 5), {"text": "售出两盏灯", "summary": "灯"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    given = ["--data", path, "--val-data", CASES / "splits", "--on-missing", "error"]
+    code, tables, error = checked(capsys, tmp_path, *given)
+    assert code == 2 and "rows.jsonl:6: " in error and " cannot be drawn 1\n" in tables
+    assert " Han 5 no font has them" in tables
 
 
 def test_scripts_drawn_without_shaping_name_the_packages(capsys, tmp_path, monkeypatch):
@@ -268,9 +286,15 @@ def test_the_bars_of_a_histogram_hold_every_value_once():
     ],
 )
 def test_a_mistake_is_one_line(capsys, tmp_path, options, message):
-    code = check.main([*options.split(), "--workers", "1", "--html", str(tmp_path / "c.html")])
+    code = check.main(["--workers", "1", "--html", str(tmp_path / "c.html"), *options.split()])
     assert code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "c.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_line(capsys, tmp_path, jsonl):
+    given = ["--data", jsonl, "--limit", 3, "--html", tmp_path / "none" / "c.html"]
+    assert check.main(list(map(str, given))) == 2
+    assert "c.html: No such file or directory" in capsys.readouterr().err
 
 
 def test_of_a_checkpoint_only_configuration_and_tokenizer_are_read(tmp_path, jsonl):
