@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import command, running_hub
 
 from deepsynth_min import check, settings as S
 from deepsynth_min.corpus import documents as corpus
@@ -13,7 +14,10 @@ from deepsynth_min.data import duplicates, statistics
 from deepsynth_min.data.loader import Loader
 from deepsynth_min.data.sources import open_data
 from deepsynth_min.data.strange import strangest
+from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.options import change
+from deepsynth_min.reports.charts import histogram
 
 CASES = Path(__file__).parent / "cases"
 DOCUMENTS = corpus.documents("train")
@@ -263,8 +267,6 @@ def test_the_page_has_histograms_and_the_strangest_rows_drawn(capsys, tmp_path):
 
 
 def test_the_bars_of_a_histogram_hold_every_value_once():
-    from deepsynth_min.reports.charts import histogram
-
     for values in ([1, 2, 2, 3, 900], [0.5], [4, 4, 4], [0.1 * i for i in range(200)], [7, 8]):
         drawn = histogram("t", values, "px")
         counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title>", drawn)]
@@ -298,14 +300,27 @@ def test_a_page_that_cannot_be_written_is_one_line(capsys, tmp_path, jsonl):
 
 
 def test_of_a_checkpoint_only_configuration_and_tokenizer_are_read(tmp_path, jsonl):
-    from deepsynth_min.data.tokenizer import EMBEDDED
-    from deepsynth_min.model.presets import PRESETS
-
     for file in EMBEDDED.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(PRESETS["tiny"].to_dict()))
     of_directory, of_preset = (collect(jsonl, "--model", name) for name in (tmp_path, "tiny"))
     assert np.array_equal(of_directory.train.figures, of_preset.train.figures)
+
+
+def test_of_a_model_on_the_hub_no_weights_are_fetched_until_it_trains(tmp_path, jsonl):
+    files = {file.name: file.read_bytes() for file in EMBEDDED.iterdir()}
+    files["config.json"] = json.dumps(PRESETS["tiny"].to_dict()).encode()
+    files["model.safetensors"] = b"large"
+    with running_hub() as server:
+        server.repositories["someone/model"], server.private["someone/model"] = files, False
+        options = ["--data", jsonl, "--model", "someone/model", "--html", "none"]
+        done = command(server, tmp_path, "-m", "deepsynth_min.check", *options)
+        assert done.returncode == 0, done.stderr
+        assert "training would start" in done.stdout and "pages of 256 px" in done.stdout
+        assert not list((tmp_path / "home").rglob("*.safetensors"))
+        find = "from deepsynth_min.model.presets import find_checkpoint as f; f('someone/model')"
+        assert command(server, tmp_path, "-c", find).returncode == 0
+        assert list((tmp_path / "home").rglob("*.safetensors"))
 
 
 def test_the_options_of_a_training_are_taken(tmp_path, jsonl):
