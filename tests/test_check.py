@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_server import command, running_hub
 
 from deepsynth_min import check, settings as S
 from deepsynth_min.corpus import documents as corpus
@@ -13,7 +14,10 @@ from deepsynth_min.data import duplicates, statistics
 from deepsynth_min.data.loader import Loader
 from deepsynth_min.data.sources import open_data
 from deepsynth_min.data.strange import strangest
+from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.options import change
+from deepsynth_min.reports.charts import histogram
 
 CASES = Path(__file__).parent / "cases"
 DOCUMENTS = corpus.documents("train")
@@ -88,6 +92,15 @@ def test_one_process_and_two_find_the_same(tmp_path):
         assert np.array_equal(a.numbers, b.numbers) and len(a.numbers)
         assert np.array_equal(a.figures, b.figures) and np.array_equal(a.keys, b.keys)
         assert (a.bad, a.missing, a.near, a.touched) == (b.bad, b.missing, b.near, b.touched)
+
+
+def test_rows_are_read_once_each_in_the_order_of_their_files(jsonl):
+    settings = S.DataSettings(data=str(jsonl), val_fraction=0.3)
+    train = open_data(settings, 0).train
+    numbers = np.concatenate([chosen for _, chosen in statistics._tasks("train", train)])
+    lines = [int(train[i].where.rpartition(":")[2]) for i in numbers.tolist()]
+    assert lines == sorted(lines) and sorted(numbers.tolist()) == list(range(len(train)))
+    assert numbers.tolist() != sorted(numbers.tolist())  # training takes them in another order
 
 
 def test_rows_of_a_weighted_source_count_as_often_as_they_come(tmp_path):
@@ -169,10 +182,19 @@ def test_characters_that_no_font_has_are_grouped_by_script(capsys, tmp_path):
     options = ["--data", CASES / "scripts.jsonl", "--val-data", CASES / "splits"]
     code, tables, _ = checked(capsys, tmp_path, *options)
     assert code == 0  # they are drawn as boxes; that is for the user to judge
-    found = dict(re.findall(r"^ (\S.*?) ([\d,]+) no font has them .*--font", tables, re.M))
+    found = dict(re.findall(r"^ (\S.*?) ([\d,]+) no font has them --font", tables, re.M))
     assert {"Han", "Tamil", "Bengali", "Hangul", "emoji"} <= set(found)
     assert (int(found["Bengali"]), int(found["Hangul"])) == (bengali, hangul)
     assert "NotoSansBengali-Regular.ttf" in tables and "Arabic" not in tables
+
+
+def test_rows_refused_for_their_characters_still_tell_which(capsys, tmp_path):
+    rows = [*rows_of(0, 5), {"text": "售出两盏灯", "summary": "灯"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    given = ["--data", path, "--val-data", CASES / "splits", "--on-missing", "error"]
+    code, tables, error = checked(capsys, tmp_path, *given)
+    assert code == 2 and "rows.jsonl:6: " in error and " cannot be drawn 1\n" in tables
+    assert " Han 5 no font has them" in tables
 
 
 def test_scripts_drawn_without_shaping_name_the_packages(capsys, tmp_path, monkeypatch):
@@ -245,8 +267,6 @@ def test_the_page_has_histograms_and_the_strangest_rows_drawn(capsys, tmp_path):
 
 
 def test_the_bars_of_a_histogram_hold_every_value_once():
-    from deepsynth_min.reports.charts import histogram
-
     for values in ([1, 2, 2, 3, 900], [0.5], [4, 4, 4], [0.1 * i for i in range(200)], [7, 8]):
         drawn = histogram("t", values, "px")
         counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title>", drawn)]
@@ -268,20 +288,39 @@ def test_the_bars_of_a_histogram_hold_every_value_once():
     ],
 )
 def test_a_mistake_is_one_line(capsys, tmp_path, options, message):
-    code = check.main([*options.split(), "--workers", "1", "--html", str(tmp_path / "c.html")])
+    code = check.main(["--workers", "1", "--html", str(tmp_path / "c.html"), *options.split()])
     assert code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "c.html").exists()
 
 
-def test_of_a_checkpoint_only_configuration_and_tokenizer_are_read(tmp_path, jsonl):
-    from deepsynth_min.data.tokenizer import EMBEDDED
-    from deepsynth_min.model.presets import PRESETS
+def test_a_page_that_cannot_be_written_is_one_line(capsys, tmp_path, jsonl):
+    given = ["--data", jsonl, "--limit", 3, "--html", tmp_path / "none" / "c.html"]
+    assert check.main(list(map(str, given))) == 2
+    assert "c.html: No such file or directory" in capsys.readouterr().err
 
+
+def test_of_a_checkpoint_only_configuration_and_tokenizer_are_read(tmp_path, jsonl):
     for file in EMBEDDED.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(PRESETS["tiny"].to_dict()))
     of_directory, of_preset = (collect(jsonl, "--model", name) for name in (tmp_path, "tiny"))
     assert np.array_equal(of_directory.train.figures, of_preset.train.figures)
+
+
+def test_of_a_model_on_the_hub_no_weights_are_fetched_until_it_trains(tmp_path, jsonl):
+    files = {file.name: file.read_bytes() for file in EMBEDDED.iterdir()}
+    files["config.json"] = json.dumps(PRESETS["tiny"].to_dict()).encode()
+    files["model.safetensors"] = b"large"
+    with running_hub() as server:
+        server.repositories["someone/model"], server.private["someone/model"] = files, False
+        options = ["--data", jsonl, "--model", "someone/model", "--html", "none"]
+        done = command(server, tmp_path, "-m", "deepsynth_min.check", *options)
+        assert done.returncode == 0, done.stderr
+        assert "training would start" in done.stdout and "pages of 256 px" in done.stdout
+        assert not list((tmp_path / "home").rglob("*.safetensors"))
+        find = "from deepsynth_min.model.presets import find_checkpoint as f; f('someone/model')"
+        assert command(server, tmp_path, "-c", find).returncode == 0
+        assert list((tmp_path / "home").rglob("*.safetensors"))
 
 
 def test_the_options_of_a_training_are_taken(tmp_path, jsonl):

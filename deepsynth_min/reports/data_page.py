@@ -21,9 +21,9 @@ from .page import STYLE, table
 EXCERPT = 700  # characters of a text or an answer
 MORE_STYLE = """
 .good { border-left: 4px solid var(--c2); padding: .2rem .8rem; }
-.answers td.why { min-width: 15rem; max-width: 22rem; } .answers img { width: 320px; }
+.answers th { min-width: 12rem; max-width: 20rem; font-weight: 400; } .answers img { width: 320px; }
 .excerpt { white-space: pre-wrap; } .where { color: var(--soft); font-size: .85rem; }
-td:first-child, th:first-child { white-space: pre-wrap; }
+th:first-child { white-space: pre-wrap; } th { font-weight: 500; }
 """
 
 

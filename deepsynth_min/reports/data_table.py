@@ -17,6 +17,7 @@ from ..data.order import rows_per_epoch
 from ..data.rows import LISTED
 from ..data.statistics import SKETCHED, Part, Statistics
 from ..model.batch import visual_tokens
+from ..model.presets import PRESETS
 from ..pages.characters import script_of
 from ..settings import Settings
 
@@ -55,6 +56,8 @@ def _setting(statistics: Statistics, settings: Settings) -> Section:
         f"{model.model}, --mode {model.mode}: pages of {side} px, {visual_tokens(side, side)} "
         f"visual tokens each; a context of {statistics.builder.context:,} tokens"
     )
+    if model.model in PRESETS:
+        line += "; tokens are those of the embedded tokenizer"
     return Section("Data", [line, *statistics.data.notes])
 
 
@@ -131,7 +134,7 @@ def _characters(statistics: Statistics) -> Section:
     unshaped = sum((part.unshaped for part in parts), Counter())
     if not missing and not unshaped:
         return Section("Characters", ["every character is drawn as it should"])
-    rows = [("script", "times", "what", "characters", "what mends it")]
+    rows = [("script", "times", "what", "what mends it", "characters")]  # last: of any width
     for what, found in (("no font has them", missing), ("drawn without shaping", unshaped)):
         scripts: dict[str, Counter[str]] = {}
         for char, times in found.items():
@@ -141,9 +144,9 @@ def _characters(statistics: Statistics) -> Section:
             mend = mends_missing(script) if lacking else mends_unshaped(script, shaper)
             shown = " ".join(shown_character(c) for c, _ in chars.most_common(EXAMPLES))
             shown += f" ({len(chars):,} different)" if len(chars) > EXAMPLES else ""
-            rows.append((script, f"{chars.total():,}", what, shown, mend))
+            rows.append((script, f"{chars.total():,}", what, mend, shown))
     affected = sum(int((part.column("missing") > 0).sum()) for part in parts)
-    line = f"{affected:,} usable rows have characters that are not drawn as they should"
+    line = f"usable rows with characters that are not drawn as they should: {affected:,}"
     return Section("Characters", [line], rows, numbers=False)
 
 
