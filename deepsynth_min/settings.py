@@ -63,9 +63,7 @@ class DataSettings:
     image_field: str = setting("", "field with the image or images; empty: found by its name")
     summary_field: str = setting("", "field with the answer; empty: found by its name")
     instruction_field: str = setting("", "field with a row's instruction; empty: found by its name")
-    page_from: Literal["text", "image"] = setting(
-        "text", "what the page is made of where a row has both a text and an image, and an answer"
-    )
+    page_from: Literal["text", "image"] = setting("text", "the page of rows with both, and answers")
     instruction: str = setting(
         "Summarize the document in one sentence.",
         "prompt after the page; a leading <image> is left out",
@@ -198,13 +196,7 @@ class OptimSettings:
     balance: float = setting(0.0, "weight of the experts' load-balancing loss (official: 0.001)", 0)
     shard: bool = setting(False, "shard weights, gradients and moments over the processes (FSDP2)")
     reduce: Literal["fp32", "bf16"] = setting("fp32", "type in which gradients are all-reduced")
-    seed: int = setting(
-        0,
-        "fixes random weights (also of new adapters), held-out rows, order of samples, dropout, "
-        "augmentation and sampled answers",
-        0,
-        2**62,
-    )
+    seed: int = setting(0, "of new weights, order, held-out rows, dropout and answers", 0, 2**62)
 
 
 LossMetric = Literal["loss", "reads/blank", "reads/shuffled"]

@@ -58,8 +58,9 @@ def _axes(
         )
     for value in ticks(*xs):
         x, _ = to_pixels(value, ys[0])
+        anchor = "middle" if x < WIDTH - 30 else "end"  # the label of the last tick stays inside
         parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.8g}</text>'
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{value:.8g}</text>'
         )
     middle = (LEFT + WIDTH) / 2
     parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{unit}</text>')
