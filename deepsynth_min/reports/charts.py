@@ -58,7 +58,7 @@ def _axes(
         )
     for value in ticks(*xs):
         x, _ = to_pixels(value, ys[0])
-        anchor = "middle" if x < WIDTH - 30 else "end"  # the label of the last tick stays inside
+        anchor = "middle" if x < WIDTH - 30 else "end"  # stays inside
         parts.append(
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{value:.8g}</text>'
         )
