@@ -59,9 +59,8 @@ def _axes(
     for value in ticks(*xs):
         x, _ = to_pixels(value, ys[0])
         anchor = "middle" if x < WIDTH - 30 else "end"  # stays inside
-        parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}">{value:.8g}</text>'
-        )
+        at = f'x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}"'
+        parts.append(f"<text {at}>{value:.8g}</text>")
     middle = (LEFT + WIDTH) / 2
     parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{unit}</text>')
     return parts
