@@ -25,7 +25,7 @@ import render_peers
 from common import environment, finish, median, table
 
 from deepsynth_min.pages import PageStyle
-from deepsynth_min.pages.font import EMBEDDED, font_bytes
+from deepsynth_min.pages.font_file import EMBEDDED, font_bytes
 from deepsynth_min.pages.glyphs import GlyphStore
 from deepsynth_min.pages.renderer import Renderer, _Layout
 

@@ -32,9 +32,11 @@ from .model.presets import PRESETS, find_checkpoint
 from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
 from .pages.renderer import Pages, TooManyPages, cores, fit, render_pages
+from .pages.scripts import complaints, kerning_complaint
 from .pages.style import PageStyle
 from .publish.page_table import PageTable
 from .settings import DataSettings, ModelSettings, PageSettings, Settings, load_of_run
+from .training.announce import drawing_faults
 from .training.build import base_of, is_adapted
 from .training.run_directory import find_run_checkpoint
 
@@ -262,7 +264,9 @@ def write_rows(arguments: list[str]) -> None:
         write_text(note, "".join(f"{fault.where}: {fault.reason}\n" for fault in left_out))
         print(f"{len(left_out):,} rows are left out; they are listed in {note}")
     if done.missing:
-        print(f"{done.missing:,} characters are not drawn as they should; --font FILE adds a font")
+        print(f"{done.missing:,} characters are not drawn as they should")
+    for line in drawing_faults(data.train, builder.style):
+        print(f"warning: {line}")
 
 
 def run(arguments: list[str]) -> None:
@@ -278,6 +282,8 @@ def run(arguments: list[str]) -> None:
             style = fitted(text, style, given.fit)
         pages = render_pages(text, style)
         write(pages, Path(given.out), given.force)
+        for line in filter(None, [*complaints([text], style), kerning_complaint(style)]):
+            print(f"warning: {line}")
     except ValueError as error:  # of the style, a font, or a text that the style does not allow
         raise UserError(str(error)) from None
     except MemoryError:

@@ -104,11 +104,14 @@ class PageSettings:
     margin: int = setting(-1, "px on each side; -1: the model's own, or page side / 32", -1)
     line_height: float = setting(0.0, "line distance in font sizes; 0: the model's own, or 1.25", 0)
     main_font: str = setting("", "font file used before the embedded ones")
-    font: tuple[str, ...] = setting((), "font files tried after the embedded ones, in order")
+    font: tuple[str, ...] = setting(
+        (), "font files tried after the embedded ones: FILE, FILE@wght=700, FILE.ttc#2"
+    )
+    extra_fonts: bool = setting(True, "use the fonts of installed extras (scripts, emoji, cjk)")
     hinting: Literal["none", "normal", "light", "auto"] = setting(
         "none", "FreeType's fitting of glyphs to pixels; only none is the same in every version"
     )
-    kerning: bool = setting(False, "use the fonts' kern tables")
+    kerning: bool = setting(False, "use the fonts' kern tables, or else GPOS")
     align: Literal["left", "justify"] = setting("left", "lines ragged at the right, or justified")
     columns: int = setting(1, "text columns on a page", 1)
     spaces: Literal["keep", "collapse"] = setting(

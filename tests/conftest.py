@@ -19,8 +19,31 @@ from small_model import SMALL
 
 from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.model.config import ModelConfig
+from deepsynth_min.pages import font_file, renderer
 
 torch.set_num_threads(1)
+
+# Tests see the embedded fonts alone, whatever extras are installed, unless they ask for those.
+FONT_PACKAGES = dict(font_file._PACKAGES)
+font_file._PACKAGES.clear()
+
+
+@pytest.fixture
+def extra_fonts():
+    """The fonts of installed extras, as users have them; skips where there are none."""
+    for package in FONT_PACKAGES:
+        pytest.importorskip(package, reason="needs the extras scripts and cjk")
+
+    def forget():
+        font_file.installed_fonts.cache_clear()
+        renderer._renderer.cache_clear()
+        renderer._measures.cache_clear()
+
+    font_file._PACKAGES.update(FONT_PACKAGES)
+    forget()
+    yield
+    font_file._PACKAGES.clear()
+    forget()
 
 
 HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}

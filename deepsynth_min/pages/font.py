@@ -10,20 +10,16 @@ font-roboto would have been smaller, but has no symbols, no maths and no script 
 """
 
 import ctypes
-import hashlib
-import io
 import math
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 
 import freetype
 import numpy as np
-import pymupdf_fonts
 
 from .characters import is_wide
-
-EMBEDDED = ("notos", "symbol2", "symbol1", "math", "figo", "music")
+from .font_file import EMBEDDED, font_bytes, installed_fonts, open_face, parse
+from .kerning import gpos_pairs, kern_pairs
 
 _HINTING = {
     "none": freetype.FT_LOAD_NO_HINTING,
@@ -48,31 +44,6 @@ class Glyph:
     index: int = 0
 
 
-@lru_cache(maxsize=32)
-def font_bytes(source: str) -> bytes:
-    """Content of an embedded font (a name of EMBEDDED) or of a font file. Raises ValueError."""
-    if source in EMBEDDED:
-        return pymupdf_fonts.myfont(source)
-    try:
-        if os.path.exists(source) and not os.path.isfile(source):  # a pipe might never end
-            raise ValueError(f"font: {source!r} is not a regular file")
-        with open(source, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ValueError(f"font: cannot read {source!r}: {error.strerror}") from None
-
-
-@lru_cache(maxsize=32)
-def font_digest(source: str) -> str:
-    """SHA-256 of a font's bytes, in hex. Raises ValueError if they cannot be read."""
-    return hashlib.sha256(font_bytes(source)).hexdigest()
-
-
-def freetype_version() -> str:
-    """Of the FreeType library in use, e.g. 2.13.2."""
-    return ".".join(map(str, freetype.version()))
-
-
 class FontChain:
     """Fonts in order of preference at one size; an embedded one is opened when those before lack a
     glyph. Raises ValueError naming a file that is no scalable font.
@@ -85,19 +56,14 @@ class FontChain:
         self._flags = _HINTING[hinting] | freetype.FT_LOAD_NO_BITMAP
         self._faces: dict[int, freetype.Face] = {}
         for number, source in enumerate(sources):
-            if source not in EMBEDDED:  # a user's file: say now if it cannot be used
+            # A user's file: say now if it cannot be used.
+            if source not in EMBEDDED and source not in installed_fonts():
                 self.face(number)
 
     def face(self, number: int) -> freetype.Face:
         """Font `number` of the chain, opened and sized on first use."""
         if number not in self._faces:
-            source = self.sources[number]
-            try:
-                face = freetype.Face(io.BytesIO(font_bytes(source)))
-            except freetype.FT_Exception as error:
-                raise ValueError(f"font: {source!r} is not a font file ({error})") from None
-            if not face.is_scalable:
-                raise ValueError(f"font: {source!r} has bitmaps of fixed size, no outlines")
+            face = open_face(self.sources[number])
             face.set_pixel_sizes(0, self.size)
             self._faces[number] = face
         return self._faces[number]
@@ -131,13 +97,14 @@ class FontChain:
         advance = max(0, slot.advance.x)
         return Glyph(coverage, slot.bitmap_left, slot.bitmap_top, advance, number, index)
 
-    def kerning(self, number: int) -> list[tuple[int, int, int]]:
-        """(left glyph, right glyph, 26.6 pixels) of the kern table, as FreeType scales it."""
-        face = self.face(number)
+    def kerning(self, number: int, fractional: bool = False) -> list[tuple[int, int, int]]:
+        """(left glyph, right glyph, 26.6 pixels) of the kern table, as FreeType scales it; of a
+        font without, of its GPOS table, in whole pixels unless `fractional`."""
+        face, source = self.face(number), self.sources[number]
         if not face.has_kerning:
-            return []
+            return self._gpos_kerning(face, source, fractional)
         scaled, vector = [], freetype.FT_Vector(0, 0)
-        for left, right in _kern_pairs(font_bytes(self.sources[number])):
+        for left, right in kern_pairs(font_bytes(source), parse(source).number):
             # Face.get_kerning would take these glyph numbers for characters.
             freetype.FT_Get_Kerning(
                 face._FT_Face, left, right, freetype.FT_KERNING_DEFAULT, ctypes.byref(vector)
@@ -145,6 +112,13 @@ class FontChain:
             if vector.x:
                 scaled.append((left, right, vector.x))
         return scaled
+
+    def _gpos_kerning(
+        self, face: freetype.Face, source: str, fractional: bool
+    ) -> list[tuple[int, int, int]]:
+        rows, step = _gpos_rows(source).copy(), 1 if fractional else 64
+        rows[:, 2] = np.floor(rows[:, 2] * 64 * self.size / face.units_per_EM / step + 0.5) * step
+        return rows[rows[:, 2] != 0].tolist()
 
     def box(self, point: int) -> Glyph:
         """The visible box of a character that no font has: an outline on the baseline."""
@@ -155,25 +129,15 @@ class FontChain:
         return Glyph(coverage, (width - side) // 2, len(coverage), width * 64)
 
 
-def _kern_pairs(data: bytes) -> set[tuple[int, int]]:
-    """Glyph pairs of all horizontal format 0 subtables of a TrueType `kern` table (version 0)."""
+@lru_cache(maxsize=16)
+def _gpos_rows(source: str) -> np.ndarray:
+    """[pairs, 3]: left glyph, right glyph, font units; of glyphs that a character can be."""
+    glyphs = {glyph for _, glyph in open_face(source).get_chars()}
+    pairs = gpos_pairs(font_bytes(source), parse(source).number, glyphs)
+    rows = [(left, right, value) for (left, right), value in pairs.items()]
+    return np.array(rows, np.int64).reshape(-1, 3)
 
-    def u16(at: int) -> int:
-        return int.from_bytes(data[at : at + 2], "big")
 
-    tables = range(12, 12 + 16 * u16(4), 16)
-    at = next(
-        (int.from_bytes(data[t + 8 : t + 12], "big") for t in tables if data[t : t + 4] == b"kern"),
-        0,
-    )
-    pairs: set[tuple[int, int]] = set()
-    if not at or u16(at) != 0:
-        return pairs
-    subtable = at + 4
-    for _ in range(u16(at + 2)):
-        length, coverage, count = u16(subtable + 2), u16(subtable + 4), u16(subtable + 6)
-        if coverage >> 8 == 0 and coverage & 1:
-            for pair in range(subtable + 14, subtable + 14 + 6 * count, 6):
-                pairs.add((u16(pair), u16(pair + 2)))
-        subtable += length
-    return pairs
+def nothing_to_kern(source: str) -> bool:
+    """Whether a font has neither a kern table nor pairs in GPOS. Raises ValueError."""
+    return not open_face(source).has_kerning and not len(_gpos_rows(source))

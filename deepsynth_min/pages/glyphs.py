@@ -169,7 +169,8 @@ class GlyphStore:
         if self.style.kerning and glyph.font < len(self.chain.sources):
             if glyph.font not in self._kerned:  # before the font's first glyph: see csrc/atlas.h
                 self._kerned.add(glyph.font)
-                self.atlas.set_kerning(glyph.font, self.chain.kerning(glyph.font))
+                pairs = self.chain.kerning(glyph.font, self.style.fractional)
+                self.atlas.set_kerning(glyph.font, pairs)
         self.atlas.add(
             unit,
             kind,

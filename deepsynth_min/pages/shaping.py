@@ -16,7 +16,7 @@ import numpy as np
 
 from .._raster import FLAGS, KINDS, Plan
 from . import characters
-from .font import font_bytes
+from .font_file import font_bytes, parse
 from .glyphs import CONTINUE, GlyphStore
 
 # What python-bidi resolves; its rules stop before the isolates of Unicode 6.3.
@@ -118,9 +118,12 @@ def _shape_run(
 
     with store.lock:
         if font not in store.shapers:
-            data = font_bytes(store.chain.sources[font])
-            store.shapers[font] = shaper = uharfbuzz.Font(uharfbuzz.Face(data))
+            source = store.chain.sources[font]
+            name, data = parse(source), font_bytes(source)
+            store.shapers[font] = shaper = uharfbuzz.Font(uharfbuzz.Face(data, name.number))
             shaper.scale = (store.style.font_size * 64,) * 2
+            if name.axes:
+                shaper.set_variations(dict(name.axes))
         buffer = uharfbuzz.Buffer()
         buffer.add_str(run)
         buffer.direction = "rtl" if right_to_left else "ltr"

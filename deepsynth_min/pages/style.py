@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from ..options import choices_of, setting
-from .font import EMBEDDED, font_digest, freetype_version
+from .font_file import EMBEDDED, font_digest, freetype_version, installed_fonts
 
-LAYOUT_VERSION = 1  # raise it with any change that moves a pixel
+LAYOUT_VERSION = 2  # raise it with any change that moves a pixel
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,14 @@ class PageStyle:
     font_size: int = setting(16, "height of the em", 1, 1024)
     line_height: float = setting(1.25, "distance of the baselines, in font sizes", 0.1, 20)
     main_font: str = setting("", "font file to use before the embedded default")
-    fonts: tuple[str, ...] = setting((), "font files for characters that those before lack")
+    fonts: tuple[str, ...] = setting(
+        (), "font files for characters that those before lack: FILE, FILE@wght=700, FILE.ttc#2"
+    )
+    extra_fonts: bool = setting(True, "use the fonts of installed extras (scripts, emoji, cjk)")
     hinting: Literal["none", "normal", "light", "auto"] = setting(
         "none", "FreeType's fitting of glyphs to pixels; only none is the same in every version"
     )
-    kerning: bool = setting(False, "use the fonts' kern tables")
+    kerning: bool = setting(False, "use the fonts' kern tables, or else GPOS")
     fractional: bool = setting(False, "advances in 1/64 pixel instead of whole pixels")
     align: Literal["left", "justify"] = setting("left", "lines ragged at the right, or justified")
     columns: int = setting(1, "of text on a page", 1, 64)
@@ -109,8 +112,9 @@ class PageStyle:
         return (self.width - left - right - gaps) // self.columns
 
     def sources(self) -> tuple[str, ...]:
-        """The fallback chain: main font, embedded default, further files."""
-        return ((self.main_font,) if self.main_font else ()) + EMBEDDED + self.fonts
+        """The fallback chain: main font, embedded default, further files, installed extras."""
+        first = (self.main_font,) if self.main_font else ()
+        return first + EMBEDDED + self.fonts + (installed_fonts() if self.extra_fonts else ())
 
     def shaper(self) -> str:
         """Versions of the shaping libraries in use, empty without."""

@@ -4,15 +4,22 @@ In: what train.py has set up, or an error. Out: lines on stdout, for people; an 
 to do about it. Nothing here computes anything.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import nn
 
 from ..data.augment import MIRRORED
+from ..data.order import Mixture
+from ..data.row import Row
+from ..data.rows import View
 from ..errors import UserError
 from ..evaluation import ablations
 from ..evaluation.evaluator import NO_ROUGE
 from ..model.deepseek_ocr import summary_table
 from ..model.presets import PRESETS
+from ..pages.scripts import complaints, kerning_complaint
+from ..pages.style import PageStyle
 from ..settings import Settings
 from .distributed import World, with_lost_ranks
 from .run_directory import RunDirectory
@@ -43,6 +50,33 @@ def announce(
         f"{settings.optim.max_steps:,} steps of {global_batch} samples, "
         f"{world.size} process(es) on {world.device.type}; run directory: {directory.path}"
     )
+
+
+def first_texts(rows: Sequence[Row], count: int) -> Iterator[str]:
+    """Texts of the first rows of the data's files, in their own order: a permutation of a large
+    Parquet file would be read all over."""
+    if isinstance(rows, Mixture):
+        for source in rows.sources:
+            yield from first_texts(source, -(-count // len(rows.sources)))
+        return
+    while isinstance(rows, View):
+        rows = rows.rows
+    for i in range(min(count, len(rows))):
+        yield rows[i].text or ""
+
+
+def drawing_faults(rows: Sequence[Row], style: PageStyle, count: int = 1000) -> list[str]:
+    """What cannot be drawn as it should, judged by the first rows; a line for each script."""
+    kerning = kerning_complaint(style)
+    return complaints(first_texts(rows, count), style) + ([kerning] if kerning else [])
+
+
+def refuse_missing(rows: Sequence[Row], settings: Settings, style: PageStyle) -> None:
+    """With --on-missing error, unless such rows are left out: raises UserError before training."""
+    if settings.page.on_missing != "error" or settings.data.on_bad_row != "error":
+        return
+    if faults := [line for line in drawing_faults(rows, style) if not line.startswith("--")]:
+        raise UserError(f"--on-missing error: {'; '.join(faults)}")
 
 
 def conclude(directory: RunDirectory, step: int, last: dict | None, has_rouge: bool) -> None:

@@ -32,7 +32,7 @@ from ..reports.sinks import check_sinks
 from ..settings import Settings
 from ..tuning import freeze
 from . import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
-from .announce import announce
+from .announce import announce, drawing_faults, refuse_missing
 from .build import build_model, keep_preset, resolve
 from .left_out import LeftOut
 from .metrics import Meter
@@ -109,6 +109,7 @@ class Training:
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(self.settings, self.model.config, tokenizer)
         self._check_answers()
+        refuse_missing(self.rows, self.settings, self.builder.style)
         try:  # a page setting that cannot work is found before any writing
             self.builder(self.rows[0])
         except RowError as error:
@@ -225,6 +226,8 @@ class Training:
         self.directory.create(self.settings)
         for line in self.data.notes:
             print(line)
+        for line in drawing_faults(self.rows, self.builder.style):
+            warn(line)
         if self.model.adapter is not None and self.model.adapter.base is None:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)

@@ -12,6 +12,7 @@ from functools import lru_cache
 import freetype
 import numpy as np
 import pymupdf_fonts
+import uharfbuzz
 
 EMBEDDED = ("notos", "symbol2", "symbol1", "math", "figo", "music")
 LINE_ENDS = "\n\v\x85\u2028\u2029\r\f"
@@ -38,13 +39,14 @@ class ReferenceRenderer:
     """Pages of a text in a PageStyle: `render(text)` -> (pages [N, H, W], ranges)."""
 
     def __init__(self, style):
-        self.style, self.faces, self.cache = style, [], {}
+        self.style, self.faces, self.cache, self.shapers = style, [], {}, {}
         files = [open(style.main_font, "rb").read()] if style.main_font else []
         files += [embedded(name) for name in EMBEDDED]
         for data in files + [open(name, "rb").read() for name in style.fonts]:
             face = freetype.Face(io.BytesIO(data))
             face.set_pixel_sizes(0, style.font_size)
             self.faces.append(face)
+            self.shapers[face] = lambda data=data: uharfbuzz.Font(uharfbuzz.Face(data))
         size, first = style.font_size, self.faces[0]
         self.up = math.ceil(first.ascender * size / first.units_per_EM)
         self.down = math.ceil(-first.descender * size / first.units_per_EM)
@@ -82,9 +84,28 @@ class ReferenceRenderer:
 
     def kern(self, left, right):
         a, b = self.glyph(left), self.glyph(right)
-        if not self.style.kerning or a[4] is None or a[4] is not b[4] or not a[4].has_kerning:
+        if not self.style.kerning or a[4] is None or a[4] is not b[4]:
             return 0
-        return a[4].get_kerning(left, right).x
+        if a[4].has_kerning:
+            return a[4].get_kerning(left, right).x
+        step = 1 if self.style.fractional else 64
+        moved = self.gpos(a[4], left, right) * 64 * self.style.font_size / a[4].units_per_EM
+        return math.floor(moved / step + 0.5) * step
+
+    def gpos(self, face, left, right):
+        """Font units by which HarfBuzz moves the right one of two characters."""
+        if callable(self.shapers[face]):
+            self.shapers[face] = self.shapers[face]()
+        key = face, left, right
+        if key not in self.cache:
+            buffer, shaper = uharfbuzz.Buffer(), self.shapers[face]
+            buffer.add_str(left + right)
+            buffer.guess_segment_properties()
+            buffer.direction = "ltr"
+            uharfbuzz.shape(shaper, buffer, dict.fromkeys(("liga", "clig", "calt"), False))
+            alone = shaper.get_glyph_h_advance(face.get_char_index(left))
+            self.cache[key] = buffer.glyph_positions[0].x_advance - alone
+        return self.cache[key]
 
     def pens(self, text):
         """Pen before each character, and after the last, from the start of a line."""
