@@ -104,9 +104,7 @@ class PageSettings:
     margin: int = setting(-1, "px on each side; -1: the model's own, or page side / 32", -1)
     line_height: float = setting(0.0, "line distance in font sizes; 0: the model's own, or 1.25", 0)
     main_font: str = setting("", "font file used before the embedded ones")
-    font: tuple[str, ...] = setting(
-        (), "font files tried after the embedded ones: FILE, FILE@wght=700, FILE.ttc#2"
-    )
+    font: tuple[str, ...] = setting((), "tried after the embedded: FILE, FILE@wght=700, FILE.ttc#2")
     extra_fonts: bool = setting(True, "use the fonts of installed extras (scripts, emoji, cjk)")
     hinting: Literal["none", "normal", "light", "auto"] = setting(
         "none", "FreeType's fitting of glyphs to pixels; only none is the same in every version"

@@ -10,7 +10,7 @@ from hub_server import command, running_hub
 
 from deepsynth_min import check, settings as S
 from deepsynth_min.corpus import documents as corpus
-from deepsynth_min.data import duplicates, statistics
+from deepsynth_min.data import statistics
 from deepsynth_min.data.loader import Loader
 from deepsynth_min.data.sources import open_data
 from deepsynth_min.data.strange import strangest
@@ -232,19 +232,6 @@ def test_planted_duplicates_across_the_split_are_found(capsys, tmp_path):
     code, tables, _ = checked(capsys, tmp_path, "--data", path, "--val-data", val)
     assert code == 0 and "the same page trains and is held out 1 1\n" in tables
     assert "80 % alike or more) 1 1\n" in tables and "before them 1\n" in tables
-
-
-def test_the_similarity_of_sketches_is_near_that_of_the_sets():
-    text = " ".join(d.text for d in DOCUMENTS[:12])
-    for kept in (1.0, 0.9, 0.7, 0.4):
-        other = text[: int(kept * len(text))] + " ".join(d.text for d in DOCUMENTS[40:44])
-        sets = [
-            {clean[i : i + 8] for i in range(len(clean) - 7)}
-            for clean in map(duplicates.normalised, (text, other))
-        ]
-        exact = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-        one, two = map(duplicates.sketch, (text, other))
-        assert duplicates.similarity(one, two[None])[0] == pytest.approx(exact, abs=0.13)
 
 
 # -- the page -------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from adapter_runs import write_base
 from commands import words
+from small_model import SMALL
 
 from deepsynth_min import generate, train
 from deepsynth_min.corpus import documents as corpus
@@ -96,18 +98,17 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, documents, tmp_path, c
     assert "File exists" in capsys.readouterr().err
 
 
-def test_an_answer_may_be_as_long_as_the_context_and_one_that_is_cut_is_named(
-    trained, tmp_path, capsys
-):
+def test_an_answer_may_be_as_long_as_the_context_and_one_that_is_cut_is_named(tmp_path, capsys):
+    base = write_base(tmp_path / "base", SMALL)
     (tmp_path / "a.txt").write_text("A short text.")
-    for _ in range(2):  # alone it is streamed, with --out it is not
-        assert run(trained, tmp_path / "a.txt") == 0
-        shown = capsys.readouterr()
-        if "cut off" in shown.err:
-            assert "cut off after 20" in shown.err and "tokens (--max-new-tokens, or" in shown.err
-    out = tmp_path / "o.jsonl"
-    assert run(trained, "--out", out, tmp_path / "a.txt") == 0
-    (line,) = records(out)
-    assert line["ended"] or line["tokens"] > 1900
-    assert run(trained, "--max-new-tokens", 3, tmp_path / "a.txt") == 0
-    assert "the answer: cut off after 3 tokens" in capsys.readouterr().err
+
+    def answer(*arguments) -> str:
+        given = ["--model", str(base), "--mode", "128", *map(str, arguments)]
+        assert generate.main([*given, str(tmp_path / "a.txt")]) == 0
+        return capsys.readouterr().err
+
+    said = answer("--out", tmp_path / "o.jsonl")
+    (line,) = records(tmp_path / "o.jsonl")
+    assert line["ended"] or line["tokens"] > SMALL.decoder.max_position_embeddings - 100
+    assert ("cut off after" in said) != line["ended"]
+    assert "the answer: cut off after 3 tokens (--max-new" in answer("--max-new-tokens", 3)

@@ -136,6 +136,7 @@ sys.exit(render.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_file(tmp_path, small_parts, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     texts = [f"Row {n}. " + "The lamp was sold on Monday. " * (n % 9 + 1) for n in range(300)]

@@ -48,7 +48,7 @@ def shorter(batch):
     "tune, precision",
     [
         ("all", "fp32"),
-        ("lora", "bf16"),
+        pytest.param("lora", "bf16", marks=pytest.mark.slow),
         pytest.param("decoder", "fp32", marks=pytest.mark.slow),
         pytest.param("decoder", "bf16", marks=pytest.mark.slow),
         pytest.param("lora", "fp32", marks=pytest.mark.slow),

@@ -41,7 +41,8 @@ def skipped(out: Path) -> list[int]:
     return [int(entry["row"].rpartition(":")[2]) for entry in entries]
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_that_leaves_rows_out_is_bit_identical_to_an_undisturbed_one(
     tmp_path, processes
 ):

@@ -14,7 +14,7 @@ from deepsynth_min import train
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.training.checkpoint import load, save, take
+from deepsynth_min.training.checkpoint import load, save, take_snapshot
 from deepsynth_min.training.optim import (
     LossScaler,
     RoundingAdamW,
@@ -138,7 +138,9 @@ def test_a_resumed_optimizer_goes_on_exactly(small_config, kind, weights, tmp_pa
     for seed in range(2):
         step(model, optimizer, scaler, seed)
     facts = {"best": None, "best_metric": "loss", "stale": 0, "score": None, "unlogged": []}
-    path = save(tmp_path, take(model, optimizer, scaler, {"step": 2, **facts}), model, EMBEDDED)
+    path = save(
+        tmp_path, take_snapshot(model, optimizer, scaler, {"step": 2, **facts}), model, EMBEDDED
+    )
     other, resumed = prepared(small_config, kind, weights)
     assert load(path, other, resumed, LossScaler(False, "cpu"), {})["step"] == 2
     for m, o in ((model, optimizer), (other, resumed)):
