@@ -192,7 +192,8 @@ def in_torchrun(*arguments) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("start", [ranks, pytest.param(in_torchrun, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [ranks, in_torchrun])
 def test_two_processes_find_exactly_the_figures_of_one(stopped, start):
     """With torchrun, which has a `--run` of its own, as without it."""
     out, _, evaluations = stopped

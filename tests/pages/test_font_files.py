@@ -187,6 +187,7 @@ def test_a_font_without_kerning_is_named(tmp_path, capsys):
     assert kerning_complaint(PageStyle(main_font=str(path))) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 def test_a_damaged_gpos_table_ends_without_a_crash(seed):
     """Random bytes in the table, or its end cut off: pairs or none, in little time."""

@@ -90,9 +90,8 @@ def test_a_torn_last_line_of_metrics_is_forgotten(tmp_path, jsonl, undisturbed):
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_two_processes_stop_together_on_a_signal_and_go_on_as_one(
     tmp_path, jsonl, undisturbed, number
 ):

@@ -18,6 +18,7 @@ from run_files import exact_lines
 from deepsynth_min import train
 
 
+@pytest.mark.slow
 def test_a_run_killed_once_is_bit_identical_to_an_undisturbed_one(tmp_path, jsonl):
     """As soon as something is being saved: one of the kills of the series below."""
     few, killed, whole = ["--max-steps", 12], tmp_path / "killed", tmp_path / "whole"

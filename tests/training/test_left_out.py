@@ -64,6 +64,7 @@ def test_a_killed_run_that_leaves_rows_out_is_bit_identical_to_an_undisturbed_on
     assert sum(counted) == 8  # two of six rows, four times
 
 
+@pytest.mark.slow
 def test_two_processes_leave_out_the_same_rows_and_learn_the_same(tmp_path):
     steps = ["--max-steps", 6, "--lora-dropout", 0, "--no-augment", *SKIP]
     one, two = tmp_path / "one", tmp_path / "two"

@@ -11,6 +11,7 @@ from small_model import SMALL
 
 from deepsynth_min import evaluate, export, generate, train
 
+pytestmark = pytest.mark.slow
 TUNES = ("decoder", "projector+lora")
 
 
