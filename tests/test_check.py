@@ -294,6 +294,7 @@ def test_of_a_checkpoint_only_configuration_and_tokenizer_are_read(tmp_path, jso
     assert np.array_equal(of_directory.train.figures, of_preset.train.figures)
 
 
+@pytest.mark.slow
 def test_of_a_model_on_the_hub_no_weights_are_fetched_until_it_trains(tmp_path, jsonl):
     files = {file.name: file.read_bytes() for file in EMBEDDED.iterdir()}
     files["config.json"] = json.dumps(PRESETS["tiny"].to_dict()).encode()

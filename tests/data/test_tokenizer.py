@@ -277,6 +277,7 @@ def test_padding_and_truncation_that_a_file_asks_for_are_switched_off(tmp_path):
     assert tk.encode(tokenizer, text) == tk.encode(TOKENIZER, text)
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_files_and_never_overwrites(tmp_path):
     command = [sys.executable, "-m", "deepsynth_min.tokenizer", "--out", str(tmp_path)]
     assert subprocess.run(command).returncode == 0

@@ -45,6 +45,7 @@ print(tensor_digest(model.lm_head.weight).hex())
 """
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_pushed_and_read_by_its_hub_id_from_the_cache_first(folder, tmp_path):
     with running_hub() as server:
         done = export(server, folder, tmp_path, "--merge", "--private")
