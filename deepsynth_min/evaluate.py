@@ -39,6 +39,7 @@ def parser() -> OneLineParser:
         "validation split, or its test split, if it has splits), and prints the figures as a line "
         "of JSON. Settings default to those of the run.",
         without=NOT_HERE,
+        of_run=True,
     )
     out.usage = "python -m deepsynth_min.evaluate (--run DIR | --model DIR --data X) [options]"
     add_model_options(out)

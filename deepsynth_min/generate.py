@@ -261,6 +261,8 @@ def parser() -> options.OneLineParser:
         "python -m deepsynth_min.generate",
         "Reads documents with a trained model and prints its answers. Settings default to those of "
         "the run; an answer may be as long as the context allows.",
+        without=("max_new_tokens",),
+        of_run=True,
     )
     out.usage = "python -m deepsynth_min.generate (--run DIR | --model DIR) [options] FILE..."
     text = "a text, an image, a PDF, or rows as --data has them; -: standard input"
@@ -270,6 +272,8 @@ def parser() -> options.OneLineParser:
     add(
         "--out", metavar="FILE", default="", help="write the answers as JSON lines to this new file"
     )
+    text = "an answer ends here at the latest (default: where the context does)"
+    add("--max-new-tokens", metavar="N", type=int, help=text)
     add("--resume", action="store_true", default=False, help="go on in an --out that is there")
     return out
 

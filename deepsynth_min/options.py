@@ -111,11 +111,15 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def make_parser(
-    concerns: dict[str, type], program: str, description: str, without: Collection[str] = ()
+    concerns: dict[str, type],
+    program: str,
+    description: str,
+    without: Collection[str] = (),
+    of_run: bool = False,
 ) -> OneLineParser:
     """A parser with one option per field, grouped by concern; absent options stay absent.
 
-    without: fields that get none.
+    without: fields that get none; of_run: whether a run's own settings are the defaults.
     """
     usage = f"{program} [--config FILE] [--setting value ...]"
     parser = OneLineParser(
@@ -126,7 +130,8 @@ def make_parser(
         for f in (f for f in fields(concern) if f.name not in without):
             text = f.metadata["help"].replace("%", "%%")
             shown = " ".join(f.default) if isinstance(f.default, tuple) else repr(f.default)
-            text += f" (default: {shown})" if f.default != () else ""
+            shown = f"the run's, else {shown or 'none'}" if of_run else shown
+            text += f" (default: {shown})" if shown else ""
             if f.type is bool:
                 syntax = {"action": argparse.BooleanOptionalAction}
             elif get_origin(f.type) is tuple:
