@@ -141,7 +141,8 @@ def test_killed_and_resumed_gives_the_same_file(tmp_path, small_parts, monkeypat
     rows = tmp_path / "rows.jsonl"
     texts = [f"Row {n}. " + "The lamp was sold on Monday. " * (n % 9 + 1) for n in range(300)]
     rows.write_text("".join(json.dumps({"text": t, "summary": "A lamp."}) + "\n" for t in texts))
-    to, mode = tmp_path / "a.parquet", ["--mode", "1024"]
+    # The killed processes do not go through conftest.py, which hides the fonts of extras.
+    to, mode = tmp_path / "a.parquet", ["--mode", "1024", "--no-extra-fonts"]
     for enough in (3, 20):
         command = [*TINY, "--data", str(rows), "--to", str(to), *mode]
         killed_amid(command, tmp_path / "a.parquet.parts", enough)
