@@ -68,8 +68,6 @@ setup(
             "pybind11>=2.12",
             "uharfbuzz>=0.40",
             "python-bidi>=0.6",
-            "manimgx-fonts>=2026.9.26",
-            "manimgx-fonts-cjk>=2026.9.26",
         ],
     },
 )
