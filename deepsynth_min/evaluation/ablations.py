@@ -65,6 +65,8 @@ def ablate(
         if other is None:
             return None
         page = builder.prompt(other)
+        if not page.visual:
+            return None
         return _replaced(
             sample, image * page.visual, page.visual, page.pages, page.tiles, page.grids
         )

@@ -17,7 +17,6 @@ from dataclasses import replace
 from statistics import mean, median
 from typing import Protocol
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -116,34 +115,39 @@ class Evaluator:
             loss = self._loss(samples)
             sums.update(loss=loss, tokens=_scored(samples), samples=len(samples))
             if chosen[0] < ablated:
-                others = [self._partner(partner, i) for i in numbers]
+                others = [None if partner is None else int(partner[i]) for i in numbers]
                 self._ablate(sums, rows, samples, others, loss)
         found = dict(zip(names, self.world.sum(*(sums[name] for name in names))))
         return _mean_losses(found, ablated)
 
-    def _partner(self, partner: np.ndarray | None, i: int) -> Row | None:
-        """The row whose pages stand in for those of row i; None if it has none, or cannot be
-        used."""
-        if partner is None:
+    def _ablated(self, sample: Sample, kind: str, row: Row, other: int | None) -> Sample | None:
+        """The sample with something else for its page; None if it has no page, or if the row
+        `other`, whose pages `shuffled` takes, cannot be used."""
+        if not sample.visual:
             return None
-        _, rows, samples = self._usable([partner[i]])
-        return rows[0] if rows and len(samples[0].pages) else None
+        try:
+            pages_of = self.rows[other] if kind == "shuffled" and other is not None else None
+            return ablations.ablate(sample, kind, row, pages_of, self.builder)
+        except RowError as error:  # named when its own turn comes
+            if not self.builder.skips(error):
+                raise
+            return None
 
     def _ablate(
         self,
         sums: Counter,
         rows: list[Row],
         samples: list[Sample],
-        others: list[Row | None],
+        others: list[int | None],
         loss: float,
     ) -> None:
         """Adds one batch's losses with something else in the page's place to `sums`.
 
-        others: whose pages `shuffled` takes; loss: of the batch as it is.
+        others: the rows whose pages `shuffled` takes; loss: of the batch as it is.
         """
         for kind in ablations.ABLATIONS:
             changed = [
-                ablations.ablate(sample, kind, row, other, self.builder) if sample.visual else None
+                self._ablated(sample, kind, row, other)
                 for sample, row, other in zip(samples, rows, others)
             ]
             kept = [sample for sample, new in zip(samples, changed) if new is not None]
