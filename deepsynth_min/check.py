@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import settings as S
+from .data.rows import is_skipped
 from .data.sources import open_data, pinned
 from .data.statistics import Statistics, collect
 from .errors import UserError, exit_code, one_line
@@ -72,8 +73,7 @@ def obstacle(settings: Settings, statistics: Statistics) -> str:
             return str(error)
     for part in (statistics.train, statistics.held_out):
         for bad in part.bad:
-            too_long = bad.too_long and data.on_too_long != "auto"
-            if (data.on_too_long if too_long else data.on_bad_row) != "skip":
+            if not is_skipped(data, bad.too_long):
                 option = "--on-too-long" if bad.too_long else "--on-bad-row"
                 return f"{bad.fault.where}: {bad.fault.reason} ({option} skip leaves it out)"
     rows = len(statistics.data.train) + len(statistics.data.faults)

@@ -25,7 +25,6 @@ from .data.sources import open_all, pinned
 from .data.tokenizer import EMBEDDED, load_tokenizer
 from .errors import UserError, exit_code, read_text
 from .files.disk import write_text
-from .files.download import fetch, is_hub_id
 from .model.batch import visual_tokens
 from .model.config import ModelConfig
 from .model.presets import PRESETS, find_checkpoint
@@ -177,11 +176,8 @@ def model_of(settings: Settings, run: str) -> tuple[ModelConfig, Path]:
         folder = base_of(settings, folder) if adapted else find_run_checkpoint(folder, "last")
     elif name in PRESETS:
         return PRESETS[name], EMBEDDED
-    elif is_hub_id(name):
-        wanted, revision = ["*.json", "*.txt"], settings.model.revision
-        folder = fetch(name, "model", revision, wanted, lambda f: (f / "config.json").is_file())
     else:
-        folder = find_checkpoint(name)
+        folder = find_checkpoint(name, settings.model.revision, weights=False)
     return ModelConfig.from_file(folder / "config.json"), folder
 
 
@@ -252,7 +248,8 @@ def write_rows(arguments: list[str]) -> None:
         "file_mb": given.file_mb,
     }
     draw = drawing(builder, given.width, given.height)
-    table = PageTable(Path(given.to), draw, builder.skips, data.instructions, given.file_mb * 10**6)
+    asked = any(rows.columns.instruction or rows.columns.chat for rows in data.files)
+    table = PageTable(Path(given.to), draw, builder.skips, asked, given.file_mb * 10**6)
     workers, max_bad = given.threads or cores(), settings.data.max_bad
     done = table.write(data.train, plan, workers, given.force, max_bad)
     left_out = [*data.faults, *done.left_out]

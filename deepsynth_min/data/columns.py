@@ -79,9 +79,7 @@ def _first(known: Iterable[str], present: dict[str, bool], without: Iterable[str
     return next((name for name in known if name in present and name not in without), None)
 
 
-def find_columns(
-    rows: Iterable[dict[str, Any]], settings: DataSettings, answered: bool = True
-) -> Columns:
+def find_columns(rows: Iterable[dict[str, Any]], settings: DataSettings) -> Columns:
     """The choice for a data set of which these are the first rows; what the user set comes first.
 
     A part that is not found has its usual name, so that messages can name it.
@@ -93,10 +91,10 @@ def find_columns(
                 present[name] = present.get(name, True) and _holds_images(value)
             elif name not in present and name in ANSWERS:
                 present[name] = False  # an answer that is missing in one row is still the answer
-    return choose(present, settings, answered)
+    return choose(present, settings)
 
 
-def choose(present: dict[str, bool], settings: DataSettings, answered: bool = True) -> Columns:
+def choose(present: dict[str, bool], settings: DataSettings) -> Columns:
     """present: the fields that there are, and whether one can hold nothing but images."""
     set_ = settings
     taken = (set_.text_field, set_.image_field, set_.summary_field, set_.instruction_field)

@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
+import numpy as np
+
 from ..errors import UserError
 from ..files.unpack import PACKED, unpacked
 
@@ -66,6 +68,9 @@ class Reader(Protocol):
     def size(self, first: int, second: int, length: int) -> int:
         """Bytes of a row, roughly."""
 
+    def sizes(self, index: np.ndarray, end: int) -> np.ndarray:
+        """The same of all rows of an index [rows, 2]; end: bytes of the file."""
+
 
 def kind_of(name: str | os.PathLike) -> str:
     """The suffix by which a file is read, that of compression left out: a.jsonl.gz -> .jsonl; ""
@@ -91,6 +96,9 @@ class _FileReader:
 
     def size(self, first: int, second: int, length: int) -> int:
         return length
+
+    def sizes(self, index: np.ndarray, end: int) -> np.ndarray:
+        return np.diff(index[:, 0], append=end)
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -272,3 +272,6 @@ class ParquetReader:
 
     def size(self, first: int, second: int, length: int) -> int:
         return second
+
+    def sizes(self, index: np.ndarray, end: int) -> np.ndarray:
+        return index[:, 1]

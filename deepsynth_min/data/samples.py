@@ -26,6 +26,7 @@ from ..pages.modes import MODES, TILE, page_side
 from ..pages.renderer import PageStyle, TooManyPages, render_pages
 from ..settings import Settings
 from .row import Row, RowError, TooLong, prompt_after_pages
+from .rows import is_skipped
 from .tokenizer import SpecialIds, check_tokenizer, encode, special_ids
 
 
@@ -153,9 +154,7 @@ class SampleBuilder:
 
     def skips(self, error: RowError) -> bool:
         """Whether a row that raised this is left out (--on-bad-row, --on-too-long)."""
-        data = self.settings.data
-        too_long = data.on_too_long if isinstance(error, TooLong) else "auto"
-        return (data.on_bad_row if too_long == "auto" else too_long) == "skip"
+        return is_skipped(self.settings.data, isinstance(error, TooLong))
 
     def check_answer(self, row: Row) -> None:
         """Raises TooLong for an answer that cannot fit whatever is drawn; draws nothing."""

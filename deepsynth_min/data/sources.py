@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import UserError, find_file
 from ..files.download import fetch_data, files_of, is_hub_id
 from ..files.index import Fault
-from ..files.splits import SYNONYMS, choose_split, splits_of
+from ..files.splits import SYNONYMS, choose_split, named_after, splits_of
 from ..settings import DataSettings
 from .formats import KINDS, kind_of
 from .order import Mixture, Permutation
@@ -36,7 +36,6 @@ class Data:
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)  # rows that are left out, of all sources
     files: list[FileRows] = field(default_factory=list)  # of all sources
-    instructions: bool = False  # whether rows may have their own; only open_all says so
 
 
 # -- one source -----------------------------------------------------------------------------------
@@ -93,16 +92,13 @@ def _files_in(folder: Path) -> list[Path]:
         every = {word for words in SYNONYMS.values() for word in words}
         for name in inner:
             below = sorted(os.listdir(folder / name))
-            if name.lower() in every | {"data"} or any(_is_split(file) for file in below):
+            if name.lower() in every | {"data"} or any(
+                kind_of(file) and named_after(Path(file)) for file in below
+            ):
                 names += [Path(name, file) for file in below if kind_of(file)]
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}") from None
     return names
-
-
-def _is_split(name: str) -> bool:
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    return bool(kind_of(name)) and any(words & set(names) for names in SYNONYMS.values())
 
 
 def of_one_kind(files: list[Path], where: str) -> list[Path]:
@@ -279,7 +275,6 @@ def open_all(settings: DataSettings, progress: bool = False, split: str = "train
             rows = find_source(name, settings, revision).rows(split, settings, progress)
             _note(data, name, rows)
         every.append(View(rows, 0, min(len(rows), settings.limit or len(rows))))
-        data.instructions |= bool(rows.columns.instruction or rows.columns.chat)
     if any(weighted(name)[1] != 1 for name in settings.data):
         raise UserError("--data NAME:WEIGHT: a weight is for training; here each row comes once")
     data.train = every[0] if len(every) == 1 else Mixture(every, [1.0] * len(every))

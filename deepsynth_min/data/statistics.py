@@ -11,7 +11,6 @@ order: the figures do not depend on the number of processes.
 """
 
 import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +27,7 @@ from ..errors import UserError
 from ..files.index import Fault
 from ..model.config import ModelConfig
 from ..model.presets import PRESETS, find_checkpoint
-from ..pages.renderer import line_ranges, undrawn
+from ..pages.renderer import cores, line_ranges, undrawn
 from ..settings import Settings
 from .duplicates import NEAR, key, normalised, similarity, sketch
 from .order import Mixture
@@ -243,7 +242,7 @@ def collect(settings: Settings, workers: int = 0, progress: bool = False) -> Sta
     data = open_data(settings.data, settings.optim.seed, progress)
     reader = Reader(settings, data)
     sizes = [len(getattr(data, split)) for split in SPLITS]
-    workers = workers or max(1, min(_cores(), sum(sizes) // LEAST))
+    workers = workers or max(1, min(cores(), sum(sizes) // LEAST))
     tasks = [task for split in SPLITS for task in _tasks(split, getattr(data, split))]
     parts: dict[str, list[Part]] = {split: [] for split in SPLITS}
     bar = tqdm(total=sum(sizes), unit="row", desc="reading", disable=not progress, leave=False)
@@ -273,12 +272,6 @@ def _all(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _tasks(split: str, rows: Sequence[Row]) -> list[tuple[str, np.ndarray]]:

@@ -30,6 +30,12 @@ def _words(path: Path) -> set[str]:
     return set(re.split(r"[^a-z]+", str(path.with_suffix("")).lower()))
 
 
+def named_after(path: Path) -> str:
+    """The split that a file, or a folder on its path, is named after; "" if none is."""
+    words = _words(path)
+    return next((split for split, names in SYNONYMS.items() if words & set(names)), "")
+
+
 def splits_of(folder: Path, files: Iterable[Path], subset: str = "") -> dict[str, list[Path]]:
     """Split -> its files, all relative to `folder`; the key "" where no file is named after any.
 
@@ -54,9 +60,7 @@ def splits_of(folder: Path, files: Iterable[Path], subset: str = "") -> dict[str
         files = chosen
     found: dict[str, list[Path]] = {}
     for file in files:
-        words = _words(file)
-        named = [split for split, names in SYNONYMS.items() if words & set(names)]
-        found.setdefault(named[0] if named else "", []).append(file)
+        found.setdefault(named_after(file), []).append(file)
     if len(found) > 1:
         found.pop("", None)
     return found

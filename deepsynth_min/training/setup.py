@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..data.augment import check as check_augment
 from ..data.order import Order, rows_per_epoch
 from ..data.row import RowError, TooLong
-from ..data.rows import refuse_bad_rows
+from ..data.rows import is_skipped, refuse_bad_rows
 from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
@@ -129,8 +129,7 @@ class Training:
                     found.append(Fault(error.where, error.reason, error.kind))
         if found:
             good = sum(map(len, self.data.files)) - len(found)
-            too_long = self.settings.data.on_too_long
-            policy = self.settings.data.on_bad_row if too_long == "auto" else too_long
+            policy = "skip" if is_skipped(self.settings.data, too_long=True) else "error"
             faults = self.data.faults + found
             refuse_bad_rows(faults, good, replace(self.settings.data, on_bad_row=policy))
             self.data.faults += found
