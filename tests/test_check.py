@@ -10,11 +10,11 @@ from hub_server import command, running_hub
 
 from deepsynth_min import check, settings as S
 from deepsynth_min.corpus import documents as corpus
-from deepsynth_min.data import statistics
 from deepsynth_min.data.loader import Loader
 from deepsynth_min.data.sources import open_data
-from deepsynth_min.data.strange import strangest
 from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.inspection import statistics
+from deepsynth_min.inspection.strange import strangest
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.options import change
 from deepsynth_min.reports.charts import histogram
