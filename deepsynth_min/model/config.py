@@ -64,6 +64,7 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 8192
+    sliding_window: int = 0  # tokens of its answer that a token sees; 0: all (attention.py)
     bos_token_id: int = 0
     eos_token_id: int = 1
 
