@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import KVCache
 from .batch import Batch
 from .config import ModelConfig
-from .decoder import DecoderLayer, KVCache, Layout, Router, decode
+from .decoder import DecoderLayer, Layout, Router, decode
 from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
 from .experts import Experts
 from .loss import chunked_cross_entropy

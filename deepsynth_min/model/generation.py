@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..settings import GenerationSettings
+from .attention import KVCache
 from .batch import Batch
-from .decoder import KVCache, Layout
+from .decoder import Layout
 from .deepseek_ocr import DeepseekOCR
 from .experts import compute_dtype
 
