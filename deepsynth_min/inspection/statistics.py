@@ -31,7 +31,7 @@ from ..data.sources import Data, open_data
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files.index import Fault
-from ..model.config import ModelConfig
+from ..model.official_config import config_from_file
 from ..model.presets import PRESETS, find_checkpoint
 from ..pages.renderer import cores, line_ranges, undrawn
 from ..settings import Settings
@@ -117,7 +117,7 @@ def sample_builder(settings: Settings) -> SampleBuilder:
     if name in PRESETS:
         return SampleBuilder(settings, PRESETS[name], load_tokenizer())
     directory = find_checkpoint(name, settings.model.revision, weights=False)
-    config = ModelConfig.from_file(directory / "config.json")
+    config = config_from_file(directory / "config.json")
     return SampleBuilder(settings, config, load_tokenizer(directory))
 
 

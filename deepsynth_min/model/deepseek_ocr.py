@@ -26,6 +26,7 @@ from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
 from .experts import Experts
 from .loss import chunked_cross_entropy
 from .norm import RMSNorm
+from .official_config import config_from_file
 from .presets import find_checkpoint
 from .weights import PackedWeight, is_adapter, load_weights
 
@@ -76,7 +77,7 @@ class DeepseekOCR(nn.Module):
         Raises UserError naming every missing, unknown or wrongly shaped tensor.
         """
         directory = find_checkpoint(directory_or_hub_id)
-        config = ModelConfig.from_file(directory / "config.json")
+        config = config_from_file(directory / "config.json")
         with torch.device("meta"):
             model = cls(config)
         load_weights(model, directory, dtype, device)
