@@ -17,6 +17,8 @@ from deepsynth_min.data.strange import strangest
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.options import change
+from deepsynth_min.pages.scripts import complaints
+from deepsynth_min.pages.style import PageStyle
 from deepsynth_min.reports.charts import histogram
 
 CASES = Path(__file__).parent / "cases"
@@ -182,10 +184,15 @@ def test_characters_that_no_font_has_are_grouped_by_script(capsys, tmp_path):
     options = ["--data", CASES / "scripts.jsonl", "--val-data", CASES / "splits"]
     code, tables, _ = checked(capsys, tmp_path, *options)
     assert code == 0  # they are drawn as boxes; that is for the user to judge
-    found = dict(re.findall(r"^ (\S.*?) ([\d,]+) no font has them --font", tables, re.M))
+    mend = r"pip install 'deepsynth-min\[\w+\]' or --font FILE"
+    found = dict(re.findall(rf"^ (\S.*?) ([\d,]+) no font has them {mend} ", tables, re.M))
     assert {"Han", "Tamil", "Bengali", "Hangul", "emoji"} <= set(found)
     assert (int(found["Bengali"]), int(found["Hangul"])) == (bengali, hangul)
-    assert "NotoSansBengali-Regular.ttf" in tables and "Arabic" not in tables
+    assert "Arabic" not in tables
+    # what training says of the same rows: the same scripts, and the same that mends them
+    for line in complaints([row["text"] for row in rows], PageStyle()):
+        script, mends = line.split(":")[0], line.split("): ")[1]
+        assert re.search(rf"^ {script} [\d,]+ no font has them {re.escape(mends)} ", tables, re.M)
 
 
 def test_rows_refused_for_their_characters_still_tell_which(capsys, tmp_path):
@@ -258,6 +265,28 @@ def test_the_bars_of_a_histogram_hold_every_value_once():
         drawn = histogram("t", values, "px")
         counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title>", drawn)]
         assert sum(counts) == len(values), values
+
+
+def bars_of(values) -> list[tuple[float, float, str]]:
+    """(left, right, label) of each bar of a histogram, in px."""
+    form = r'<rect class="c0" x="(.*?)" .*?width="(.*?)".*?<title>(.*?)</title>'
+    found = re.findall(form, histogram("t", values, "tokens"))
+    return [(float(x), float(x) + float(width), label) for x, width, label in found]
+
+
+def test_values_that_repeat_have_a_bar_each_side_by_side():
+    bars = bars_of([21] * 5 + [42] * 7 + [105] * 2 + [945])
+    labels = ["21 tokens: 5", "42 tokens: 7", "105 tokens: 2", "945 tokens: 1"]
+    assert [label for *_, label in bars] == labels
+    assert all(b[0] - a[1] < 2 for a, b in zip(bars, bars[1:]))  # nothing empty between them
+
+
+def test_bars_of_whole_numbers_hold_as_many_possible_values_each():
+    multiples = [21 * n for n in range(1, 61)]  # of 21, without a gap
+    for values in (multiples, range(100), range(0, 400, 4)):
+        bars = bars_of(values)
+        assert len({label.split(": ")[1] for *_, label in bars[:-1]}) == 1, bars
+        assert all(b[0] - a[1] < 2 for a, b in zip(bars, bars[1:]))
     assert histogram("t", [], "px") == ""
 
 
