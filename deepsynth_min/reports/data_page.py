@@ -14,6 +14,7 @@ from ..data.samples import SampleBuilder
 from ..data.statistics import Statistics
 from ..data.strange import Strange, strangest
 from ..pages.png import png
+from .answers import visible
 from .charts import histogram
 from .data_table import Section, distributions
 from .page import STYLE, table
@@ -91,5 +92,4 @@ def _excerpt(text: str) -> str:
     """Begin and end of a text; what an HTML page cannot hold is shown as U+FFFD."""
     if len(text) > EXCERPT:
         text = f"{text[: EXCERPT // 2]} [... {len(text):,} characters ...] {text[-EXCERPT // 2 :]}"
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-    return f'<div class="excerpt" dir="auto">{html.escape(shown)}</div>'
+    return f'<div class="excerpt" dir="auto">{html.escape(visible(text))}</div>'
