@@ -27,6 +27,7 @@ from .errors import UserError, exit_code, read_text
 from .files.disk import write_text
 from .model.batch import visual_tokens
 from .model.config import ModelConfig
+from .model.official_config import config_from_file
 from .model.presets import PRESETS, find_checkpoint
 from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
@@ -178,7 +179,7 @@ def model_of(settings: Settings, run: str) -> tuple[ModelConfig, Path]:
         return PRESETS[name], EMBEDDED
     else:
         folder = find_checkpoint(name, settings.model.revision, weights=False)
-    return ModelConfig.from_file(folder / "config.json"), folder
+    return config_from_file(folder / "config.json"), folder
 
 
 def drawing(builder: SampleBuilder, width: int, height: int) -> Callable[[Row], tuple]:

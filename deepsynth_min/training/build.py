@@ -17,8 +17,8 @@ import torch
 from ..data.tokenizer import EMBEDDED
 from ..errors import UserError
 from ..files.disk import whole_directory
-from ..model.config import ModelConfig
 from ..model.deepseek_ocr import DeepseekOCR
+from ..model.official_config import config_from_file
 from ..model.presets import PRESETS, TINY_READER, find_checkpoint
 from ..model.weights import load_weights
 from ..options import change
@@ -117,7 +117,7 @@ def build_base(
 ) -> DeepseekOCR:
     """A checkpoint's model, read tensor by tensor; packed on the way if asked for."""
     with torch.device("meta"):
-        model = DeepseekOCR(ModelConfig.from_file(directory / "config.json"))
+        model = DeepseekOCR(config_from_file(directory / "config.json"))
     if packed is not None:
         quantise(model, packed)
     load_weights(model, directory, dtype, device)

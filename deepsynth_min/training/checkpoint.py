@@ -34,6 +34,7 @@ from torch import nn
 
 from ..errors import UserError, read_json
 from ..files.disk import whole_directory
+from ..model.official_config import config_to_dict
 from ..model.weights import (
     check_names,
     fill,
@@ -190,7 +191,7 @@ def copy_base_files(model: nn.Module, directory: Path, base: Path) -> None:
     for file in base_files(base):
         shutil.copyfile(file, directory / file.name)
     if not (directory / "config.json").exists():
-        official = json.dumps(model.config.to_dict(), indent=2)
+        official = json.dumps(config_to_dict(model.config), indent=2)
         (directory / "config.json").write_text(official, encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
-"""Statistics of data -> tables: what check.py prints and data_page.py shows.
+"""Statistics of data -> tables: what check.py prints and page.py shows.
 
-In: `Statistics` (data/statistics.py) and settings. Out: `Section`s of text, and their lines.
+In: `Statistics` (inspection/statistics.py) and settings. Out: `Section`s of text, and their lines.
 
 The one idea: what is wrong is said with what mends it; for characters, pages/scripts.py says it.
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.duplicates import NEAR
 from ..data.order import rows_per_epoch
 from ..data.rows import LISTED
-from ..data.statistics import SKETCHED, Part, Statistics
 from ..model.batch import visual_tokens
 from ..model.presets import PRESETS
 from ..pages.scripts import mends_missing, mends_unshaped, script_of, shown_character
 from ..settings import Settings
+from .duplicates import NEAR
+from .statistics import SKETCHED, Part, Statistics
 
 COLUMNS = ("", "min", "median", "mean", "95 %", "max")
 EXAMPLES, SCRIPTS = 8, 15  # characters of a script that are shown; scripts
