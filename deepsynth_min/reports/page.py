@@ -36,7 +36,7 @@ h3 { font-size: 1rem; margin: .4rem 0; } figure { margin: 0; }
 svg { width: 100%; height: auto; } svg.bars { max-width: 760px; display: block; }
 svg text { fill: var(--soft); font-size: 12px; } .axis { stroke: var(--line); }
 polyline { fill: none; stroke-width: 1.8; } .dashed { stroke-dasharray: 5 4; }
-.dotted { stroke-dasharray: 1 4; } .band { stroke: none; fill-opacity: .13; }
+.band { fill-opacity: .13; }
 .hit { fill: transparent; stroke: none; } .seen { fill: var(--paper); stroke-width: 1.4; }
 .point:hover .seen { r: 5; } .note { border-left: 4px solid var(--c1); padding: .2rem .8rem; }
 table { border-collapse: collapse; } td, th { border: 1px solid var(--line); padding: .3rem .6rem;
@@ -45,13 +45,16 @@ table { border-collapse: collapse; } td, th { border: 1px solid var(--line); pad
 .answers td { max-width: 34rem; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
 .what { color: var(--soft); font-size: .85rem; font-weight: 400; max-width: 34rem; }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: .8rem; font-size: 12.5px; }
-.key b { font-weight: 600; margin-left: .7rem; font-size: .85rem; }
+.key b { font-weight: 600; margin-left: .7rem; font-size: .85rem; display: inline-block;
+  line-height: 1.25; border-bottom: 2px solid; }
+.key b.dashed { border-bottom-style: dashed; }
+@media (max-width: 500px) { svg text { font-size: 16px; } }
 #by-step:checked ~ .time, #by-time:checked ~ .step { display: none; }
 """
     + ANSWER_STYLE
     + "".join(
         f".c{i} {{ stroke: var(--c{i}); }} b.c{i} {{ color: var(--c{i}); }} "
-        f"rect.c{i} {{ fill: var(--c{i}); stroke: none; }} polygon.c{i} {{ fill: var(--c{i}); }}\n"
+        f"rect.c{i}, polygon.c{i} {{ fill: var(--c{i}); stroke: none; }}\n"
         for i in range(6)
     )
 )
@@ -67,7 +70,6 @@ ABLATION_NAMES = {
 def curves(runs: list[Run], x: str) -> str:
     """All charts over "step" or "minutes"."""
     single = len(runs) == 1
-    styles = ("", " dashed", " dotted")  # of the curves of one run, if there are several runs
 
     def lines(title: str, *columns: tuple[str, str, str], scale: float = 1.0) -> str:
         """A column is (kind, key, name); those of one run alone differ in colour. A figure with an
@@ -75,13 +77,15 @@ def curves(runs: list[Run], x: str) -> str:
         series, bands = [], []
         for run in runs:
             for i, (kind, key, name) in enumerate(columns):
-                css = f"c{i}" if single else f"{run.css}{styles[i]}"
+                css = f"c{i}" if single else f"{run.css}{' dashed' * (i > 0)}"
                 whole = name if single else f"{run.name}{', ' * bool(name)}{name}"
                 series.append((css, whole, run.column(kind, key, x, scale)))
                 bands.append((css, run.band(key, x) if kind == "eval" else []))
         return chart(title, series, x, bands)
 
-    of_answers = ("eval", "cer", "mean over answers"), ("eval", "cer_corpus", "all answers as one")
+    rates = [("eval", "cer", "mean over answers"), ("eval", "cer_corpus", "all answers as one")]
+    if single:
+        rates.append(("eval", "cer_median", "median"))
     return "".join(
         (
             lines(
@@ -92,7 +96,7 @@ def curves(runs: list[Run], x: str) -> str:
                 ("eval", "reads/shuffled", "another page"),
                 ("eval", "reads/blank", "an empty page"),
             ),
-            lines("Character error rate", *of_answers, ("eval", "cer_median", "median")),
+            lines("Character error rate", *rates),
             lines("ROUGE-L of answers", ("eval", "rougeL", "")),
             lines("Learning rate", ("train", "lr", "")),
             lines("Gradient norm, before clipping", ("train", "grad_norm", "")),
@@ -145,7 +149,7 @@ def _figure(name: str, values: dict) -> str:
     if name not in values:
         return ""
     ends = [values.get(f"{name}_{end}") for end in ("low", "high")]
-    interval = "" if None in ends else " ({:.3g} to {:.3g})".format(*ends)
+    interval = "" if None in ends else '<div class="what">{:.3g} to {:.3g}</div>'.format(*ends)
     return f"{values[name]:.6g}{interval}"
 
 
@@ -163,8 +167,8 @@ def figures(runs: list[Run]) -> str:
     there = dict.fromkeys(name for _, values in columns for name in values)
     names = [name for name in DEFINITIONS if name in there]
     names += [name for name in there if name not in DEFINITIONS]
-    ends = {f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high")}
-    shown = [name for name in names if name not in {"kind", "minutes", "step"} | ends]
+    intervals = {f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high")}
+    shown = [name for name in names if name not in {"kind", "minutes", "step"} | intervals]
     if not shown:
         return ""
     rows = []
@@ -173,11 +177,11 @@ def figures(runs: list[Run]) -> str:
         cells = [_figure(name, values) for _, values in columns]
         rows.append([f'{html.escape(name)}<div class="what">{what}</div>', *cells])
     note = (
-        "<p>In brackets: the 95 % bootstrap interval of a mean over the answers that were scored; "
-        "the mean over other rows of the kind, as many, may well lie anywhere in it.</p>"
+        "<p>Below a mean over answers: its 95 % bootstrap interval, which says how far the figure "
+        "may be off because so few answers were scored.</p>"
     )
     drawn = table(["", *(title for title, _ in columns)], rows, number=True)
-    return f"<h2>Figures</h2>{note if ends & set(names) else ''}{drawn}"
+    return f"<h2>Figures</h2>{note if intervals & set(names) else ''}{drawn}"
 
 
 def pages_and_answers(run: Run) -> str:
