@@ -194,16 +194,18 @@ class RunDirectory:
             (self.path / "answers").mkdir(exist_ok=True)
             write_text(self.path / "answers" / "last.jsonl", "".join(lines))
 
-        self._try(write, "the answers")
+        if answers:
+            self._try(write, "the answers")
 
     def keep_best_answers(self) -> None:
         """The newest evaluation is the best one so far."""
-        folder = self.path / "answers"
+        last = self.path / "answers" / "last.jsonl"
 
         def copy() -> None:
-            write_text(folder / "best.jsonl", (folder / "last.jsonl").read_text("utf-8"))
+            write_text(last.with_name("best.jsonl"), last.read_text("utf-8"))
 
-        self._try(copy, "the best answers")
+        if last.exists():
+            self._try(copy, "the best answers")
 
     def evaluations(self) -> list[dict]:
         """What has been logged of them, the first one first."""
