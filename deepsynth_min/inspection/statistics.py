@@ -31,8 +31,7 @@ from ..data.sources import Data, open_data
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files.index import Fault
-from ..model.official_config import config_from_file
-from ..model.presets import PRESETS, find_checkpoint
+from ..model.presets import PRESETS, find_checkpoint, shape_of
 from ..pages.renderer import cores, line_ranges, undrawn
 from ..settings import Settings
 from .duplicates import NEAR, key, normalised, similarity, sketch
@@ -115,9 +114,9 @@ def sample_builder(settings: Settings) -> SampleBuilder:
     """As training makes it, from the model's configuration and tokenizer alone: no weights."""
     name = settings.model.model
     if name in PRESETS:
-        return SampleBuilder(settings, PRESETS[name], load_tokenizer())
+        return SampleBuilder(settings, shape_of(settings.model), load_tokenizer())
     directory = find_checkpoint(name, settings.model.revision, weights=False)
-    config = config_from_file(directory / "config.json")
+    config = shape_of(settings.model, directory)
     return SampleBuilder(settings, config, load_tokenizer(directory))
 
 

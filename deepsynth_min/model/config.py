@@ -9,7 +9,7 @@ thing.
 The letters in the shape comments of the whole package are explained in deepsynth_min/README.md.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import UserError
 from .config_limits import check_numbers
@@ -133,6 +133,12 @@ class ModelConfig:
         require(1 <= dec.num_experts_per_tok <= dec.n_routed_experts, claim)
         claim = "candidate_resolutions: the page size must be a multiple of 64"
         whole(self.page_size, 64, claim)
+
+    def with_attention(self, window: int = 0, context: int = 0) -> "ModelConfig":
+        """With another sliding window, or another number of tokens at most; 0: as it is."""
+        changes = {"sliding_window": window, "max_position_embeddings": context}
+        changes = {name: value for name, value in changes.items() if value}
+        return replace(self, decoder=replace(self.decoder, **changes))
 
     @property
     def feature_width(self) -> int:

@@ -37,6 +37,9 @@ _ONLY = {
 }
 
 
+UNLIMITED = "UnlimitedOCRForCausalLM"
+
+
 def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -94,6 +97,9 @@ def config_from_dict(official: dict, where: str = "config.json") -> ModelConfig:
         raise UserError(f"{where}: candidate_resolutions is no list of page sizes") from None
     known = {key: language[key] for key in asdict(DecoderConfig()) if key in language}
     known.setdefault("num_key_value_heads", known.get("num_attention_heads", 10))
+    known["sliding_window"] = official.get("sliding_window") or 0  # beside language_config
+    if UNLIMITED in official.get("architectures", ()) and not known["sliding_window"]:
+        raise UserError(f"{where}: {UNLIMITED} without a sliding_window")
     text = _text_config(official.get("rendered_text", {}), where)
     try:
         config = ModelConfig(sam_config, clip_config, DecoderConfig(**known), page, text)
@@ -130,6 +136,7 @@ def config_to_dict(config: ModelConfig) -> dict:
     # The official file leaves these out where they have their usual value.
     usual = ("norm_topk_prob", "routed_scaling_factor", "rope_theta", "rms_norm_eps")
     shared = {k: v for k, v in asdict(dec).items() if k not in usual or v != defaults[k]}
+    del shared["sliding_window"]
     shared |= {
         "kv_lora_rank": None,
         "lm_head": True,
@@ -152,7 +159,7 @@ def config_to_dict(config: ModelConfig) -> dict:
     }
     if (sam.neck, sam.window) != (SamConfig.neck, SamConfig.window):
         sam_dict |= {"neck_channels": sam.neck, "window_size": sam.window}
-    return {
+    official = {
         "_name_or_path": "deepseek-ai/DeepSeek-OCR",
         "candidate_resolutions": [[config.page_size, config.page_size]],
         "global_view_pos": "head",
@@ -191,3 +198,17 @@ def config_to_dict(config: ModelConfig) -> dict:
         **shared,
         **({} if config.text == TextConfig() else {"rendered_text": asdict(config.text)}),
     }
+    return with_attention(official, config)
+
+
+def with_attention(official: dict, config: ModelConfig) -> dict:
+    """A config.json's content with the sliding window and the context of `config`: with a window it
+    is an Unlimited-OCR, which servers and transformers find by these names."""
+    dec = config.decoder
+    official["max_position_embeddings"] = dec.max_position_embeddings
+    official["language_config"]["max_position_embeddings"] = dec.max_position_embeddings
+    if dec.sliding_window:
+        official.pop("auto_map", None)  # names the code of another attention
+        official |= {"architectures": [UNLIMITED], "model_type": "unlimited_ocr"}
+        official["sliding_window"] = dec.sliding_window
+    return official
