@@ -15,6 +15,7 @@ import json
 import tomllib
 from pathlib import Path
 
+from ..config_file import to_show
 from ..evaluation import ablations
 from .charts import bars, chart
 
@@ -99,7 +100,7 @@ class Run:
         self.path, self.name, self.css = path, path.resolve().name, f"c{number % 6}"
         self.lines = read_metrics(path)
         config = path / "config.toml"
-        self.config = config.read_text(encoding="utf-8") if config.exists() else ""
+        self.config = to_show(config.read_text(encoding="utf-8")) if config.exists() else ""
 
     @property
     def last(self) -> dict:
@@ -231,15 +232,18 @@ def answers(run: Run) -> str:
 
 
 def differences(runs: list[Run]) -> str:
-    """The settings in which the runs differ."""
-    tables = [
-        {
-            f"{t}.{name}": value
-            for t, table in tomllib.loads(run.config).items()
-            for name, value in table.items()
-        }
-        for run in runs
-    ]
+    """The settings in which the runs differ, as what they became."""
+    tables = []
+    for run in runs:
+        concerns = tomllib.loads(run.config)
+        became = concerns.pop("resolved", {})
+        tables.append(
+            {
+                f"{title}.{name}": became.get(name, value)
+                for title, concern in concerns.items()
+                for name, value in concern.items()
+            }
+        )
     names = dict.fromkeys(name for table in tables for name in table)
     rows = [
         [name, *(html.escape(str(table.get(name, ""))) for table in tables)]
