@@ -178,9 +178,8 @@ def to_show(text: str) -> str:
     except ValueError:  # not ours
         return text
     shown = text.partition(f"{_ABOUT_STARTED}\n")[0]
-    for place in sorted([started.get("run", ""), *started.get("files", {}).values()], key=len)[
-        ::-1
-    ]:
-        if place:
-            shown = shown.replace(as_toml(place)[1:-1], as_toml(os.path.basename(place))[1:-1])
+    places = [started.get("run", ""), *started.get("files", {}).values()]
+    for place in sorted(filter(None, places), key=len, reverse=True):
+        text, name = as_toml(place)[:-1], as_toml(os.path.basename(place))[:-1]
+        shown = shown.replace(text, name)  # both begin with the quote that begins the value
     return shown

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..config_file import is_run, read
 from ..data.sources import Data
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files.download import is_hub_id
 from ..model.presets import PRESETS, find_checkpoint
 from ..model.weights import stored
@@ -128,15 +128,18 @@ def check(
         for name in compared
         if not _same(before.settings[name], settings[name])
     ]
-    changed = []  # under the same name
+    alike, changed = set(), []  # settings whose content is the same; what changed under its name
     for kind, (names, what) in CONTENTS.items():
+        if kind == "held_out" and not now.data.val_data:
+            names = CONTENTS["data"][0]  # they come from there
         then, digest = before.contents.get(kind), there[kind]
         known = [name for name in names if name in before.settings]
         named = [n for n in known if not _named_alike(before.settings[n], settings[n])]
-        if then == digest if then and digest else not named:
-            continue
-        found += [_difference(name, before.settings[name], settings[name]) for name in named]
-        if not named and then and digest:
+        if then and digest and then == digest:
+            alike |= set(names)
+        elif named and not (alike.issuperset(names) and not (then and digest)):
+            found += [_difference(name, before.settings[name], settings[name]) for name in named]
+        elif then and digest:
             named_now = _shown(names[0], settings[names[0]])
             changed.append(f"{named_now}, of which the {what} have changed")
     if before.global_batch not in (None, global_batch):
@@ -175,7 +178,6 @@ def _shown(name: str, value: object) -> str:
     """A setting as it is given: --seed 1, --no-kerning, --data a.jsonl b.jsonl."""
     if isinstance(value, bool):
         return option_of(name) if value else option_of(f"no_{name}")
-    if isinstance(value, list | tuple):
-        value = " ".join(map(str, value)) or "none"
-        return f"{option_of(name)} {value:.80}"
-    return f"{option_of(name)} {value!r:.80}"
+    several = isinstance(value, list | tuple)
+    text = " ".join(map(str, value)) or "none" if several else repr(value)
+    return f"{option_of(name)} {one_line(text, 200)}"
