@@ -1,7 +1,6 @@
 """Settings of a run: one frozen dataclass per concern.
 
-In: command line arguments and, with --config, a TOML file. Out: `Settings`, complete and checked.
-A run writes them back as config.toml, which --config reads again (config_file.py).
+In: command line and TOML files (config_file.py). Out: `Settings`, complete and checked.
 
 The one idea: the dataclasses below are the only place where a setting is declared, with its help
 and its limits; command line and TOML are made from them (options.py). Precedence: command line,
@@ -34,14 +33,9 @@ class ModelSettings:
     mode: str = fixed("auto", "page: tiny|small|base|large|gundam, a multiple of 64 px, or auto")
     revision: str = fixed("", "of a hub id: branch, tag or commit; empty: the default branch")
     attention_window: int = fixed(
-        0,
-        "a reference sliding window as in Unlimited-OCR: a token sees its prompt and so many "
-        "tokens of its answer, itself included; 0: as the model's config.json says",
-        0,
+        0, "tokens of its answer that a token sees, as in Unlimited-OCR; 0: as config.json says", 0
     )
-    context: int = fixed(
-        0, "tokens of prompt and answer at most; 0: as the model's config.json says", 0
-    )
+    context: int = fixed(0, "tokens of prompt and answer at most; 0: as config.json says", 0)
     tune: Tune = fixed(
         "decoder", "which parameters train; lora: an adapter; qlora: an adapter on a quantised base"
     )
@@ -264,9 +258,7 @@ class RunSettings:
     max_skips: int = free(50, "end after so many steps in a row without a finite gradient", 1)
     timeout: int = free(600, "seconds that a process waits for another, then gives up", 1, 10**7)
     log_every: int = free(10, "steps between lines of metrics.jsonl", 1)
-    resume: str = free(
-        "none", "auto (newest checkpoint in --out, and that run's settings), a checkpoint, or none"
-    )
+    resume: str = free("none", "auto (go on in --out, as its run), a checkpoint, or none")
     push_to_hub: str = free("", "upload model or adapter at the end, to this owner/name")
     private: bool = free(False, "make that repository private, if it is new")
     tensorboard: bool = free(False, "log to TensorBoard too, in tensorboard/ of --out")
@@ -316,8 +308,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
 
 
 def load(path: Path, is_resolved: bool = True) -> Settings:
-    """The settings in a TOML file: what they became in the run that wrote it, or what was asked for
-    (as --config takes them). Raises UserError."""
+    """The settings in a TOML file: what they became in its run, or were asked for. UserError."""
     return options.build(Settings, config_file.read(path, CONCERNS, is_resolved))
 
 
