@@ -135,13 +135,14 @@ def check(
         then, digest = before.contents.get(kind), there[kind]
         known = [name for name in names if name in before.settings]
         named = [n for n in known if not _named_alike(before.settings[n], settings[n])]
-        if then and digest and then == digest:
+        is_known = bool(then and digest)
+        if is_known and then == digest:
             alike |= set(names)
-        elif named and not (alike.issuperset(names) and not (then and digest)):
-            found += [_difference(name, before.settings[name], settings[name]) for name in named]
-        elif then and digest:
+        elif is_known and not named:
             named_now = _shown(names[0], settings[names[0]])
             changed.append(f"{named_now}, of which the {what} have changed")
+        elif is_known or not alike.issuperset(names):
+            found += [_difference(name, before.settings[name], settings[name]) for name in named]
     if before.global_batch not in (None, global_batch):
         given = "--batch-size x --accumulate x processes"
         found.append(f"a global batch ({given}) of {before.global_batch}, now {global_batch}")
