@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from . import options
+from .config_file import check_found
 from .data.sources import open_all, open_data
 from .errors import UserError, exit_code
 from .evaluation import ablations
@@ -65,6 +66,7 @@ def run(arguments: list[str]) -> dict[str, float]:
     if "data" in values:
         rows = open_all(settings.data, world.is_main, "val").train
     else:
+        check_found(Path(given.run) / "config.toml", settings, "data", "val_data")
         rows = open_data(settings.data, settings.optim.seed).held_out
     evaluator = Evaluator(opened.model, rows, opened.builder, world, opened.precision)
     figures, answers = evaluator()

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from . import options
+from .config_file import check_found
 from .data.row import Row, RowError, TooLong
 from .data.samples import SampleBuilder
 from .data.sources import open_all, pinned
@@ -225,6 +226,8 @@ def write_rows(arguments: list[str]) -> None:
         raise UserError(f"--to {given.to}: the name must end in .parquet")
     settings = load_of_run(Path(given.run)) if given.run else Settings()
     settings = change(settings, **options.checked(vars(given), CONCERNS.values()))
+    if given.run:
+        check_found(Path(given.run) / "config.toml", settings, "main_font", "font")
     config, folder = model_of(settings, given.run)
     builder = SampleBuilder(settings, config, load_tokenizer(folder))
     if builder.gundam:

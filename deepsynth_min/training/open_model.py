@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..config_file import check_found
 from ..data.samples import SampleBuilder
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
@@ -91,6 +92,7 @@ def open_model(given: argparse.Namespace, values: dict[str, object]) -> OpenMode
         if given.adapter:
             raise UserError("--adapter: a run has its own adapter; give --model")
         checkpoint = find_run_checkpoint(Path(given.run), given.checkpoint)
+        check_found(Path(given.run) / "config.toml", settings, "main_font", "font")
         model, base = load_run_model(settings, Path(given.run), checkpoint, world.device)
     else:
         model, base = _of_checkpoint(given, world.device)
