@@ -145,22 +145,28 @@ def make_parser(
     return parser
 
 
-def read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
+def read_toml(
+    path: str, concerns: dict[str, type], where: str = "--config ", only: Collection[str] = ()
+) -> dict[str, object]:
     """{setting: value} of a TOML file with one table per concern. Raises UserError: unknown keys
-    and values out of their limits are mistakes."""
+    and values out of their limits are mistakes.
+
+    where: what a message puts before the file's name; only: the settings that it may have, if not
+    all.
+    """
     try:
-        tables = tomllib.loads(read_text(path, "--config "))
+        tables = tomllib.loads(read_text(path, where))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path}: not TOML ({error})") from None
+        raise UserError(f"{where}{path}: not TOML ({error})") from None
     values = {}
     for title, table in tables.items():
         if title not in concerns or not isinstance(table, dict):
             raise UserError(
                 f"{path}: unknown table or key {title!r}; tables: {', '.join(concerns)}"
             )
-        known = {f.name: f for f in fields(concerns[title])}
+        known = {f.name: f for f in fields(concerns[title]) if not only or f.name in only}
         for name, value in table.items():
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
@@ -191,13 +197,19 @@ def change(settings: Group, **values: object) -> Group:
     return type(settings)(**parts)
 
 
-def to_toml(settings: object) -> str:
-    """A dataclass of concerns as TOML, one table per concern, each setting with its help."""
+def to_toml(settings: object, only: Collection[str] = ()) -> str:
+    """A dataclass of concerns as TOML, one table per concern, each setting with its help.
+
+    only: the settings to write, if not all.
+    """
     lines = []
     for f in fields(settings):
         part = getattr(settings, f.name)
+        written = [g for g in fields(part) if not only or g.name in only]
+        if not written:
+            continue
         lines.append(f"[{f.name}]")
-        for g in fields(part):
+        for g in written:
             value = getattr(part, g.name)
             # JSON strings, numbers, booleans and lists of strings are valid TOML.
             text = json.dumps(

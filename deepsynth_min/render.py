@@ -1,9 +1,10 @@
-"""`python -m deepsynth_min.render FILE --out DIR`: see what the model will see, as PNG files.
+"""`python -m deepsynth_min.render FILE --out DIR`: a text's pages in any style, as PNG files.
 `python -m deepsynth_min.render --data NAME --to FILE.parquet`: the pages of rows, for others.
 
 In: a UTF-8 text file (or - for standard input) and any setting of PageStyle. Out: one PNG per page
-and a line about each on standard output. Or in: rows, and the settings of a run that decide what
-their pages look like. Out: text, summary and pages of each (publish/page_table.py).
+and a line about each on standard output. No model is asked: pages are 1024 px with 16 px type
+unless said otherwise. Or in: rows, and the settings of a run that decide what their pages look
+like. Out: text, summary and pages of each (publish/page_table.py), as the model sees them.
 
 The idea: the options are made from PageStyle's fields, so none can be forgotten; those for rows
 from a run's settings, and the pages are made by the SampleBuilder that training uses.
@@ -19,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from . import options
-from .data.row import Row, RowError, TooLong
-from .data.samples import SampleBuilder
+from .data.row import Row, RowError
+from .data.samples import SampleBuilder, draw
 from .data.sources import open_all, pinned
 from .data.tokenizer import EMBEDDED, load_tokenizer
 from .errors import UserError, exit_code, read_text
@@ -30,7 +31,7 @@ from .model.config import ModelConfig
 from .model.presets import PRESETS, find_checkpoint
 from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
-from .pages.renderer import Pages, TooManyPages, cores, fit, render_pages
+from .pages.renderer import Pages, cores, fit, render_pages
 from .pages.scripts import complaints, kerning_complaint
 from .pages.style import PageStyle
 from .publish.page_table import PageTable
@@ -45,8 +46,9 @@ def parser() -> OneLineParser:
     out = OneLineParser(
         "python -m deepsynth_min.render",
         "python -m deepsynth_min.render FILE --out DIR [--setting value ...]",
-        "Renders a text file to pages, as a model would get them, and writes them as PNG files. "
-        "With --data NAME --to FILE.parquet the pages of rows, as a table: --data NAME --help.",
+        "Renders a text file to pages in the style that the options say (a model's own: --data), "
+        "and writes them as PNG files. With --data NAME --to FILE.parquet the pages of rows, as a "
+        "model or a run would see them, as a table: --data NAME --help.",
         allow_abbrev=False,
     )
     out.add_argument("file", metavar="FILE", help="UTF-8 text file, or - for standard input")
@@ -200,13 +202,8 @@ def drawing(builder: SampleBuilder, width: int, height: int) -> Callable[[Row], 
     def on_other_pages(row: Row) -> tuple[np.ndarray, int]:
         if row.text is None:
             raise RowError(row.where, "no text; --width and --height are for texts", "no text")
-        try:
-            drawn = render_pages(row.text, style)
-        except TooManyPages as error:
-            raise TooLong(row.where, str(error)) from None
-        except ValueError as error:
-            raise RowError(row.where, str(error), "cannot be drawn") from None
-        return drawn.pages[:, None], len(drawn.missing) + len(drawn.unshaped)
+        drawn, missing = draw(row.text, style, row.where)
+        return drawn.pages[:, None], missing
 
     return on_other_pages
 

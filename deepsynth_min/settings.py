@@ -1,7 +1,6 @@
 """Settings of a run: one frozen dataclass per concern.
 
-In: command line arguments and, with --config, a TOML file. Out: `Settings`, complete and checked.
-A run writes them back as config.toml, which --config reads again.
+In: command line arguments and, with --config, a TOML file. Out: `Settings`; a run writes them down.
 
 The one idea: the dataclasses below are the only place where a setting is declared, with its help
 and its limits; command line and TOML are made from them (options.py). Precedence: command line,
@@ -112,15 +111,16 @@ class PageSettings:
     kerning: bool = setting(False, "use the fonts' kern tables, or else GPOS")
     align: Literal["left", "justify"] = setting("left", "lines ragged at the right, or justified")
     columns: int = setting(1, "text columns on a page", 1)
-    spaces: Literal["keep", "collapse"] = setting(
-        "keep", "collapse: runs of spaces and tabs become one space, none at the start of a line"
-    )
+    spaces: Literal["keep", "collapse"] = setting("keep", "collapse: a run of blanks is one space")
     newline_mark: str = setting("", "drawn in place of each line end, so that the text runs on")
     invert: bool = setting(False, "white text on black")
     on_missing: Literal["box", "error"] = setting("box", "for characters that no font has")
     max_pages: int = setting(0, "pages per document; 0: as many as the text needs", 0)
     overflow: Literal["error", "truncate", "shrink"] = setting("error", "if max_pages are too few")
     max_tiles: int = setting(6, "gundam: most tiles of a page (servers agree up to 6)", 2, 9)
+    fit: Literal["auto", "pad", "stretch"] = setting(
+        "auto", "images become square by grey edges, or stretched; auto: stretched up to 640 px"
+    )
 
 
 @dataclass(frozen=True)

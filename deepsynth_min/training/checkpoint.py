@@ -4,6 +4,7 @@ In: model, optimizer, scaler, step. Out: `checkpoints/step-NNNNNN/` with
     config.json, tokenizer files    as the base model had them, byte for byte
     model.safetensors (or shards)   every parameter under its official name, in its type
     optimizer.safetensors           PARAMETER/exp_avg, /exp_avg_sq and /step, scaler/...
+    deepsynth_min.toml              what answers depend on besides (recorded.py)
     training.json                   step, best loss, and what the sample sequence depends on
     manifest.json                   size and SHA-256 of every other file
 With an adapter, its files (adapter.py) stand in place of the first two: the base is not copied.
@@ -91,10 +92,17 @@ def take_snapshot(
     return Snapshot(*parts, facts)
 
 
-def save(checkpoints: Path, snapshot: Snapshot, model: nn.Module, base: Path) -> Path:
+def save(
+    checkpoints: Path,
+    snapshot: Snapshot,
+    model: nn.Module,
+    base: Path,
+    notes: dict[str, str] | None = None,
+) -> Path:
     """Writes checkpoints/step-NNNNNN and returns it.
 
-    Of the model only its configuration is read. `base`: where config and tokenizer files lie.
+    Of the model only its configuration is read. `base`: where config and tokenizer files lie;
+    notes: name and text of further files.
     """
     final = checkpoints / f"step-{snapshot.facts['step']:06}"
     with whole_directory(final) as partial:
@@ -107,6 +115,8 @@ def save(checkpoints: Path, snapshot: Snapshot, model: nn.Module, base: Path) ->
             {name: on_host(tensor) for name, tensor in snapshot.state.items()},
             partial / "optimizer.safetensors",
         )
+        for name, text in (notes or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
         (partial / "training.json").write_text(json.dumps(snapshot.facts, indent=2))
         write_manifest(partial)
     return final

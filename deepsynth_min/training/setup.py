@@ -31,7 +31,7 @@ from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
 from ..settings import Settings
 from ..tuning import freeze
-from . import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
+from . import checkpoint, compile as compiling, distributed as dist, feature_cache, recorded, shard
 from .announce import announce, drawing_faults, refuse_missing
 from .build import build_model, keep_preset, resolve
 from .left_out import LeftOut
@@ -165,6 +165,7 @@ class Training:
             self.base,
             self.optimizer,
             self.scaler,
+            {recorded.FILE: recorded.as_toml(self.settings)},
         )
 
     def _resume(self) -> None:
