@@ -36,6 +36,7 @@ from .pages.scripts import complaints, kerning_complaint
 from .pages.style import PageStyle
 from .publish.page_table import PageTable
 from .settings import DataSettings, ModelSettings, PageSettings, Settings, load_of_run
+from .training import recorded
 from .training.announce import drawing_faults
 from .training.build import base_of, is_adapted
 from .training.run_directory import find_run_checkpoint
@@ -149,8 +150,9 @@ def rows_parser() -> OneLineParser:
     out = options.make_parser(
         CONCERNS,
         "python -m deepsynth_min.render",
-        "Draws the rows of a data set as a run with the same settings would, and writes text, "
-        "answer and pages to a Parquet file that `datasets` reads.",
+        "Draws the rows of a data set as a run with the same settings would, or as a model was "
+        "trained to see them (its deepsynth_min.toml), and writes text, answer and pages to a "
+        "Parquet file that `datasets` reads.",
         NOT_OF_ROWS,
     )
     out.usage = "python -m deepsynth_min.render --data NAME --to FILE.parquet [--setting value ...]"
@@ -220,9 +222,13 @@ def write_rows(arguments: list[str]) -> None:
         raise UserError("--width, --height: give both")
     if not given.to.endswith(".parquet"):
         raise UserError(f"--to {given.to}: the name must end in .parquet")
+    asked = options.checked(vars(given), CONCERNS.values())
     settings = load_of_run(Path(given.run)) if given.run else Settings()
-    settings = change(settings, **options.checked(vars(given), CONCERNS.values()))
-    config, folder = model_of(settings, given.run)
+    config, folder = model_of(change(settings, **asked), given.run)
+    found = {} if given.run else recorded.read(folder)
+    for line in recorded.check_fonts(found, asked, settings.model.model):
+        print(f"warning: {line}")
+    settings = change(settings, **found | asked)
     builder = SampleBuilder(settings, config, load_tokenizer(folder))
     if builder.gundam:
         raise UserError("--mode gundam: its pages are views with tiles; --width and --height")
@@ -245,8 +251,8 @@ def write_rows(arguments: list[str]) -> None:
         "file_mb": given.file_mb,
     }
     draw = drawing(builder, given.width, given.height)
-    asked = any(rows.columns.instruction or rows.columns.chat for rows in data.files)
-    table = PageTable(Path(given.to), draw, builder.skips, asked, given.file_mb * 10**6)
+    instructed = any(rows.columns.instruction or rows.columns.chat for rows in data.files)
+    table = PageTable(Path(given.to), draw, builder.skips, instructed, given.file_mb * 10**6)
     workers, max_bad = given.threads or cores(), settings.data.max_bad
     done = table.write(data.train, plan, workers, given.force, max_bad)
     left_out = [*data.faults, *done.left_out]

@@ -93,7 +93,7 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, documents, tmp_path, c
     shutil.copy(CASES / "images" / "0.png", documents[3])  # one of them has been mended
     assert run(trained, *options, out, "--resume", *documents) == 2
     again = {Path(line["input"]).name: line for line in records(out)}
-    assert "summary" in again["cut.png"] and len(again) == len(lines)
+    assert "answer" in again["cut.png"] and len(again) == len(lines)
     assert run(trained, *options, out, *documents) == 2
     assert "File exists" in capsys.readouterr().err
 

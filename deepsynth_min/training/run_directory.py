@@ -218,3 +218,50 @@ def find_run_checkpoint(run: Path, which: str) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint")
     return path
+
+
+def standing(run: Path, checkpoint: Path, metric: str) -> str:
+    """Which of a run's checkpoints this is: `step 40 (last)`, `step 20 (best by loss: 0.585)`.
+
+    metric: of --best.
+    """
+    is_best = checkpoint.name == _marked(run, "best")
+    marks = ["last"] if checkpoint.name == _marked(run, "last") else []
+    marks += [f"best by {metric}{_figure(run, checkpoint.name, metric, ': ')}"] if is_best else []
+    return f"step {_step(checkpoint.name)}" + (f" ({', '.join(marks)})" if marks else "")
+
+
+def better(run: Path, checkpoint: Path, metric: str) -> str:
+    """The run's best checkpoint in words, if it is another one; else nothing."""
+    best = _marked(run, "best")
+    if best is None or best == checkpoint.name:
+        return ""
+    figure = _figure(run, best, metric, " (")
+    return f"the best by {metric} is step {_step(best)}{figure}{')' if figure else ''}"
+
+
+def which_checkpoint(run: Path, checkpoint: Path, metric: str) -> str:
+    """The line that says which checkpoint a command took, and which one is better."""
+    line, other = (
+        f"checkpoint: {standing(run, checkpoint, metric)}",
+        better(run, checkpoint, metric),
+    )
+    return f"{line}; {other}: --checkpoint best" if other else line
+
+
+def _marked(run: Path, marker: str) -> str | None:
+    try:
+        return find_run_checkpoint(run, marker).name
+    except UserError:  # a run without evaluations has no best
+        return None
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _figure(run: Path, name: str, metric: str, before: str) -> str:
+    """What an evaluation at that step has found, if it is in metrics.jsonl."""
+    lines = [line for line in report.metric_lines(run) if line["kind"] == "eval"]
+    found = [line.get(metric) for line in lines if line["step"] == _step(name)]
+    return f"{before}{found[-1]:.3g}" if found and isinstance(found[-1], float) else ""
