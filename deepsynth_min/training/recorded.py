@@ -11,6 +11,7 @@ The file may come from anywhere. It can set these values and nothing else: no ke
 no path; of a font file it holds name and digest, and the reader must bring the file itself.
 """
 
+import os
 import re
 from collections.abc import Collection
 from dataclasses import fields
@@ -53,7 +54,7 @@ def read(directory: Path) -> dict[str, object]:
     """{setting: value} of a directory's file; empty if it has none. Raises UserError naming what
     cannot stand in such a file."""
     path = directory / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     if find_file(path).stat().st_size > MOST_BYTES:
         raise UserError(f"{path}: more than {MOST_BYTES} bytes")
@@ -78,8 +79,8 @@ def _listed(fonts: object) -> tuple[str, ...]:
 
 
 def check_fonts(recorded: dict[str, object], given: dict[str, object], where: str) -> list[str]:
-    """Warnings about font files that are not those in `recorded`; Raises UserError for such as are
-    not among the settings that the command line has `given`.
+    """Warnings about font files that are others than those in `recorded`. Raises UserError for an
+    option for font files that is missing among those `given`.
 
     where: what the message begins with.
     """
