@@ -162,7 +162,8 @@ def damage(path: Path) -> str | None:
             if _described(path / name) != expected:
                 return f"{name} is not as it was written"
         # What stands beside them would be read, too, by its name.
-        ours = {file.name for file in path.iterdir() if file.suffix in (".safetensors", ".json")}
+        read = (".safetensors", ".json", ".toml")
+        ours = {file.name for file in path.iterdir() if file.suffix in read}
         if more := sorted(ours - {MANIFEST} - listed.keys()):
             return f"{more[0]} is not in {MANIFEST}"
     except (OSError, ValueError, AttributeError) as error:

@@ -11,7 +11,7 @@ from commands import ranks, torchrun, words
 from run_files import lines
 from small_model import SMALL
 
-from deepsynth_min import evaluate, train
+from deepsynth_min import evaluate, export, generate, train
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import encode, load_tokenizer
@@ -21,6 +21,7 @@ from deepsynth_min.model.generation import greedy
 from deepsynth_min.options import change
 from deepsynth_min.settings import Settings
 from deepsynth_min.training.distributed import World
+from deepsynth_min.training.run_directory import which_checkpoint
 
 WORLD = World(0, 1, torch.device("cpu"))
 TEXTS = {"dark": "M" * 300, "light": ". " * 40}  # three pages, and one
@@ -184,6 +185,41 @@ def test_training_ends_when_patience_does_keeps_the_best_and_stays_ended(stopped
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000001", "step-000003"]
     assert train_with(out, *arguments, "--resume", "auto") == evaluations
     assert "loss was not better in 2 evaluations" in capsys.readouterr().out
+
+
+def test_commands_say_which_checkpoint_they_took_and_which_is_better(stopped, tmp_path, capsys):
+    out, _, evaluations = stopped
+    loss = f"{evaluations[1]['loss']:.3g}"
+    quick = words("--threads 1 --answer-samples 0 --ablation-samples 0")
+    capsys.readouterr()
+    last = f"checkpoint: step 3 (last); the best by loss is step 1 ({loss}): --checkpoint best"
+    best = f"checkpoint: step 1 (best by loss: {loss})"
+    for which, line in (("last", last), ("best", best), ("1", best)):
+        assert evaluate.main(["--run", str(out), "--checkpoint", which, *quick]) == 0
+        printed = capsys.readouterr()
+        assert line in printed.err.splitlines() and printed.out.count("\n") == 1
+        assert json.loads(printed.out)["loss"] > 0
+    (tmp_path / "a.txt").write_text("A text.")
+    given = words("--run {} --max-new-tokens 1 --threads 1 {}", out, tmp_path / "a.txt")
+    assert generate.main(given) == 0
+    assert capsys.readouterr().err.splitlines()[0] == last
+    assert generate.main([*given, "--checkpoint", "best"]) == 0
+    assert "checkpoint" not in capsys.readouterr().err
+    assert export.main(words("--run {} --to {}", out, tmp_path / "e")) == 0
+    assert capsys.readouterr().err.splitlines() == [last]
+    card = (tmp_path / "e" / "README.md").read_text("utf-8")
+    assert f"| checkpoint | step 3 (last); the best by loss is step 1 ({loss}) |" in card
+
+
+def test_a_run_without_evaluations_has_no_better_checkpoint(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "step-000040"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "last").write_text("step-000040\n")
+    assert which_checkpoint(tmp_path, checkpoint, "loss") == "checkpoint: step 40 (last)"
+    (tmp_path / "best").write_text("step-000040\n")
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "eval", "step": 40, "cer": 0.25}\n')
+    expected = "checkpoint: step 40 (last, best by cer: 0.25)"
+    assert which_checkpoint(tmp_path, checkpoint, "cer") == expected
 
 
 def in_torchrun(*arguments) -> str:

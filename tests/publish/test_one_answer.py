@@ -30,6 +30,7 @@ ASKED = [
     *("--fit", "pad", "--beams", "3", "--no-repeat-ngram", "4", "--length-penalty", "0.7"),
     *("--max-new-tokens", "12", "--max-steps", "2"),
 ]
+SHORT = ["--max-new-tokens", "12", "--threads", "1"]
 LORA = ["--tune", "lora", "--lora-targets", "all"]
 
 
@@ -56,7 +57,7 @@ def documents(folder) -> list[str]:
 
 def answers(folder, tmp_path, *model) -> list[str]:
     out = tmp_path / "answers.jsonl"
-    given = [*map(str, model), "--max-new-tokens", "12", "--out", str(out)]
+    given = [*map(str, model), *SHORT, "--out", str(out)]
     assert generate.main([*given, *documents(folder)]) == 0
     found = [json.loads(line)["answer"] for line in out.read_text("utf-8").splitlines()]
     out.unlink()
@@ -139,7 +140,7 @@ def test_weights_stored_in_bf16_are_held_and_multiplied_as_in_training(
 def test_figures_of_an_export_are_those_of_its_run(folder, tmp_path):
     to = exported(folder, tmp_path / "e", "full-fp32", "--dtype", "float32")
     given = words("--data {} --batch-size 2 --answer-samples 4", folder / "rows.jsonl")
-    given += ["--ablation-samples", "0"]
+    given += ["--ablation-samples", "0", "--threads", "1"]
     ours = evaluate.run(["--model", str(to), *given])
     theirs = evaluate.run(["--run", str(folder / "full-fp32"), *given])
     assert ours == theirs and ours["answers"] == 4
@@ -257,7 +258,7 @@ def test_the_command_in_the_card_gives_the_answers_of_the_run(
     places = {"THIS_REPOSITORY": str(to), "BASE_MODEL": str(folder / "base")}
     program, *given = shlex.split(command_in(card))
     given = [places.get(word, word) for word in given if word != "FILE"]
-    more = ["--max-new-tokens", "12", *documents(folder)]
+    more = [*SHORT, *documents(folder)]
     assert program == "python" and given[:2] == ["-m", "deepsynth_min.generate"]
     if which == "full-fp32":
         printed = python(*given, *more, check=True).stdout
