@@ -61,7 +61,7 @@ def read(directory: Path) -> dict[str, object]:
     values = read_toml(str(path), CONCERNS, where="", only=NAMES)
     if values.get("beams", 0) > MOST_BEAMS:
         raise UserError(f"{path}: --beams: {values['beams']} is above {MOST_BEAMS}")
-    for option, font in ((name, font) for name in FONTS for font in _listed(values.get(name, ()))):
+    for option, font in ((name, font) for name in FONTS for font in listed(values.get(name, ()))):
         if font not in EMBEDDED and not _FONT.fullmatch(font):
             raise UserError(
                 f"{path}: {option_of(option)}: {font!r:.100} is neither an embedded font nor a "
@@ -74,7 +74,8 @@ def read(directory: Path) -> dict[str, object]:
     return values
 
 
-def _listed(fonts: object) -> tuple[str, ...]:
+def listed(fonts: object) -> tuple[str, ...]:
+    """One font or several, none of them empty."""
     return tuple(filter(None, (fonts,) if isinstance(fonts, str) else fonts))
 
 
@@ -86,7 +87,7 @@ def check_fonts(recorded: dict[str, object], given: dict[str, object], where: st
     """
     warnings = []
     for name in FONTS:
-        noted = [_FONT.fullmatch(font) for font in _listed(recorded.get(name, ()))]
+        noted = [_FONT.fullmatch(font) for font in listed(recorded.get(name, ()))]
         wanted = {match[2]: match[1] for match in noted if match}
         if not wanted:
             continue
@@ -96,7 +97,7 @@ def check_fonts(recorded: dict[str, object], given: dict[str, object], where: st
                 f"{where}: its pages are drawn with the font file {named}, which is not among its "
                 f"files; give {option_of(name)} FILE"
             )
-        if missing := wanted.keys() - _digests(_listed(given[name])):
+        if missing := wanted.keys() - _digests(listed(given[name])):
             lacking = ", ".join(wanted[digest] for digest in sorted(missing))
             warnings.append(f"{option_of(name)}: not the font of {where}'s training: {lacking}")
     return warnings

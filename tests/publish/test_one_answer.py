@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
         given = [*ASKED, "--precision", precision]
         run(folder, *given, "--tune", "decoder", out=f"full-{precision}")
         run(folder, *given, *LORA, out=f"lora-{precision}")
+    run(folder, *given, "--tune", "projector+qlora", "--quant", "int8", out="qlora-bf16")
     return folder
 
 
@@ -89,9 +90,10 @@ def test_a_whole_model_answers_as_its_run_wherever_it_lies(folder, of_run, tmp_p
     assert answers(folder, tmp_path, "--model", to) != expected
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_adapter_on_its_base_answers_as_its_run(folder, of_run, tmp_path, precision):
-    adapted = folder / f"lora-{precision}"
+@pytest.mark.parametrize("which", ["lora-fp32", "lora-bf16", "qlora-bf16"])
+def test_an_adapter_on_its_base_answers_as_its_run(folder, of_run, tmp_path, which):
+    """A base in 4 bits is packed again as it was in training."""
+    adapted = folder / which
     to = exported(folder, tmp_path / "e", adapted.name)
     for adapter in (to, adapted / "checkpoints" / "step-000002"):
         given = ["--model", folder / "base", "--adapter", adapter]
