@@ -1,8 +1,8 @@
 """`python -m deepsynth_min.evaluate`: scores a run's checkpoint, or any model on any data.
 
 In: --run DIR, its held-out rows and settings that differ from the run's; or --model with --data,
-perhaps with --adapter. Out: one JSON line of figures on standard output (evaluation/evaluator.py
-names them); on standard error which of the run's checkpoints was scored, and warnings; with --out
+perhaps with --adapter. Out: one JSON line of figures on standard output (evaluation/figures.py
+defines them); on standard error which of the run's checkpoints was scored, and warnings; with --out
 the answers beside their references.
 """
 
@@ -11,15 +11,16 @@ import sys
 from pathlib import Path
 
 from . import options
+from .config_file import check_found
 from .data.sources import open_all, open_data
 from .errors import UserError, exit_code
 from .evaluation import ablations
 from .evaluation.evaluator import NO_ROUGE, Evaluator
 from .options import OneLineParser
 from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
-from .training.distributed import gather_text, let_first_speak, stop
+from .training.distributed import gather_lists, let_first_speak, stop
 from .training.open_model import add_model_options, open_model
-from .training.run_directory import which_checkpoint
+from .training.taken import which_checkpoint
 
 CONCERNS = {
     "data": DataSettings,
@@ -68,12 +69,11 @@ def run(arguments: list[str]) -> dict[str, float]:
     if "data" in values:
         rows = open_all(settings.data, world.is_main, "val").train
     else:
+        check_found(Path(given.run) / "config.toml", settings, "data", "val_data")
         rows = open_data(settings.data, settings.optim.seed).held_out
     evaluator = Evaluator(opened.model, rows, opened.builder, world, opened.precision)
-    if given.out:
-        evaluator.kept_answers = len(rows)
     figures, answers = evaluator()
-    texts = gather_text(world, json.dumps(answers)) if given.out else []
+    answers = gather_lists(world, answers) if given.out else []
     if world.is_main:
         print(json.dumps({"checkpoint": str(opened.checkpoint), **figures}))
         if given.run:
@@ -83,10 +83,8 @@ def run(arguments: list[str]) -> dict[str, float]:
         for note in filter(None, notes):
             print(f"warning: {note}", file=sys.stderr)
         if given.out:
-            found = sorted(
-                (a for text in texts for a in json.loads(text)), key=lambda a: a["number"]
-            )
-            lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in found]
+            answers.sort(key=lambda answer: answer["number"])
+            lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
             Path(given.out).write_text("".join(lines), encoding="utf-8")
     return figures
 

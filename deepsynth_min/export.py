@@ -19,7 +19,8 @@ from .publish.official import export_adapter, export_model
 from .settings import load_of_run
 from .training.build import is_adapted
 from .training.distributed import start, stop
-from .training.run_directory import find_run_checkpoint, which_checkpoint
+from .training.run_directory import find_run_checkpoint
+from .training.taken import which_checkpoint
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 

@@ -27,10 +27,11 @@ from .data.tokenizer import decode, ids_of
 from .errors import UserError, exit_code, one_line
 from .model.generation import Answer, generate, tokens
 from .options import change
+from .pages.scripts import complaints
 from .settings import GenerationSettings, PageSettings
 from .training.distributed import stop
 from .training.open_model import OpenModel, add_model_options, open_model
-from .training.run_directory import better, which_checkpoint
+from .training.taken import better, which_checkpoint
 
 
 class Reader:
@@ -55,10 +56,9 @@ class Reader:
                 "(--max-pages N --overflow truncate|shrink limits the pages)",
             )
         if sample.missing:
-            warn(
-                f"{row.where}: {sample.missing} characters could not be drawn as they should; "
-                "--font FILE adds a font"
-            )
+            why = "; ".join(complaints([row.text], self.builder.style))
+            some = f"{sample.missing} character{'s' * (sample.missing > 1)}"
+            warn(f"{row.where}: {some} could not be drawn as they should: {why}")
         return sample
 
     def decode(self, ids: list[int]) -> str:

@@ -16,6 +16,7 @@ import re
 import tomllib
 from collections.abc import Collection, Iterable
 from dataclasses import Field, field, fields, replace
+from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from .errors import UserError, read_text
@@ -23,9 +24,23 @@ from .errors import UserError, read_text
 Group = TypeVar("Group")  # a dataclass whose fields are dataclasses of settings
 
 
-def setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A field of a dataclass of settings: its default, what --help says, the limits of a number."""
-    return field(default=default, metadata={"help": help, "limits": (low, high)})
+def setting(
+    default: Any,
+    help: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    is_fixed: bool | None = None,
+) -> Any:
+    """A field of a dataclass of settings: its default, what --help says, the limits of a number.
+
+    is_fixed: whether a run must keep it when it is resumed; None: it is no setting of a run.
+    """
+    about = {"help": help, "limits": (low, high), "is_fixed": is_fixed}
+    return field(default=default, metadata=about)
+
+
+fixed = partial(setting, is_fixed=True)
+free = partial(setting, is_fixed=False)
 
 
 def choices_of(annotation: Any) -> tuple[str, ...] | None:
@@ -145,21 +160,35 @@ def make_parser(
     return parser
 
 
-def read_toml(
-    path: str, concerns: dict[str, type], where: str = "--config ", only: Collection[str] = ()
-) -> dict[str, object]:
-    """{setting: value} of a TOML file with one table per concern. Raises UserError: unknown keys
-    and values out of their limits are mistakes.
+def about_fixed(concerns: dict[str, type]) -> str:
+    """For --help: which settings a resumed run must keep."""
+    every = [f for concern in concerns.values() for f in fields(concern)]
+    kept = ", ".join(option_of(f.name) for f in every if f.metadata["is_fixed"])
+    return (
+        "A resumed run keeps what it stands on, and is refused with another value of: "
+        f"{kept}; and with another global batch (--batch-size x --accumulate x processes). Files "
+        "and models may move: what is in them must be the same. All else may change."
+    )
 
-    where: what a message puts before the file's name; only: the settings that it may have, if not
-    all.
-    """
+
+def tables_of(path: str, where: str = "--config ") -> dict[str, Any]:
+    """The tables of a TOML file. where: what a message begins with. Raises UserError."""
     try:
-        tables = tomllib.loads(read_text(path, where))
+        return tomllib.loads(read_text(path, where))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}{path}: not TOML ({error})") from None
+
+
+def values_of(
+    tables: dict[str, Any], path: str, concerns: dict[str, type], only: Collection[str] = ()
+) -> dict[str, object]:
+    """{setting: value} of a TOML file's tables, one per concern. Raises UserError: unknown keys and
+    values out of their limits are mistakes.
+
+    path: the file, for messages; only: the settings that it may have, if not all.
+    """
     values = {}
     for title, table in tables.items():
         if title not in concerns or not isinstance(table, dict):
@@ -186,6 +215,15 @@ def checked(given: dict[str, object], concerns: Iterable[type]) -> dict[str, obj
     }
 
 
+def build(group: type[Group], values: dict[str, object]) -> Group:
+    """A dataclass of concerns with these values, the others as by default. Raises UserError."""
+    parts = {}
+    for f in fields(group):
+        names = {g.name for g in fields(f.type)} & values.keys()
+        parts[f.name] = f.type(**{name: values[name] for name in names})
+    return group(**parts)
+
+
 def change(settings: Group, **values: object) -> Group:
     """A copy of a dataclass of concerns with some settings changed, whatever concern has them."""
     parts = {}
@@ -210,11 +248,13 @@ def to_toml(settings: object, only: Collection[str] = ()) -> str:
             continue
         lines.append(f"[{f.name}]")
         for g in written:
-            value = getattr(part, g.name)
-            # JSON strings, numbers, booleans and lists of strings are valid TOML.
-            text = json.dumps(
-                list(value) if isinstance(value, tuple) else value, ensure_ascii=False
-            ).replace("\x7f", "\\u007f")  # the one that TOML wants escaped and JSON does not
-            lines.append(f"{g.name} = {text}  # {g.metadata['help']}")
+            lines.append(f"{g.name} = {as_toml(getattr(part, g.name))}  # {g.metadata['help']}")
         lines.append("")
     return "\n".join(lines)
+
+
+def as_toml(value: object) -> str:
+    """A setting's value, or a key in quotes: JSON's strings, numbers, booleans and lists of strings
+    are TOML's."""
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")  # the one that TOML wants escaped and JSON does not

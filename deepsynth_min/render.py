@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from . import options
+from .config_file import check_found
 from .data.row import Row, RowError
 from .data.samples import SampleBuilder, draw
 from .data.sources import open_all, pinned
@@ -28,7 +29,7 @@ from .errors import UserError, exit_code, read_text
 from .files.disk import write_text
 from .model.batch import visual_tokens
 from .model.config import ModelConfig
-from .model.presets import PRESETS, find_checkpoint
+from .model.presets import PRESETS, find_checkpoint, shape_of
 from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
 from .pages.renderer import Pages, cores, fit, render_pages
@@ -179,10 +180,10 @@ def model_of(settings: Settings, run: str) -> tuple[ModelConfig, Path]:
         folder = Path(run)
         folder = base_of(settings, folder) if adapted else find_run_checkpoint(folder, "last")
     elif name in PRESETS:
-        return PRESETS[name], EMBEDDED
+        return shape_of(settings.model), EMBEDDED
     else:
         folder = find_checkpoint(name, settings.model.revision, weights=False)
-    return ModelConfig.from_file(folder / "config.json"), folder
+    return shape_of(settings.model, folder), folder
 
 
 def drawing(builder: SampleBuilder, width: int, height: int) -> Callable[[Row], tuple]:
@@ -224,11 +225,15 @@ def write_rows(arguments: list[str]) -> None:
         raise UserError(f"--to {given.to}: the name must end in .parquet")
     asked = options.checked(vars(given), CONCERNS.values())
     settings = load_of_run(Path(given.run)) if given.run else Settings()
-    config, folder = model_of(change(settings, **asked), given.run)
-    found = {} if given.run else recorded.read(folder)
-    for line in recorded.check_fonts(found, asked, settings.model.model):
-        print(f"warning: {line}")
-    settings = change(settings, **found | asked)
+    settings = change(settings, **asked)
+    if given.run:
+        check_found(Path(given.run) / "config.toml", settings, "main_font", "font")
+    config, folder = model_of(settings, given.run)
+    if not given.run:  # as the model was trained to see pages, if it says how
+        found = recorded.read(folder)
+        for line in recorded.check_fonts(found, asked, settings.model.model):
+            print(f"warning: {line}")
+        settings = change(settings, **found | asked)
     builder = SampleBuilder(settings, config, load_tokenizer(folder))
     if builder.gundam:
         raise UserError("--mode gundam: its pages are views with tiles; --width and --height")

@@ -18,7 +18,7 @@ from ..model.presets import TINY_READER
 from ..pages.font_file import EMBEDDED
 from ..settings import Settings
 from ..training.recorded import FILE
-from ..training.run_directory import better, standing
+from ..training.taken import better, standing
 
 HERE, BASE = "THIS_REPOSITORY", "BASE_MODEL"  # for the reader to fill in
 

@@ -35,6 +35,7 @@ from torch import nn
 
 from ..errors import UserError, read_json
 from ..files.disk import whole_directory
+from ..model.official_config import config_from_file, config_to_dict, with_attention
 from ..model.weights import (
     check_names,
     fill,
@@ -93,16 +94,11 @@ def take_snapshot(
 
 
 def save(
-    checkpoints: Path,
-    snapshot: Snapshot,
-    model: nn.Module,
-    base: Path,
-    notes: dict[str, str] | None = None,
+    checkpoints: Path, snapshot: Snapshot, model: nn.Module, base: Path, notes: dict | None = None
 ) -> Path:
-    """Writes checkpoints/step-NNNNNN and returns it.
+    """Writes checkpoints/step-NNNNNN and returns it. Of the model only its configuration is read.
 
-    Of the model only its configuration is read. `base`: where config and tokenizer files lie;
-    notes: name and text of further files.
+    base: where config and tokenizer files lie; notes: texts of further files, by name.
     """
     final = checkpoints / f"step-{snapshot.facts['step']:06}"
     with whole_directory(final) as partial:
@@ -162,8 +158,7 @@ def damage(path: Path) -> str | None:
             if _described(path / name) != expected:
                 return f"{name} is not as it was written"
         # What stands beside them would be read, too, by its name.
-        read = (".safetensors", ".json", ".toml")
-        ours = {file.name for file in path.iterdir() if file.suffix in read}
+        ours = {f.name for f in path.iterdir() if f.suffix in (".safetensors", ".json", ".toml")}
         if more := sorted(ours - {MANIFEST} - listed.keys()):
             return f"{more[0]} is not in {MANIFEST}"
     except (OSError, ValueError, AttributeError) as error:
@@ -197,12 +192,18 @@ def save_model(model: nn.Module, directory: Path, base: Path) -> None:
 
 
 def copy_base_files(model: nn.Module, directory: Path, base: Path) -> None:
-    """Configuration and tokenizer byte for byte; only a preset has no configuration to copy."""
+    """Configuration and tokenizer byte for byte; but a preset has no configuration to copy, and one
+    that --attention-window or --context changed says so."""
     for file in base_files(base):
         shutil.copyfile(file, directory / file.name)
-    if not (directory / "config.json").exists():
-        official = json.dumps(model.config.to_dict(), indent=2)
-        (directory / "config.json").write_text(official, encoding="utf-8")
+    path = directory / "config.json"
+    if not path.exists():
+        official = config_to_dict(model.config)
+    elif config_from_file(path) != model.config:
+        official = with_attention(read_json(path), model.config)
+    else:
+        return
+    path.write_text(json.dumps(official, indent=2), encoding="utf-8")
 
 
 def base_files(base: Path) -> list[Path]:

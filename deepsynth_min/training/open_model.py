@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..config_file import check_found
 from ..data.samples import SampleBuilder
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
@@ -97,6 +98,7 @@ def open_model(given: argparse.Namespace, values: dict[str, object]) -> OpenMode
             raise UserError("--adapter: a run has its own adapter; give --model")
         settings = change(settings, **values)
         checkpoint = find_run_checkpoint(Path(given.run), given.checkpoint)
+        check_found(Path(given.run) / "config.toml", settings, "main_font", "font")
         model, base = load_run_model(settings, Path(given.run), checkpoint, world.device)
     else:
         model, base, settings = _of_checkpoint(given, values, world)
@@ -124,7 +126,7 @@ def _of_checkpoint(
             warn(line)
     settings = change(Settings(), **{"model": given.model, **found, **values})
     packed = None if adapter is None else quant_config(settings)
-    model = build_base(directory, world.device, packed=packed)
+    model = build_base(settings.model, directory, world.device, packed=packed)
     if adapter is not None:
         load_adapter(model, adapter, Base(given.model, None, base_digest(directory)))
     if "precision" in found:  # the types that the weights had in training, however they are stored

@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..errors import UserError, find_file
-from ..options import change, option_of, read_toml, to_toml
+from ..options import change, option_of, tables_of, to_toml, values_of
 from ..pages.font_file import EMBEDDED, font_digest
 from ..settings import CONCERNS, GenerationSettings, PageSettings, Settings
 from .build import usual_beams
@@ -26,7 +26,7 @@ from .build import usual_beams
 FILE = "deepsynth_min.toml"
 HEAD = "# How this model was trained to be asked; generate and evaluate read it.\n"
 # How the weights are held and multiplied; of a model with an adapter, the adapter's file says it.
-TYPES = ("tune", "quant", "double_quant", "precision", "weights")
+TYPES = ("tune", "quant", "double_quant", "precision", "weights", "attention_window", "context")
 FONTS = ("main_font", "font")
 NAMES = (
     *("mode", "instruction", "seed", *TYPES),
@@ -58,7 +58,7 @@ def read(directory: Path) -> dict[str, object]:
         return {}
     if find_file(path).stat().st_size > MOST_BYTES:
         raise UserError(f"{path}: more than {MOST_BYTES} bytes")
-    values = read_toml(str(path), CONCERNS, where="", only=NAMES)
+    values = values_of(tables_of(str(path), where=""), str(path), CONCERNS, only=NAMES)
     if values.get("beams", 0) > MOST_BEAMS:
         raise UserError(f"{path}: --beams: {values['beams']} is above {MOST_BEAMS}")
     for option, font in ((name, font) for name in FONTS for font in listed(values.get(name, ()))):

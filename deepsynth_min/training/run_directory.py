@@ -1,12 +1,13 @@
 """The run directory: where a run's settings, metrics, pages, checkpoints and report go.
 
 In: settings and what the loop measures. Out: files, written by rank 0 alone:
-    config.toml        the full resolved settings; --config reads it again
+    config.toml        the settings as asked for, and what they became; --config reads it again
     metrics.jsonl      one JSON object per logging step and per evaluation
     pages/             a few rendered pages as PNG
     checkpoints/       step-NNNNNN/, each a model directory with training state
     last, best         the name of the newest and of the best checkpoint
-    report.html        curves and pages, to open in a browser
+    answers/           last.jsonl, best.jsonl: all answers of the newest and of the best evaluation
+    report.html        curves, pages and answers, to open in a browser
 
 The one idea: a directory that holds a run is never written over; only `--resume` goes on in it.
 """
@@ -23,18 +24,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .. import config_file
 from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
+from ..data.sources import weighted
 from ..errors import UserError, read_text
 from ..files.disk import undo_all_unfinished, write_text
-from ..options import to_toml
+from ..model.presets import PRESETS
+from ..pages.font_file import parse
 from ..pages.png import png
 from ..reports import page as report
+from ..reports.runs import metric_lines
 from ..reports.sinks import numbers_of, open_sinks
 from ..settings import Settings, load
 from . import checkpoint
 
-PREVIEWS = 4
+PREVIEWS = 4  # pages that are kept, and answers of each evaluation in metrics.jsonl
 
 
 def warn(text: str) -> None:
@@ -44,6 +49,17 @@ def warn(text: str) -> None:
 
 def default_name(model: str) -> str:
     return f"runs/{Path(model).name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def files_of(settings: Settings) -> dict[str, str]:
+    """Name as given -> absolute path, of the files and folders that settings name; no hub ids."""
+    model, data, page = settings.model.model, settings.data, settings.page
+    names = [settings.adapter.adapter, *(weighted(name)[0] for name in data.data), data.val_data]
+    names += [parse(font).file for font in (page.main_font, *page.font) if font]
+    names += [model] if model not in PRESETS else []
+    found = [name for name in names if name and os.path.lexists(name)]
+    found += [data.feature_cache] if data.feature_cache not in ("off", "memory") else []
+    return {name: os.path.abspath(name) for name in found}
 
 
 def _check_writable(path: Path) -> None:
@@ -65,7 +81,8 @@ class RunDirectory:
         self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
         self.metrics_path = self.path / "metrics.jsonl"
         self.sinks: list = []
-        self.before: Settings | None = None  # of the run that is here
+        self.asked: Settings | None = None  # of the run that is here, and what they became
+        self.before: Settings | None = None
         self.claimed = None
         try:
             if self.path.exists() and not self.path.is_dir():
@@ -83,7 +100,9 @@ class RunDirectory:
             )
         if not (self.path / "config.toml").is_file() or not self.checkpoints.is_dir():
             raise UserError(f"--out {path}: holds files, but no run (config.toml, checkpoints/)")
-        self.before = load(self.path / "config.toml")  # raises if it is not one of ours
+        config = self.path / "config.toml"
+        self.before = load(config)  # raises if it is not one of ours
+        self.asked = load(config, is_resolved=False)
 
     def claim(self) -> None:
         """Makes sure that no other process writes here; holds until this one ends."""
@@ -100,14 +119,35 @@ class RunDirectory:
         if self.claimed is not None:
             self.claimed()
 
-    def create(self, settings: Settings) -> None:
+    def create(
+        self, asked: Settings, resolved: Settings | None = None, has_ended: bool = False
+    ) -> None:
+        """Makes the directory and writes config.toml, but for a run that has no step left.
+
+        asked: the settings as given; resolved: what they became.
+        """
+        resolved = resolved or asked
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.claim()
-            write_text(self.path / "config.toml", to_toml(settings))
-            self.sinks = open_sinks(settings.run, self.path)
+            if self.before is None or not has_ended:
+                text = config_file.to_text(asked, resolved, self.path, files_of(resolved))
+                write_text(self.path / "config.toml", text)
+            self.sinks = open_sinks(resolved.run, self.path)
         except OSError as error:
             raise UserError(f"--out {self.path}: {error.strerror}") from None
+
+    def looks_like(self, resume: str) -> Path | None:
+        """The checkpoint that `resume_from` will go on from, by a glance: None if there is none, or
+        none that can be read, of which `resume_from` will speak."""
+        found = checkpoint.all_checkpoints(self.checkpoints) if resume == "auto" else []
+        for path in [Path(resume)] if resume not in ("auto", "none") else reversed(found):
+            try:
+                checkpoint.read_facts(path)
+                return path
+            except UserError:
+                continue
+        return None
 
     def resume_from(self, resume: str) -> Path | None:
         """The checkpoint to go on from, or None to start afresh. Raises UserError."""
@@ -141,19 +181,19 @@ class RunDirectory:
             grey = pages[0].mean(0).round().astype("uint8")
             (folder / f"held-out-{i}.png").write_bytes(png(grey))
 
-    def go_on_after(self, step: int) -> None:
+    def go_on_after(self, step: int, metric: str = "loss") -> None:
         """Drops what belongs to steps that will be run again; sets the markers to what is there.
 
-        Raises UserError if the directory does not let it.
+        metric: that of --best. Raises UserError if the directory does not let it.
         """
         try:
-            self._go_on_after(step)
+            self._go_on_after(step, metric)
         except OSError as error:
             raise UserError(
                 f"--out {self.path}: {error.filename2 or error.filename}: {error.strerror}"
             ) from None
 
-    def _go_on_after(self, step: int) -> None:
+    def _go_on_after(self, step: int, metric: str) -> None:
         scored = {}
         for path in checkpoint.all_checkpoints(self.checkpoints):
             try:
@@ -163,12 +203,12 @@ class RunDirectory:
                 continue
             if facts["step"] <= step:
                 self.mark("last", path.name)
-                if facts.get("score") is not None:  # of --best, lower is better
+                if facts["score"] is not None and facts["best_metric"] == metric:  # lower is better
                     scored[path.name] = facts["score"]
         if scored:
             self.mark("best", min(scored, key=scored.get))
         if self.metrics_path.exists():
-            lines = report.metric_lines(self.path)
+            lines = metric_lines(self.path)
             kept = [json.dumps(line) for line in lines if line["step"] <= step]
             write_text(self.metrics_path, "".join(line + "\n" for line in kept))
 
@@ -183,9 +223,31 @@ class RunDirectory:
         for sink in self.sinks:
             sink(numbers_of(kind, values), values["step"])
 
+    def log_answers(self, step: int, answers: list[dict]) -> None:
+        """The first answers of an evaluation for metrics.jsonl, all of them for answers/."""
+        self.log("answers", step=step, shown=answers[:PREVIEWS])
+        lines = [json.dumps({"step": step, **a}, ensure_ascii=False) + "\n" for a in answers]
+
+        def write() -> None:
+            (self.path / "answers").mkdir(exist_ok=True)
+            write_text(self.path / "answers" / "last.jsonl", "".join(lines))
+
+        if answers:
+            self._try(write, "the answers")
+
+    def keep_best_answers(self) -> None:
+        """The newest evaluation is the best one so far."""
+        last = self.path / "answers" / "last.jsonl"
+
+        def copy() -> None:
+            write_text(last.with_name("best.jsonl"), last.read_text("utf-8"))
+
+        if last.exists():
+            self._try(copy, "the best answers")
+
     def evaluations(self) -> list[dict]:
         """What has been logged of them, the first one first."""
-        return [line for line in report.metric_lines(self.path) if line["kind"] == "eval"]
+        return [line for line in metric_lines(self.path) if line["kind"] == "eval"]
 
     def mark(self, marker: str, name: str) -> None:
         write_text(self.path / marker, name + "\n")
@@ -218,50 +280,3 @@ def find_run_checkpoint(run: Path, which: str) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint")
     return path
-
-
-def standing(run: Path, checkpoint: Path, metric: str) -> str:
-    """Which of a run's checkpoints this is: `step 40 (last)`, `step 20 (best by loss: 0.585)`.
-
-    metric: of --best.
-    """
-    is_best = checkpoint.name == _marked(run, "best")
-    marks = ["last"] if checkpoint.name == _marked(run, "last") else []
-    marks += [f"best by {metric}{_figure(run, checkpoint.name, metric, ': ')}"] if is_best else []
-    return f"step {_step(checkpoint.name)}" + (f" ({', '.join(marks)})" if marks else "")
-
-
-def better(run: Path, checkpoint: Path, metric: str) -> str:
-    """The run's best checkpoint in words, if it is another one; else nothing."""
-    best = _marked(run, "best")
-    if best is None or best == checkpoint.name:
-        return ""
-    figure = _figure(run, best, metric, " (")
-    return f"the best by {metric} is step {_step(best)}{figure}{')' if figure else ''}"
-
-
-def which_checkpoint(run: Path, checkpoint: Path, metric: str) -> str:
-    """The line that says which checkpoint a command took, and which one is better."""
-    line, other = (
-        f"checkpoint: {standing(run, checkpoint, metric)}",
-        better(run, checkpoint, metric),
-    )
-    return f"{line}; {other}: --checkpoint best" if other else line
-
-
-def _marked(run: Path, marker: str) -> str | None:
-    try:
-        return find_run_checkpoint(run, marker).name
-    except UserError:  # a run without evaluations has no best
-        return None
-
-
-def _step(name: str) -> int:
-    return int(name.removeprefix("step-"))
-
-
-def _figure(run: Path, name: str, metric: str, before: str) -> str:
-    """What an evaluation at that step has found, if it is in metrics.jsonl."""
-    lines = [line for line in report.metric_lines(run) if line["kind"] == "eval"]
-    found = [line.get(metric) for line in lines if line["step"] == _step(name)]
-    return f"{before}{found[-1]:.3g}" if found and isinstance(found[-1], float) else ""

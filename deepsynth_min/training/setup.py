@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..config_file import check_found
 from ..data.augment import check as check_augment
 from ..data.order import Order, rows_per_epoch
 from ..data.row import RowError, TooLong
@@ -23,21 +24,23 @@ from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
-from ..evaluation.evaluator import Evaluator, check_metric, cost, describe
+from ..evaluation.evaluator import Evaluator, check_metric
+from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
 from ..files.index import Fault
 from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
-from ..settings import Settings
+from ..settings import OptimSettings, Settings
 from ..tuning import freeze
-from . import checkpoint, compile as compiling, distributed as dist, feature_cache, recorded, shard
+from . import checkpoint, compile as compiling, distributed as dist, feature_cache, same_run, shard
 from .announce import announce, drawing_faults, refuse_missing
-from .build import build_model, keep_preset, resolve
+from .build import as_before, build_model, keep_preset, resolve
 from .left_out import LeftOut
 from .metrics import Meter
 from .optim import LossScaler, make_adamw
 from .precision import autocast, set_parameter_types
+from .recorded import FILE, as_toml
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 
@@ -79,8 +82,12 @@ class Training:
         name = settings.run.out or dist.broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
         page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
+        found = self.directory.looks_like(settings.run.resume)
         # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
-        before = self.directory.before
+        self.asked, before = settings, self.directory.before
+        if before:
+            config = self.directory.path / "config.toml"
+            check_found(config, settings, "data", "val_data", "adapter", "main_font", "font")
         data = pinned(settings.data, before and before.data)
         text = json.dumps([data.data_revision, data.val_revision])
         commits = json.loads(dist.broadcast_text(world, text))
@@ -89,6 +96,8 @@ class Training:
         self.rows, self.held_out = self.data.train, self.data.held_out
         for check in CHECKS:
             check(settings)
+        if before and found:
+            settings = as_before(settings, self.directory.asked, before)
         settings = change(settings, out=name)
         self.settings = resolve(settings, rows_per_epoch(self.rows), world.size)
         optim = self.settings.optim
@@ -101,11 +110,25 @@ class Training:
             "mode": settings.model.mode,
             "data": self.rows.signature(),
         }
+        self.compared = None  # the checkpoint of which it is known that it is of the same run
+        if found:
+            self._check_same_run(found)
+
+    def _check_same_run(self, path: Path) -> None:
+        """Raises UserError if the checkpoint is of a run that stands on something else."""
+        before, resume = same_run.Before(path), self.settings.run.resume
+        there = same_run.contents(self.settings, self.directory.path, self.data, before.model)
+        where = f"--out {self.directory.path}" if resume == "auto" else f"--resume {path}"
+        global_batch = self.facts["global_batch"]
+        same_run.check(where, before, self.settings, there, len(self.rows), global_batch)
+        self.compared = path
 
     def _build_model(self) -> None:
         self.sharded = self.settings.optim.shard and self.world.size > 1
         self.built_on = torch.device("cpu") if self.sharded else self.world.device
         self.model, self.base = build_model(self.settings, self.built_on, self.directory.path)
+        there = same_run.contents(self.settings, self.directory.path, self.data)
+        self.stands_on = {"settings": same_run.fixed_settings(self.settings), "contents": there}
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(self.settings, self.model.config, tokenizer)
         self._check_answers()
@@ -165,7 +188,7 @@ class Training:
             self.base,
             self.optimizer,
             self.scaler,
-            {recorded.FILE: recorded.as_toml(self.settings)},
+            {FILE: as_toml(self.settings)},
         )
 
     def _resume(self) -> None:
@@ -183,9 +206,11 @@ class Training:
                 if found
                 else f"{self.directory.path}: no checkpoint to go on from; starting afresh"
             )
-            self.directory.go_on_after(self.step if found else -1)
+            self.directory.go_on_after(self.step if found else -1, self.settings.evaluation.best)
 
     def _load(self, path: Path) -> None:
+        if path != self.compared:  # the newest one is damaged
+            self._check_same_run(path)
         parts = (self.model, self.optimizer, self.scaler, self.facts)
         if self.sharded:
             restore = partial(shard.restore_shards, self.eval_model)
@@ -223,7 +248,10 @@ class Training:
         self.reducer = dist.GradientReducer(reduced_over, list(self.trainable.values()), dtype)
 
     def _announce(self) -> None:
-        self.directory.create(self.settings)
+        self.directory.create(self.asked, self.settings, has_ended=self.finished)
+        optim = self.asked.optim
+        if optim.max_steps and optim.epochs != OptimSettings().epochs:
+            print(f"--max-steps {optim.max_steps} wins over --epochs {optim.epochs:g}")
         for line in self.data.notes:
             print(line)
         for line in drawing_faults(self.rows, self.builder.style):
@@ -245,12 +273,14 @@ class Training:
     def evaluate(self) -> dict[str, float]:
         """Scores the held-out rows, and writes down what came out."""
         with shard.filled(self.eval_model, self.model):
-            result, shown = self.evaluator()
+            result, answers = self.evaluator()
+        answers = dist.gather_lists(self.world, answers)
         if "skip" in (self.settings.data.on_bad_row, self.settings.data.on_too_long):
             self.left_out.add(list(self.evaluator.left_out.values()))
         if self.world.is_main:
             self.directory.log("eval", step=self.step, **result)
-            self.directory.log("answers", step=self.step, shown=shown)
+            answers.sort(key=lambda answer: answer["number"])
+            self.directory.log_answers(self.step, answers)
             self.directory.write_report()
             tqdm.write(f"step {self.step:>6}: {describe(result)}")
         return result
@@ -259,6 +289,8 @@ class Training:
         """Whether this evaluation is the best one so far; counts those since."""
         score = cost(result, self.settings.evaluation.best)
         better = self.best is None or score < self.best
+        if better and self.world.is_main:
+            self.directory.keep_best_answers()
         self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
         return better
 
@@ -267,7 +299,7 @@ class Training:
         metric = self.settings.evaluation.best
         state = {"best": self.best, "best_metric": metric, "stale": self.stale}
         state |= {"score": result and cost(result, metric), "unlogged": meter.unlogged()}
-        self.checkpoints.save({"step": self.step, **self.facts, **state}, is_best)
+        self.checkpoints.save({"step": self.step, **self.facts, **self.stands_on, **state}, is_best)
 
     def check_skipped_steps(self) -> None:
         """Ends a run in which step after step is skipped; the rows they had are written down."""

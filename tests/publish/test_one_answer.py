@@ -101,7 +101,7 @@ def test_an_adapter_on_its_base_answers_as_its_run(folder, of_run, tmp_path, whi
 
 
 def opened(*model):
-    return open_model(generate.parser().parse_args([*map(str, model), "x"]), {})
+    return open_model(generate.parser().parse_args([*map(str, model), "x"]), {"threads": 1})
 
 
 @torch.no_grad()

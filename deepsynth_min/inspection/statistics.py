@@ -2,7 +2,7 @@
 
 In: settings. Out: `Statistics`: of each usable row its pages, tokens and characters; the rows that
 cannot be used, with the reason; characters that are not drawn as they should; rows that say the
-same. check.py prints them, reports/data_page.py draws them.
+same. check.py prints them, page.py draws them.
 
 The one idea: every row goes through the same `SampleBuilder` as in training, so what is counted is
 what would be trained on. Rows are dealt to processes in pieces; of a row some 60 bytes are kept and
@@ -23,19 +23,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..data.order import Mixture
+from ..data.row import Row, RowError, TooLong
+from ..data.rows import place_in_files
+from ..data.samples import Sample, SampleBuilder
+from ..data.sources import Data, open_data
+from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files.index import Fault
-from ..model.config import ModelConfig
-from ..model.presets import PRESETS, find_checkpoint
+from ..model.presets import PRESETS, find_checkpoint, shape_of
 from ..pages.renderer import cores, line_ranges, undrawn
 from ..settings import Settings
 from .duplicates import NEAR, key, normalised, similarity, sketch
-from .order import Mixture
-from .row import Row, RowError, TooLong
-from .rows import place_in_files
-from .samples import Sample, SampleBuilder
-from .sources import Data, open_data
-from .tokenizer import load_tokenizer
 
 # Of a row. length: tokens of the whole sequence; answer: those that are scored; characters: of a
 # text, drawn: those that are on its pages (both -1 without a text); missing: characters that no
@@ -115,9 +114,9 @@ def sample_builder(settings: Settings) -> SampleBuilder:
     """As training makes it, from the model's configuration and tokenizer alone: no weights."""
     name = settings.model.model
     if name in PRESETS:
-        return SampleBuilder(settings, PRESETS[name], load_tokenizer())
+        return SampleBuilder(settings, shape_of(settings.model), load_tokenizer())
     directory = find_checkpoint(name, settings.model.revision, weights=False)
-    config = ModelConfig.from_file(directory / "config.json")
+    config = shape_of(settings.model, directory)
     return SampleBuilder(settings, config, load_tokenizer(directory))
 
 
