@@ -2,7 +2,8 @@
 
 In: --run DIR, its held-out rows and settings that differ from the run's; or --model with --data,
 perhaps with --adapter. Out: one JSON line of figures on standard output (evaluation/figures.py
-defines them), warnings on standard error; with --out the answers beside their references.
+defines them); on standard error which of the run's checkpoints was scored, and warnings; with --out
+the answers beside their references.
 """
 
 import json
@@ -19,6 +20,7 @@ from .options import OneLineParser
 from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
 from .training.distributed import gather_lists, let_first_speak, stop
 from .training.open_model import add_model_options, open_model
+from .training.taken import which_checkpoint
 
 CONCERNS = {
     "data": DataSettings,
@@ -38,7 +40,8 @@ def parser() -> OneLineParser:
         "python -m deepsynth_min.evaluate",
         "Scores a checkpoint of a run on the run's held-out rows, or a model on --data (its "
         "validation split, or its test split, if it has splits), and prints the figures as a line "
-        "of JSON. Settings default to those of the run.",
+        "of JSON. Settings default to those of the run, or those that model or adapter bring in "
+        "deepsynth_min.toml.",
         without=NOT_HERE,
         of_run=True,
     )
@@ -73,6 +76,9 @@ def run(arguments: list[str]) -> dict[str, float]:
     answers = gather_lists(world, answers) if given.out else []
     if world.is_main:
         print(json.dumps({"checkpoint": str(opened.checkpoint), **figures}))
+        if given.run:
+            metric = settings.evaluation.best
+            print(which_checkpoint(Path(given.run), opened.checkpoint, metric), file=sys.stderr)
         notes = [ablations.warning(figures), None if evaluator.scorer else NO_ROUGE]
         for note in filter(None, notes):
             print(f"warning: {note}", file=sys.stderr)

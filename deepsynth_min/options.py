@@ -171,31 +171,31 @@ def about_fixed(concerns: dict[str, type]) -> str:
     )
 
 
-def tables_of(path: str) -> dict[str, Any]:
-    """The tables of a TOML file. Raises UserError."""
+def tables_of(path: str, where: str = "--config ") -> dict[str, Any]:
+    """The tables of a TOML file. where: what a message begins with. Raises UserError."""
     try:
-        return tomllib.loads(read_text(path, "--config "))
+        return tomllib.loads(read_text(path, where))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path}: not TOML ({error})") from None
+        raise UserError(f"{where}{path}: not TOML ({error})") from None
 
 
-def read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
-    """{setting: value} of a TOML file with one table per concern. Raises UserError: unknown keys
-    and values out of their limits are mistakes."""
-    return values_of(tables_of(path), path, concerns)
+def values_of(
+    tables: dict[str, Any], path: str, concerns: dict[str, type], only: Collection[str] = ()
+) -> dict[str, object]:
+    """{setting: value} of a TOML file's tables, one per concern. Raises UserError: unknown keys and
+    values out of their limits are mistakes.
 
-
-def values_of(tables: dict[str, Any], path: str, concerns: dict[str, type]) -> dict[str, object]:
-    """The same of tables that have been read; path: the file, for messages."""
+    path: the file, for messages; only: the settings that it may have, if not all.
+    """
     values = {}
     for title, table in tables.items():
         if title not in concerns or not isinstance(table, dict):
             raise UserError(
                 f"{path}: unknown table or key {title!r}; tables: {', '.join(concerns)}"
             )
-        known = {f.name: f for f in fields(concerns[title])}
+        known = {f.name: f for f in fields(concerns[title]) if not only or f.name in only}
         for name, value in table.items():
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
@@ -235,13 +235,19 @@ def change(settings: Group, **values: object) -> Group:
     return type(settings)(**parts)
 
 
-def to_toml(settings: object) -> str:
-    """A dataclass of concerns as TOML, one table per concern, each setting with its help."""
+def to_toml(settings: object, only: Collection[str] = ()) -> str:
+    """A dataclass of concerns as TOML, one table per concern, each setting with its help.
+
+    only: the settings to write, if not all.
+    """
     lines = []
     for f in fields(settings):
         part = getattr(settings, f.name)
+        written = [g for g in fields(part) if not only or g.name in only]
+        if not written:
+            continue
         lines.append(f"[{f.name}]")
-        for g in fields(part):
+        for g in written:
             lines.append(f"{g.name} = {as_toml(getattr(part, g.name))}  # {g.metadata['help']}")
         lines.append("")
     return "\n".join(lines)

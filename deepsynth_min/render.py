@@ -1,9 +1,10 @@
-"""`python -m deepsynth_min.render FILE --out DIR`: see what the model will see, as PNG files.
+"""`python -m deepsynth_min.render FILE --out DIR`: a text's pages in any style, as PNG files.
 `python -m deepsynth_min.render --data NAME --to FILE.parquet`: the pages of rows, for others.
 
 In: a UTF-8 text file (or - for standard input) and any setting of PageStyle. Out: one PNG per page
-and a line about each on standard output. Or in: rows, and the settings of a run that decide what
-their pages look like. Out: text, summary and pages of each (publish/page_table.py).
+and a line about each on standard output. No model is asked: pages are 1024 px with 16 px type
+unless said otherwise. Or in: rows, and the settings of a run that decide what their pages look
+like. Out: text, summary and pages of each (publish/page_table.py), as the model sees them.
 
 The idea: the options are made from PageStyle's fields, so none can be forgotten; those for rows
 from a run's settings, and the pages are made by the SampleBuilder that training uses.
@@ -20,8 +21,8 @@ import numpy as np
 
 from . import options
 from .config_file import check_found
-from .data.row import Row, RowError, TooLong
-from .data.samples import SampleBuilder
+from .data.row import Row, RowError
+from .data.samples import SampleBuilder, draw
 from .data.sources import open_all, pinned
 from .data.tokenizer import EMBEDDED, load_tokenizer
 from .errors import UserError, exit_code, read_text
@@ -31,11 +32,12 @@ from .model.config import ModelConfig
 from .model.presets import PRESETS, find_checkpoint, shape_of
 from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
-from .pages.renderer import Pages, TooManyPages, cores, fit, render_pages
+from .pages.renderer import Pages, cores, fit, render_pages
 from .pages.scripts import complaints, kerning_complaint
 from .pages.style import PageStyle
 from .publish.page_table import PageTable
 from .settings import DataSettings, ModelSettings, PageSettings, Settings, load_of_run
+from .training import recorded
 from .training.announce import drawing_faults
 from .training.build import base_of, is_adapted
 from .training.run_directory import find_run_checkpoint
@@ -46,8 +48,9 @@ def parser() -> OneLineParser:
     out = OneLineParser(
         "python -m deepsynth_min.render",
         "python -m deepsynth_min.render FILE --out DIR [--setting value ...]",
-        "Renders a text file to pages, as a model would get them, and writes them as PNG files. "
-        "With --data NAME --to FILE.parquet the pages of rows, as a table: --data NAME --help.",
+        "Renders a text file to pages in the style that the options say (a model's own: --data), "
+        "and writes them as PNG files. With --data NAME --to FILE.parquet the pages of rows, as a "
+        "model or a run would see them, as a table: --data NAME --help.",
         allow_abbrev=False,
     )
     out.add_argument("file", metavar="FILE", help="UTF-8 text file, or - for standard input")
@@ -148,8 +151,9 @@ def rows_parser() -> OneLineParser:
     out = options.make_parser(
         CONCERNS,
         "python -m deepsynth_min.render",
-        "Draws the rows of a data set as a run with the same settings would, and writes text, "
-        "answer and pages to a Parquet file that `datasets` reads.",
+        "Draws the rows of a data set as a run with the same settings would, or as a model was "
+        "trained to see them (its deepsynth_min.toml), and writes text, answer and pages to a "
+        "Parquet file that `datasets` reads.",
         NOT_OF_ROWS,
     )
     out.usage = "python -m deepsynth_min.render --data NAME --to FILE.parquet [--setting value ...]"
@@ -201,13 +205,8 @@ def drawing(builder: SampleBuilder, width: int, height: int) -> Callable[[Row], 
     def on_other_pages(row: Row) -> tuple[np.ndarray, int]:
         if row.text is None:
             raise RowError(row.where, "no text; --width and --height are for texts", "no text")
-        try:
-            drawn = render_pages(row.text, style)
-        except TooManyPages as error:
-            raise TooLong(row.where, str(error)) from None
-        except ValueError as error:
-            raise RowError(row.where, str(error), "cannot be drawn") from None
-        return drawn.pages[:, None], len(drawn.missing) + len(drawn.unshaped)
+        drawn, missing = draw(row.text, style, row.where)
+        return drawn.pages[:, None], missing
 
     return on_other_pages
 
@@ -224,11 +223,17 @@ def write_rows(arguments: list[str]) -> None:
         raise UserError("--width, --height: give both")
     if not given.to.endswith(".parquet"):
         raise UserError(f"--to {given.to}: the name must end in .parquet")
+    asked = options.checked(vars(given), CONCERNS.values())
     settings = load_of_run(Path(given.run)) if given.run else Settings()
-    settings = change(settings, **options.checked(vars(given), CONCERNS.values()))
+    settings = change(settings, **asked)
     if given.run:
         check_found(Path(given.run) / "config.toml", settings, "main_font", "font")
     config, folder = model_of(settings, given.run)
+    if not given.run:  # as the model was trained to see pages, if it says how
+        found = recorded.read(folder)
+        for line in recorded.check_fonts(found, asked, settings.model.model):
+            print(f"warning: {line}")
+        settings = change(settings, **found | asked)
     builder = SampleBuilder(settings, config, load_tokenizer(folder))
     if builder.gundam:
         raise UserError("--mode gundam: its pages are views with tiles; --width and --height")
@@ -251,8 +256,8 @@ def write_rows(arguments: list[str]) -> None:
         "file_mb": given.file_mb,
     }
     draw = drawing(builder, given.width, given.height)
-    asked = any(rows.columns.instruction or rows.columns.chat for rows in data.files)
-    table = PageTable(Path(given.to), draw, builder.skips, asked, given.file_mb * 10**6)
+    instructed = any(rows.columns.instruction or rows.columns.chat for rows in data.files)
+    table = PageTable(Path(given.to), draw, builder.skips, instructed, given.file_mb * 10**6)
     workers, max_bad = given.threads or cores(), settings.data.max_bad
     done = table.write(data.train, plan, workers, given.force, max_bad)
     left_out = [*data.faults, *done.left_out]

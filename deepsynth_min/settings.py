@@ -94,9 +94,8 @@ class DataSettings:
         if not self.data:
             raise UserError("--data: nothing is named")
         names = {}
-        for option in ("text_field", "image_field", "summary_field", "instruction_field"):
-            if not getattr(self, option):
-                continue
+        given = ("text_field", "image_field", "summary_field", "instruction_field")
+        for option in (name for name in given if getattr(self, name)):
             other = names.setdefault(getattr(self, option), option)
             if other != option:
                 options = ["--" + name.replace("_", "-") for name in (other, option)]
@@ -117,15 +116,16 @@ class PageSettings:
     kerning: bool = fixed(False, "use the fonts' kern tables, or else GPOS")
     align: Literal["left", "justify"] = fixed("left", "lines ragged at the right, or justified")
     columns: int = fixed(1, "text columns on a page", 1)
-    spaces: Literal["keep", "collapse"] = fixed(
-        "keep", "collapse: runs of spaces and tabs become one space, none at the start of a line"
-    )
+    spaces: Literal["keep", "collapse"] = fixed("keep", "collapse: a run of blanks is one space")
     newline_mark: str = fixed("", "drawn in place of each line end, so that the text runs on")
     invert: bool = fixed(False, "white text on black")
     on_missing: Literal["box", "error"] = fixed("box", "for characters that no font has")
     max_pages: int = fixed(0, "pages per document; 0: as many as the text needs", 0)
     overflow: Literal["error", "truncate", "shrink"] = fixed("error", "if max_pages are too few")
     max_tiles: int = fixed(6, "gundam: most tiles of a page (servers agree up to 6)", 2, 9)
+    fit: Literal["auto", "pad", "stretch"] = fixed(
+        "auto", "images become square by grey edges, or stretched; auto: stretched up to 640 px"
+    )
 
 
 @dataclass(frozen=True)

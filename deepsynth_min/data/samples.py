@@ -23,7 +23,7 @@ from ..model.loss import IGNORE
 from ..pages.font import FontChain
 from ..pages.images import cut_tiles, grids, open_images, prepare
 from ..pages.modes import MODES, TILE, page_side
-from ..pages.renderer import PageStyle, TooManyPages, render_pages
+from ..pages.renderer import Pages, PageStyle, TooManyPages, render_pages
 from ..settings import Settings
 from .row import Row, RowError, TooLong, prompt_after_pages
 from .rows import is_skipped
@@ -42,6 +42,20 @@ class Sample:
     grids: list[tuple[int, int]]
     missing: int  # characters drawn as a box, or without the shaping that their script needs
     truncated: bool = False  # whether something was left out to fit the context
+
+
+def draw(text: str, style: PageStyle, where: str) -> tuple[Pages, int]:
+    """(pages of a text, characters drawn as a box or without the shaping that they need).
+
+    Raises TooLong for more pages than the style allows, RowError for what cannot be drawn.
+    """
+    try:
+        drawn = render_pages(text, style)
+    except TooManyPages as error:
+        raise TooLong(where, str(error)) from None
+    except ValueError as error:
+        raise RowError(where, str(error), "cannot be drawn") from None
+    return drawn, len(drawn.missing) + len(drawn.unshaped)
 
 
 class SampleBuilder:
@@ -92,25 +106,24 @@ class SampleBuilder:
         canvases = [(whole, self.style), *self.canvases]
         try:
             for grid, style in canvases[:-1]:  # noqa: B007, used below
-                drawn = render_pages(text, replace(style, max_pages=1, overflow="truncate"))
+                one = replace(style, max_pages=1, overflow="truncate")
+                drawn, missing = draw(text, one, where)
                 if not drawn.truncated:
                     break
             else:  # several of the largest, within limits
                 grid, style = canvases[-1]
                 if max_pages:
                     style = replace(style, max_pages=max_pages, overflow="truncate")
-                drawn = render_pages(text, style)
-        except TooManyPages as error:
+                drawn, missing = draw(text, style, where)
+        except TooLong:
             if self.settings.page.max_pages:
-                raise TooLong(where, str(error)) from None
+                raise
             raise TooLong(
                 where,
                 f"the text needs more than {self.most_pages} pages, which alone exceed the model's "
                 f"context of {self.context} tokens (--max-pages N --overflow truncate|shrink)",
             ) from None
-        except ValueError as error:
-            raise RowError(where, str(error), "cannot be drawn") from None
-        pages, missing = drawn.pages, len(drawn.missing) + len(drawn.unshaped)
+        pages = drawn.pages
         if grid == whole:
             return pages[:, None], [], [grid] * len(pages), missing
         tiles = [cut_tiles(page[None], grid) for page in pages]
@@ -127,8 +140,8 @@ class SampleBuilder:
                     break
                 reason = f"more than {most} pages, which alone exceed the model's context"
                 raise TooLong(row.where, f"{reason} of {self.context} tokens")
-            max_tiles = self.settings.page.max_tiles
-            prepared.append(prepare(image, self.side, self.gundam, max_tiles))
+            page = self.settings.page
+            prepared.append(prepare(image, self.side, self.gundam, page.max_tiles, page.fit))
         if not prepared:
             return np.empty((0, 1, self.side, self.side), np.uint8), [], [], 0
         views = np.stack([view for view, _, _ in prepared])

@@ -5,9 +5,10 @@ as many pages. Out: the global view, uint8 [3, side, side], and in gundam mode t
 640, 640] with their grid.
 
 The one idea: do what the model's own training did. The image is turned as its EXIF data says, made
-RGB, and shows white paper where it is transparent; small pages are stretched to the square, large
-ones fitted into it and padded with grey (127); gundam adds tiles of 640 px where the image is
-larger than one, on the grid whose shape is nearest to the image's.
+RGB, and shows white paper where it is transparent; pages of up to 640 px are stretched to the
+square, whatever the image's shape, larger ones fitted into it and padded with grey (127); gundam
+adds tiles of 640 px where the image is larger than one, on the grid whose shape is nearest to the
+image's, to which it is stretched. `fit` asks for either kind of view at any size.
 Source: the official processor of DeepSeek-OCR (Wei et al. 2025).
 """
 
@@ -194,13 +195,16 @@ def _array(image: "PillowImage") -> np.ndarray:
 
 
 def prepare(
-    image: "PillowImage", side: int, gundam: bool, max_tiles: int
+    image: "PillowImage", side: int, gundam: bool, max_tiles: int, fit: str = "auto"
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
     """Image -> (global view [3, side, side], tiles [w*h, 3, 640, 640] or None, grid (w, h)); both
-    uint8."""
+    uint8.
+
+    fit: how the image becomes the square view: stretch, pad, or auto: as the official code does.
+    """
     from PIL import Image, ImageOps
 
-    if side <= STRETCHED_UP_TO:
+    if fit == "stretch" or (fit == "auto" and side <= STRETCHED_UP_TO):
         view = image.resize((side, side), Image.Resampling.BICUBIC)
     else:
         view = ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=PADDING)

@@ -33,12 +33,14 @@ class CheckpointManager:
         base: Path,
         optimizer: torch.optim.Optimizer,
         scaler: LossScaler,
+        notes: dict[str, str],
     ):
         """run: the run's settings. eval_model: an undivided copy, if the model that trains is in
-        shards, else the model itself. base: where config and tokenizer files lie."""
+        shards, else the model itself. base: where config and tokenizer files lie. notes: name and
+        text of further files in each checkpoint."""
         self.directory, self.world, self.settings = directory, world, run
         self.model, self.eval_model, self.base = model, eval_model, base
-        self.optimizer, self.scaler = optimizer, scaler
+        self.optimizer, self.scaler, self.notes = optimizer, scaler, notes
         self.newest: Path | None = None  # written by this process, or gone on from
         self.tried: int | None = None  # the step of the last attempt
         self.writer = checkpoint.BackgroundWriter()
@@ -85,6 +87,7 @@ class CheckpointManager:
                 self.base,
                 facts,
                 self.world,
+                self.notes,
             )
         except WriteError as error:
             if self.world.is_main:
@@ -94,7 +97,9 @@ class CheckpointManager:
 
     def _write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
         try:
-            path = checkpoint.save(self.directory.checkpoints, snapshot, self.model, self.base)
+            path = checkpoint.save(
+                self.directory.checkpoints, snapshot, self.model, self.base, self.notes
+            )
             self._written(path, is_best)
         except (WriteError, OSError) as error:
             warn(f"no checkpoint of step {snapshot.facts['step']}: {error}")

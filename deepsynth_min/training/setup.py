@@ -40,6 +40,7 @@ from .left_out import LeftOut
 from .metrics import Meter
 from .optim import LossScaler, make_adamw
 from .precision import autocast, set_parameter_types
+from .recorded import FILE, as_toml
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 
@@ -187,6 +188,7 @@ class Training:
             self.base,
             self.optimizer,
             self.scaler,
+            {FILE: as_toml(self.settings)},
         )
 
     def _resume(self) -> None:

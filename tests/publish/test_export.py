@@ -190,10 +190,10 @@ def test_an_adapter_exported_without_merging_is_the_checkpoints(folder, tmp_path
 def test_an_export_that_computes_something_else_is_withdrawn(folder, tmp_path, monkeypatch, capsys):
     honest = official.merged_tensors
 
-    def without_an_adapter(model):
+    def without_an_adapter(model, dtype):
         for pair in pairs(model).values():
             pair.B.data.add_(1.0)  # merges something else than what was compared
-        return honest(model)
+        return honest(model, dtype)
 
     monkeypatch.setattr(official, "merged_tensors", without_an_adapter)
     arguments = ["--run", folder / "lora", "--to", tmp_path / "exported", "--merge"]

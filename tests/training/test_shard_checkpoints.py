@@ -10,6 +10,7 @@ from commands import free_port, ranks, words
 from small_model import SMALL
 
 from deepsynth_min import evaluate, export, generate, train
+from deepsynth_min.training import recorded
 
 pytestmark = pytest.mark.slow
 TUNES = ("decoder", "projector+lora")
@@ -73,6 +74,9 @@ def test_a_checkpoint_from_shards_is_evaluated_and_exported_like_any_other(runs,
 
 
 def test_a_checkpoint_from_shards_answers(runs):
+    steps = [runs / "decoder" / name / "checkpoints/step-000003" for name in ("a", "one")]
+    a, one = map(recorded.read, steps)
+    assert a == one and a["beams"] == 1
     (runs / "text.txt").write_text("A text.", "utf-8")
     run, text = runs / "decoder" / "a", runs / "text.txt"
     assert generate.main(["--run", str(run), str(text), "--max-new-tokens", "2"]) == 0
