@@ -10,6 +10,7 @@ it into a line on stderr. Everything else keeps its traceback.
 import json
 import os
 import re
+import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def exit_code(
     cleanup: Callable[[], object] = lambda: None,
     before_message: Callable[[], object] = lambda: None,
 ) -> int:
-    """Runs a command: 0 done, 2 the user's mistake in one line; anything else is a traceback.
+    """Runs a command: 0 done, 2 the user's mistake in one line, 130 Ctrl-C; else a traceback.
 
     run(arguments) does the work; arguments: None takes those of the command line. before_message()
     is called before the line about a mistake is printed, cleanup() last, whatever happened.
@@ -52,6 +53,10 @@ def exit_code(
             print(one_line(line, 300), file=sys.stderr)
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # again: cleaning up ends too
+        print("stopped", file=sys.stderr)
+        return 130
     finally:
         cleanup()
     return 0

@@ -31,12 +31,16 @@ from .training.build import load_run_model
 from .training.metrics import Meter
 from .training.optim import clip_and_step, cosine_rate, total_norm
 from .training.setup import Training
+from .training.stopping import Stopper
 from .tuning import freeze
 
 
-def train(training: Training) -> None:
-    """Steps until the run is finished or asked to stop; evaluates, saves and reports on the way."""
-    intervals, world, stopper = training.settings.run, training.world, dist.Stopper()
+def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
+    """Steps until the run is finished or asked to stop; evaluates, saves and reports on the way.
+
+    Returns the newest evaluation, None if there was none.
+    """
+    intervals, world = training.settings.run, training.world
     steps = training.settings.optim.max_steps
     # With a feature cache the loader's threads also hash the pages, ahead of the step.
     ahead = {} if training.cache is None else {"finish": feature_cache.keyed}
@@ -111,9 +115,7 @@ def train(training: Training) -> None:
     if failed:  # on this rank or on another
         raise error or SystemExit(2)
     freeze.check_end(training.model, training.frozen)
-    if world.is_main:
-        _conclude(training, last)
-    dist.barrier(world)  # no process leaves while another still talks to it
+    return last
 
 
 # -- one step -------------------------------------------------------------------------------------
@@ -229,7 +231,11 @@ def run(arguments: list[str]) -> None:
     try:
         training = Training(settings)
         try:
-            train(training)
+            with Stopper(training.world.is_main) as stopper:
+                last = train(training, stopper)
+            if training.world.is_main:
+                _conclude(training, last)
+            dist.barrier(training.world)  # no process leaves while another still talks to it
         finally:
             training.directory.release()
     except (RuntimeError, MemoryError) as error:
@@ -237,7 +243,8 @@ def run(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), else a traceback."""
+    """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), 130 Ctrl-C before the
+    loop, else a traceback."""
     return exit_code(run, arguments, dist.stop, dist.let_first_speak)
 
 

@@ -11,6 +11,7 @@ order: the figures do not depend on the number of processes.
 """
 
 import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -265,7 +266,13 @@ def _all(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start, (settings,))
     try:
-        yield from pool.map(_measure, tasks)
+        # Ctrl-C reaches every process of a terminal: those of the pool leave it to this one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            parts = pool.map(_measure, tasks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield from parts
     except BrokenProcessPool:
         raise UserError(
             "a process that reads rows has ended; if memory was short, give fewer --workers"
