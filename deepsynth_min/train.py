@@ -111,9 +111,10 @@ def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
     # -- the end, whatever it was
     if not training.finished and training.step and training.checkpoints.tried != training.step:
         training.save(None, False, meter)
-    training.checkpoints.wait()
     if failed:  # on this rank or on another
+        training.checkpoints.wait()
         raise error or SystemExit(2)
+    training.checkpoints.finish()
     freeze.check_end(training.model, training.frozen)
     return last
 
