@@ -87,7 +87,7 @@ def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
                 )
                 bar.set_postfix(loss=f"{loss:.3f}")
                 if world.is_main and not shown:  # a log file wants lines, not a bar
-                    print(f"step {training.step:>6} of {steps}: loss {loss:.4f}", flush=True)
+                    print(meter.line(training.step, steps, loss), flush=True)
                 training.check_skipped_steps()
 
             # -- evaluate

@@ -34,8 +34,12 @@ def announce(
     global_batch: int,
     world: World,
     directory: RunDirectory,
+    room: str,
 ) -> None:
-    """Prints the data, the parameters by part, and how far the run will go."""
+    """Prints the data, the parameters by part, how far the run will go, and what it will store.
+
+    room: a line about the latter, "" for a run that is finished.
+    """
     name = settings.model.model
     print(
         f"{name} on {', '.join(settings.data.data)}: {rows:,} training rows, "
@@ -50,6 +54,8 @@ def announce(
         f"{settings.optim.max_steps:,} steps of {global_batch} samples, "
         f"{world.size} process(es) on {world.device.type}; run directory: {directory.path}"
     )
+    if room:
+        print(room)
 
 
 def first_texts(rows: Sequence[Row], count: int) -> Iterator[str]:

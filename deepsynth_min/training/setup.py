@@ -36,8 +36,9 @@ from .announce import announce, drawing_faults, refuse_missing
 from .build import build_model, keep_preset, resolve
 from .left_out import LeftOut
 from .metrics import Meter
-from .optim import LossScaler, make_adamw
+from .optim import LossScaler, make_adamw, prepare_state
 from .precision import autocast, set_parameter_types
+from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 
@@ -155,6 +156,7 @@ class Training:
         self.optimizer = make_adamw(
             self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed
         )
+        prepare_state(self.optimizer)  # now: a memory or disk that is too small shows before a step
         self.scaler = LossScaler(optim.precision == "fp16", self.world.device)
         self.checkpoints = CheckpointManager(
             self.directory,
@@ -222,6 +224,11 @@ class Training:
         self.reducer = dist.GradientReducer(reduced_over, list(self.trainable.values()), dtype)
 
     def _announce(self) -> None:
+        parts = (self.model, self.eval_model, self.optimizer, self.scaler, self.base)
+        room = "", ""
+        if not self.finished:
+            keep = self.settings.run.keep
+            room = check_room(checkpoint_bytes(*parts), self.directory.checkpoints, keep)
         self.directory.create(self.settings)
         for line in self.data.notes:
             print(line)
@@ -231,7 +238,9 @@ class Training:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         counts = len(self.rows), len(self.held_out), self.builder.side, self.facts["global_batch"]
-        announce(self.settings, self.model, *counts, self.world, self.directory)
+        announce(self.settings, self.model, *counts, self.world, self.directory, room[0])
+        if room[1]:
+            warn(room[1])
 
     # -- beside the steps --------------------------------------------------------------------------
 
