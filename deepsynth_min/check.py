@@ -18,7 +18,7 @@ from .data.rows import is_skipped
 from .data.sources import open_data, pinned
 from .data.statistics import Statistics, collect
 from .errors import UserError, exit_code, one_line
-from .files.disk import write_text
+from .files.disk import check_file, write_text, writing
 from .options import OneLineParser, change
 from .reports.data_page import data_page
 from .reports.data_table import as_text, sections
@@ -92,6 +92,8 @@ def run(arguments: list[str]) -> None:
     processes, out = given.pop("processes", 1), given.pop("html", PAGE)
     if processes < 1:
         raise UserError(f"--processes: {processes} is below 1")
+    if out != "none":
+        check_file("--html", out)
     settings = S.complete(given)
     workers = settings.data.workers if "workers" in given else 0
     settings = replace(settings, data=pinned(settings.data))
@@ -101,10 +103,9 @@ def run(arguments: list[str]) -> None:
         print("\n".join(one_line(line) for line in as_text(section).split("\n")) + "\n")
     stopped_by = obstacle(settings, statistics)
     if out != "none":
-        try:
-            write_text(Path(out), data_page(statistics, found, stopped_by))
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-            raise UserError(f"--html {out}: {getattr(error, 'strerror', error)}") from None
+        page = data_page(statistics, found, stopped_by)
+        with writing("--html", out):
+            write_text(Path(out), page)
         print(f"histograms and the strangest rows: {out}")
     if stopped_by:
         raise UserError(stopped_by)

@@ -7,6 +7,7 @@ The idea: a mistake of the user's is a `UserError` wherever it is found, and `ex
 it into a line on stderr. Everything else keeps its traceback.
 """
 
+import errno
 import json
 import os
 import re
@@ -40,18 +41,27 @@ def exit_code(
     cleanup: Callable[[], object] = lambda: None,
     before_message: Callable[[], object] = lambda: None,
 ) -> int:
-    """Runs a command: 0 done, 2 the user's mistake in one line, 130 Ctrl-C; else a traceback.
+    """Runs a command: 0 done, 2 the user's mistake or a full disk in one line, 130 Ctrl-C; else a
+    traceback.
 
     run(arguments) does the work; arguments: None takes those of the command line. before_message()
     is called before the line about a mistake is printed, cleanup() last, whatever happened.
     """
     try:
         run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
     except UserError as error:
         before_message()
         for line in getattr(error, "details", ()):  # what the message sums up
             print(one_line(line, 300), file=sys.stderr)
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _give_up_stdout()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {one_line(where)}could not be written: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # again: cleaning up ends too
@@ -60,6 +70,17 @@ def exit_code(
     finally:
         cleanup()
     return 0
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, the size a file may have
+
+
+def _give_up_stdout() -> None:
+    """If what was printed cannot be written, Python should not try once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find_file(path: str | os.PathLike, where: str = "", missing: str = "no such file") -> Path:

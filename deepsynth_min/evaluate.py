@@ -6,6 +6,7 @@ names them), warnings on standard error; with --out the answers beside their ref
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from .data.sources import open_all, open_data
 from .errors import UserError, exit_code
 from .evaluation import ablations
 from .evaluation.evaluator import NO_ROUGE, Evaluator
+from .files.disk import check_file, write_text, writing
 from .options import OneLineParser
 from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
 from .training.distributed import gather_text, let_first_speak, stop
@@ -58,7 +60,8 @@ def run(arguments: list[str]) -> dict[str, float]:
         values = {"val_samples": 0} | values
     if given.out:
         values = {"answer_samples": sys.maxsize // 2} | values
-        if Path(given.out).exists():
+        check_file("--out", given.out)
+        if os.path.lexists(given.out):
             raise UserError(f"--out {given.out}: File exists")
     opened = open_model(given, values)
     settings, world = opened.settings, opened.world
@@ -81,7 +84,8 @@ def run(arguments: list[str]) -> dict[str, float]:
                 (a for text in texts for a in json.loads(text)), key=lambda a: a["number"]
             )
             lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in found]
-            Path(given.out).write_text("".join(lines), encoding="utf-8")
+            with writing("--out", given.out):
+                write_text(Path(given.out), "".join(lines))
     return figures
 
 

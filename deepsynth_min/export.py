@@ -4,6 +4,7 @@ In: a run directory. Out: DIR2, a checkpoint in the official layout or the run's
 (publish/official.py), and one line about how its logits compare with those of the model in memory.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--merge, --base: {source} trained no adapter; its model is whole")
     if given.base and not given.merge:
         raise UserError("--base: only with --merge")
-    if to.exists():
+    if os.path.lexists(to):
         raise UserError(f"--to {to}: exists already")
     device = start(given.device, settings.run.threads).device
     if adapted and not given.merge:

@@ -11,6 +11,7 @@ token by token.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ from .data.samples import Sample, collate
 from .data.sources import open_files
 from .data.tokenizer import decode, ids_of
 from .errors import UserError, exit_code, one_line
+from .files.disk import append_whole, check_file, write_text, writing
 from .model.generation import Answer, generate, tokens
 from .options import change
 from .pages.images import is_image
@@ -234,7 +236,7 @@ def answered(path: Path) -> dict[str, str]:
     """Input -> its line, of those that an interrupted --out has answers to; the others, and a line
     that was cut off, are gone from the file. Raises UserError."""
     lines = {}
-    try:
+    with writing("--out", path):
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             try:
                 entry = json.loads(line)
@@ -242,11 +244,7 @@ def answered(path: Path) -> dict[str, str]:
                     lines[entry["input"]] = line
             except (ValueError, TypeError, KeyError):
                 continue
-        kept = path.with_name(f".{path.name}.partial")
-        kept.write_text("".join(lines.values()), encoding="utf-8")
-        kept.replace(path)
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}") from None
+        write_text(path, "".join(lines.values()))
     return lines
 
 
@@ -283,20 +281,20 @@ def run(arguments: list[str]) -> None:
     values = options.checked(vars(given), (PageSettings, GenerationSettings))
     if given.resume and not given.out:
         raise UserError("--resume: there is nothing to go on with without --out")
+    if given.out:
+        check_file("--out", given.out)
     opened = open_model(given, values)
     if "max_new_tokens" not in values:  # an answer ends where the context does, at the latest
         longest = change(opened.settings, max_new_tokens=opened.builder.context)
         opened = replace(opened, settings=longest)
     reader = Reader(opened)
     inputs = list(enumerate(open_inputs(given.files, reader.settings)))
-    done, mode = {}, "x"
-    if given.resume and Path(given.out).exists():
-        done, mode = answered(Path(given.out)), "a"
+    done, mode = {}, "xb"
+    if given.resume and os.path.exists(given.out):
+        done, mode = answered(Path(given.out)), "ab"
         inputs = [(n, i) for n, i in inputs if i.where not in done]
-    try:
-        target = open(given.out, mode, encoding="utf-8") if given.out else nullcontext()
-    except OSError as error:
-        raise UserError(f"--out {given.out}: {error.strerror}") from None
+    with writing("--out", given.out):
+        target = open(given.out, mode, buffering=0) if given.out else nullcontext()
     with target as file:
         if len(inputs) == 1 and not file:
             show_one(reader, inputs[0][1])
@@ -305,8 +303,8 @@ def run(arguments: list[str]) -> None:
         for line in answer_all(reader, inputs, size, show=not file):
             failed += "error" in line
             if file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
+                with writing("--out", given.out):
+                    append_whole(file, json.dumps(line, ensure_ascii=False) + "\n")
     if failed:
         raise UserError(f"{failed} of {len(inputs)} documents could not be read")
 

@@ -24,7 +24,7 @@ from .data.samples import SampleBuilder
 from .data.sources import open_all, pinned
 from .data.tokenizer import EMBEDDED, load_tokenizer
 from .errors import UserError, exit_code, read_text
-from .files.disk import write_text
+from .files.disk import check_name, write_bytes, write_text, writing
 from .model.batch import visual_tokens
 from .model.config import ModelConfig
 from .model.presets import PRESETS, find_checkpoint
@@ -118,19 +118,16 @@ def write(pages: Pages, folder: Path, force: bool) -> None:
     """Writes page-0001.png, ... and prints a line about each. Raises UserError, before anything is
     written, if there is a file of that name, unless `force`; also if the folder takes no files."""
     files = [folder / f"page-{number + 1:04d}.png" for number in range(len(pages))]
-    try:
+    with writing("--out", folder):
         for file in files:
             if os.path.lexists(file) and not (force and file.is_file()):
                 hint = "; --force overwrites" if file.is_file() else ", and is no file"
                 raise UserError(f"{file}: exists{hint}")
         folder.mkdir(parents=True, exist_ok=True)
-        for number, (file, image) in enumerate(zip(files, pages.images())):
-            file.write_bytes(png(image))
-            print(describe(pages, number, str(file)))
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        raise UserError(f"--out {folder}: {error}") from None
+    for number, (file, image) in enumerate(zip(files, pages.images())):
+        with writing("--out", folder):
+            write_bytes(file, png(image))
+        print(describe(pages, number, str(file)))
 
 
 # -- pages of rows --------------------------------------------------------------------------------
@@ -221,6 +218,7 @@ def write_rows(arguments: list[str]) -> None:
             raise UserError(f"{option_of(name)}: {numbers[name]} is below {least[name]}")
     if bool(given.width) != bool(given.height):
         raise UserError("--width, --height: give both")
+    check_name("--to", given.to)
     if not given.to.endswith(".parquet"):
         raise UserError(f"--to {given.to}: the name must end in .parquet")
     settings = load_of_run(Path(given.run)) if given.run else Settings()
@@ -258,7 +256,8 @@ def write_rows(arguments: list[str]) -> None:
     print(f"{done.rows:,} rows with {done.pages:,} pages in {len(done.files)} file(s)")
     if left_out:
         note = Path(f"{given.to}.left-out.txt")
-        write_text(note, "".join(f"{fault.where}: {fault.reason}\n" for fault in left_out))
+        with writing("--to", note):
+            write_text(note, "".join(f"{fault.where}: {fault.reason}\n" for fault in left_out))
         print(f"{len(left_out):,} rows are left out; they are listed in {note}")
     if done.missing:
         print(f"{done.missing:,} characters are not drawn as they should")

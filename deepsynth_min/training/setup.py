@@ -287,7 +287,7 @@ class Training:
         if self.world.is_main:
             chosen = {step: order.step(step) for step in range(self.step - streak, self.step)}
             where = {step: [self.rows[i].where for i in rows] for step, rows in chosen.items()}
-            write_text(path, json.dumps(where, indent=1))
+            self.directory.attempt(lambda: write_text(path, json.dumps(where, indent=1)), path.name)
         raise RuntimeError(
             f"{streak} steps in a row had a loss or gradient that is not finite and were "
             f"skipped; the rows they were made of: {path}"

@@ -3,16 +3,14 @@
 import json
 import os
 import re
-import resource
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from commands import python, two_processes, words
+from full_disk import full_disk
 from run_files import assert_same_run, exact_lines, lines
 
 from deepsynth_min import train
@@ -108,17 +106,6 @@ def test_two_processes_stop_together_on_a_signal_and_go_on_as_one(
     assert run(out, jsonl, "--resume", "auto", "--lora-dropout", "0.2") == 0
     ours, reference = exact_lines(out), exact_lines(undisturbed)
     assert [line["step"] for line in ours] == [line["step"] for line in reference]
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """The limit on a file's size stands for a full disk: writing fails in the middle of a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_saves_that_the_disk_refuses_are_warnings_but_the_last_one_fails_the_run(
