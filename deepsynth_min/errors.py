@@ -1,7 +1,7 @@
 """What a user can get wrong: one line naming what and where, and exit code 2.
 
 In: whatever a command runs. Out: its exit code. Also here, since their errors are of this kind:
-reading a file that the user named, as text or as JSON.
+reading a file that the user named, as text or as JSON; and words that messages share.
 
 The idea: a mistake of the user's is a `UserError` wherever it is found, and `exit_code` alone turns
 it into a line on stderr. Everything else keeps its traceback.
@@ -33,6 +33,36 @@ def one_line(error: object, max_chars: int = 1000) -> str:
     if len(text) > max_chars:
         text = f"{text[: max_chars // 2]} ... {text[-(max_chars // 2) :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def number_of(number: int, noun: str) -> str:
+    """1 page, 2 pages, 1,000 pages."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+_JSON_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "true or false"}
+_JSON_KINDS |= {int: "a number", float: "a number", type(None): "null"}
+
+
+def json_kind(value: object) -> str:
+    """What a value is, in the words of JSON: an array, a number."""
+    return _JSON_KINDS.get(type(value), f"of type {type(value).__name__}")
+
+
+def not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
+    """What is said of bytes that are not UTF-8: where, what they look like and what mends it."""
+    text = f"not UTF-8 at byte {error.start}"
+    high = re.findall(rb"[\x80-\xff]+", data)
+    if looks_like_utf16(data):
+        text += "; it looks like UTF-16: iconv -f UTF-16 -t UTF-8 converts it"
+    elif sum(len(run) == 1 for run in high) > 0.8 * len(high):  # accented letters among others
+        text += "; it looks like Latin-1 or Windows-1252: iconv -f CP1252 -t UTF-8 converts it"
+    return text
+
+
+def looks_like_utf16(head: bytes) -> bool:
+    """Whether the beginning of a file has UTF-16's mark, or a NUL in every other byte."""
+    return head[:2] in (b"\xff\xfe", b"\xfe\xff") or head.count(0) > len(head) / 4
 
 
 def exit_code(
@@ -105,11 +135,12 @@ def find_file(path: str | os.PathLike, where: str = "", missing: str = "no such 
 def read_text(path: str | os.PathLike, where: str = "") -> str:
     """Content of a UTF-8 file that the user named. Raises UserError."""
     try:
-        return find_file(path, where).read_bytes().decode("utf-8")
+        data = find_file(path, where).read_bytes()
+        return data.decode("utf-8")
     except OSError as error:
         raise UserError(f"{where}{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}{path}: not UTF-8 at byte {error.start}") from None
+        raise UserError(f"{where}{path}: {not_utf8(data, error)}") from None
 
 
 def read_json(path: str | os.PathLike) -> object:

@@ -26,7 +26,7 @@ from .data.row import Row, TooLong
 from .data.samples import Sample, collate
 from .data.sources import open_files
 from .data.tokenizer import decode, ids_of
-from .errors import UserError, exit_code, one_line
+from .errors import UserError, exit_code, not_utf8, number_of, one_line
 from .files.disk import append_whole, check_file, write_text, writing
 from .model.generation import Answer, generate, tokens
 from .options import change
@@ -53,14 +53,14 @@ class Reader:
         if len(sample.ids) >= context:
             raise TooLong(
                 row.where,
-                f"{len(sample.pages)} pages ({sample.visual} visual tokens) and the instruction "
-                f"make {len(sample.ids)} tokens; the model's context is {context} "
+                f"{number_of(len(sample.pages), 'page')} ({sample.visual} visual tokens) and the "
+                f"instruction make {len(sample.ids)} tokens; the model's context is {context} "
                 "(--max-pages N --overflow truncate|shrink limits the pages)",
             )
         if sample.missing:
             warn(
-                f"{row.where}: {sample.missing} characters could not be drawn as they should; "
-                "--font FILE adds a font"
+                f"{row.where}: {number_of(sample.missing, 'character')} could not be drawn as they "
+                "should; --font FILE adds a font"
             )
         return sample
 
@@ -100,7 +100,8 @@ def warn(text: str) -> None:
 
 
 def warn_cut(where: str, length: int) -> None:
-    warn(f"{where}: cut off after {length} tokens (--max-new-tokens, or the context is full)")
+    cut = f"cut off after {number_of(length, 'token')}"
+    warn(f"{where}: {cut} (--max-new-tokens, or the context is full)")
 
 
 # -- inputs ---------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def read_document(name: str) -> Row:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        reason = f"neither an image nor text (not UTF-8 at byte {error.start})"
+        reason = f"neither an image nor text ({not_utf8(data, error)})"
         raise UserError(f"{where}: {reason}") from None
     if "\0" in text:
         raise UserError(f"{where}: neither an image nor text (a NUL at {text.index(chr(0))})")
@@ -306,7 +307,7 @@ def run(arguments: list[str]) -> None:
                 with writing("--out", given.out):
                     append_whole(file, json.dumps(line, ensure_ascii=False) + "\n")
     if failed:
-        raise UserError(f"{failed} of {len(inputs)} documents could not be read")
+        raise UserError(f"{failed} of {number_of(len(inputs), 'document')} could not be read")
 
 
 def main(arguments: list[str] | None = None) -> int:

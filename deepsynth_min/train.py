@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .data.augment import augment_batch
 from .data.loader import Loader
 from .data.order import rows_per_epoch
-from .errors import UserError, exit_code
+from .errors import UserError, exit_code, number_of
 from .model.batch import Batch
 from .publish import upload
 from .publish.official import stage_for_hub
@@ -208,10 +208,10 @@ def _conclude(training: Training, last: dict | None) -> None:
         print(f"stopped after step {training.step}; go on with --out {where} --resume auto")
         return
     if training.step < training.settings.optim.max_steps:
-        metric = training.settings.evaluation.best
-        print(f"ended early: {metric} was not better in {training.stale} evaluations (--patience)")
+        metric, stale = training.settings.evaluation.best, number_of(training.stale, "evaluation")
+        print(f"ended early: {metric} was not better in {stale} (--patience)")
     conclude(training.directory, training.step, last, training.evaluator.scorer is not None)
-    print(f"frozen parameters unchanged: {len(training.frozen)} tensors")
+    print(f"frozen parameters unchanged: {number_of(len(training.frozen), 'tensor')}")
     if newest is not None:
         print(f"checkpoint: {newest}")
     print(f"report: {where / 'report.html'}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import UserError, find_file
+from ..errors import UserError, find_file, number_of
 from ..files.download import fetch_data, files_of, is_hub_id
 from ..files.index import Fault
 from ..files.splits import SYNONYMS, choose_split, named_after, splits_of
@@ -140,7 +140,8 @@ def pinned(settings: DataSettings, before: DataSettings | None = None) -> DataSe
             which = values[0] if len(values) == 1 else values
             if not on_hub:
                 raise UserError(f"{option} {given[0]}: {which!r} is not a data set on the hub")
-            raise UserError(f"{option}: {len(given)} revisions for {len(on_hub)} data sets")
+            revisions, sets = number_of(len(given), "revision"), number_of(len(on_hub), "data set")
+            raise UserError(f"{option}: {revisions} for {sets}")
         commits = tuple(
             fetch_data(v, at).name for v, at in zip(on_hub, given or ("",) * len(on_hub))
         )
@@ -224,16 +225,17 @@ def _open_one(
     ]
     left = f"; {' and '.join(others)} left alone" if others else ""
     data.notes.append(
-        f"{name}: {split!r} trains ({len(rows):,} rows), validation is held out "
-        f"({len(held_out):,} rows){left}"
+        f"{name}: {split!r} trains ({number_of(len(rows), 'row')}), validation is held out "
+        f"({number_of(len(held_out), 'row')}){left}"
     )
     return rows, held_out
 
 
 def _note(data: Data, name: str, rows: FileRows) -> None:
     """Says which field is what, and how many rows there are and are not."""
-    left_out = f"; {len(rows.faults):,} bad rows are left out" if rows.faults else ""
-    data.notes.append(f"{name}: {rows.columns.describe()}; {len(rows):,} rows{left_out}")
+    left_out = f"; left out: {number_of(len(rows.faults), 'bad row')}" if rows.faults else ""
+    found = number_of(len(rows), "row")
+    data.notes.append(f"{name}: {rows.columns.describe()}; {found}{left_out}")
     data.faults += rows.faults
     data.files.append(rows)
 

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from .._raster import FLAGS
+from ..errors import number_of
 from . import characters
 from .font import nothing_to_kern
 from .font_file import has_installed
@@ -59,7 +60,7 @@ def complaints(texts: Iterable[str], style: PageStyle) -> list[str]:
     for (fault, script), chars in sorted(found.items(), key=lambda item: -len(item[1])):
         shown = " ".join(chars[:_SHOWN]) if script != "Control" else ascii("".join(chars[:_SHOWN]))
         shown += " ..." if len(chars) > _SHOWN else ""
-        some = f"{len(chars)} character{'s' * (len(chars) > 1)}"
+        some = number_of(len(chars), "character")
         if fault == "missing":
             lines.append(f"{script}: {some} no font has ({shown}): {_font_for(script, style)}")
         else:

@@ -16,6 +16,7 @@ from ..data.duplicates import NEAR
 from ..data.order import rows_per_epoch
 from ..data.rows import LISTED
 from ..data.statistics import SKETCHED, Part, Statistics
+from ..errors import number_of
 from ..model.batch import visual_tokens
 from ..model.presets import PRESETS
 from ..pages.characters import script_of
@@ -217,8 +218,9 @@ def _epoch(statistics: Statistics, settings: Settings, processes: int) -> Sectio
         total = statistics.per_epoch(name)
         table.append((title, f"{total:,.0f}", f"{total / steps:,.0f}"))
     line = (
-        f"a step has {optim.batch_size} samples x {optim.accumulate} micro-steps x {processes} "
-        f"processes = {batch:,}"
+        f"a step has {number_of(optim.batch_size, 'sample')} x "
+        f"{number_of(optim.accumulate, 'micro-step')} x {processes} "
+        f"process{'' if processes == 1 else 'es'} = {batch:,}"
     )
     return Section("An epoch", [line], table)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import number_of
 from ..model.batch import Batch
 from .distributed import World
 from .optim import LossScaler
@@ -113,9 +114,9 @@ class Meter:
         samples = step * self.global_batch
         if self.world.is_main and missing and not self.warned:
             warn(
-                f"{missing:.0f} characters since the last line could not be drawn as they should "
-                "(no font has them, or their script needs shaping); --font FILE adds a font; "
-                "counted as missing_glyphs in metrics.jsonl"
+                f"{number_of(int(missing), 'character')} since the last line could not be drawn as "
+                "they should (no font has them, or their script needs shaping); --font FILE adds a "
+                "font; counted as missing_glyphs in metrics.jsonl"
             )
             self.warned = True
         if self.world.is_main:

@@ -22,7 +22,7 @@ from ..data.rows import is_skipped, refuse_bad_rows
 from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
-from ..errors import UserError
+from ..errors import UserError, number_of
 from ..evaluation.evaluator import Evaluator, check_metric, cost, describe
 from ..files.disk import write_text
 from ..files.index import Fault
@@ -289,6 +289,6 @@ class Training:
             where = {step: [self.rows[i].where for i in rows] for step, rows in chosen.items()}
             self.directory.attempt(lambda: write_text(path, json.dumps(where, indent=1)), path.name)
         raise RuntimeError(
-            f"{streak} steps in a row had a loss or gradient that is not finite and were "
-            f"skipped; the rows they were made of: {path}"
+            f"{number_of(streak, 'step')} in a row had a loss or gradient that is not finite and "
+            f"were skipped; the rows they were made of: {path}"
         )
