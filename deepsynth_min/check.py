@@ -82,7 +82,7 @@ def obstacle(settings: Settings, statistics: Statistics) -> str:
             f"{len(statistics.bad):,} of {rows:,} rows cannot be used, more than "
             f"--max-bad {data.max_bad:g}"
         )
-    if not len(statistics.held_out.numbers):
+    if len(statistics.data.held_out) and not len(statistics.held_out.numbers):
         return "no held-out row can be used; give others with --val-data"
     return ""
 

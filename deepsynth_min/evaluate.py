@@ -69,6 +69,8 @@ def run(arguments: list[str]) -> dict[str, float]:
         rows = open_all(settings.data, world.is_main, "val").train
     else:
         rows = open_data(settings.data, settings.optim.seed).held_out
+        if not len(rows):
+            raise UserError(f"{given.run}: holds nothing out (--val-fraction 0); give --data")
     evaluator = Evaluator(opened.model, rows, opened.builder, world, opened.precision)
     if given.out:
         evaluator.kept_answers = len(rows)

@@ -55,7 +55,7 @@ class DataSettings:
     )
     val_revision: str = setting("", "the same for a hub id in --val-data")
     val_fraction: float = setting(
-        0.05, "share held out where nothing else is, chosen by --seed, at least one row", 0, 0.9
+        0.05, "share held out where nothing else is, chosen by --seed; 0: none", 0, 0.9
     )
     val_samples: int = setting(128, "at most this many held-out samples are scored; 0: all", 0)
     limit: int = setting(0, "at most this many training rows of each --data; 0: all", 0)
@@ -253,7 +253,7 @@ class RunSettings:
     max_skips: int = setting(50, "end after so many steps in a row without a finite gradient", 1)
     timeout: int = setting(600, "seconds that a process waits for another, then gives up", 1, 10**7)
     log_every: int = setting(10, "steps between lines of metrics.jsonl", 1)
-    resume: str = setting("none", "auto (the newest checkpoint in --out), a checkpoint, or none")
+    resume: str = setting("none", "auto (the newest of --out), a checkpoint, another run, or none")
     push_to_hub: str = setting("", "upload model or adapter at the end, to this owner/name")
     private: bool = setting(False, "make that repository private, if it is new")
     tensorboard: bool = setting(False, "log to TensorBoard too, in tensorboard/ of --out")

@@ -210,7 +210,8 @@ def _conclude(training: Training, last: dict | None) -> None:
     if training.step < training.settings.optim.max_steps:
         metric, stale = training.settings.evaluation.best, number_of(training.stale, "evaluation")
         print(f"ended early: {metric} was not better in {stale} (--patience)")
-    conclude(training.directory, training.step, last, training.evaluator.scorer is not None)
+    if len(training.held_out):
+        conclude(training.directory, training.step, last, training.evaluator.scorer is not None)
     print(f"frozen parameters unchanged: {number_of(len(training.frozen), 'tensor')}")
     if newest is not None:
         print(f"checkpoint: {newest}")

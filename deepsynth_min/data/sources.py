@@ -32,7 +32,7 @@ class Data:
     """The rows of a run, and lines that say where they come from."""
 
     train: Sequence[Row]
-    held_out: Sequence[Row]
+    held_out: Sequence[Row]  # none with --val-fraction 0, where nothing else is set apart
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)  # rows that are left out, of all sources
     files: list[FileRows] = field(default_factory=list)  # of all sources
@@ -184,7 +184,7 @@ def open_data(settings: DataSettings, seed: int, progress: bool = False) -> Data
         data.train = Mixture(train, [weight for _, weight in given])
     if settings.val_data:
         held_out = [_held_out(settings, progress, opened, data)]
-    data.held_out = held_out[0]
+    data.held_out = held_out[0] if held_out else ()
     order = None
     if len(held_out) > 1:
         data.held_out = Mixture(held_out, [1.0] * len(held_out))
@@ -204,7 +204,7 @@ def _with_revisions(settings: DataSettings) -> list[tuple[str, str]]:
 def _open_one(
     name: str, revision: str, settings: DataSettings, seed: int, progress: bool, data: Data
 ) -> tuple[Sequence[Row], Sequence[Row] | None]:
-    """(training rows, held-out rows or None with --val-data) of one --data; adds to its notes."""
+    """(training rows, held-out rows or None if none are of it) of one --data; adds to its notes."""
     if name == "embedded":
         return EmbeddedRows("train"), EmbeddedRows("val")
     source = find_source(name, settings, revision)
@@ -217,6 +217,9 @@ def _open_one(
     if not has_splits or "val" not in source.splits or rows.files == source.splits["val"]:
         if has_splits:
             data.notes.append(f"{name}: only its split {split!r} is used")
+        if not settings.val_fraction:
+            data.notes.append(f"{name}: nothing is held out (--val-fraction 0)")
+            return rows, None
         return _split(rows, name, settings, seed)
     held_out = source.rows("val", settings, progress)
     _note(data, f"{name} (validation)", held_out)

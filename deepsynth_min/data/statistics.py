@@ -245,7 +245,7 @@ def collect(settings: Settings, workers: int = 0, progress: bool = False) -> Sta
     sizes = [len(getattr(data, split)) for split in SPLITS]
     workers = workers or max(1, min(cores(), sum(sizes) // LEAST))
     tasks = [task for split in SPLITS for task in _tasks(split, getattr(data, split))]
-    parts: dict[str, list[Part]] = {split: [] for split in SPLITS}
+    parts: dict[str, list[Part]] = {split: [_no_rows()] for split in SPLITS}
     bar = tqdm(total=sum(sizes), unit="row", desc="reading", disable=not progress, leave=False)
     with bar:
         for (split, numbers), part in zip(tasks, _all(reader, settings, tasks, workers)):
@@ -288,6 +288,12 @@ def _tasks(split: str, rows: Sequence[Row]) -> list[tuple[str, np.ndarray]]:
     places = np.fromiter(places, np.dtype((np.int64, 2)), len(rows))
     order = np.lexsort((places[:, 1], places[:, 0]))
     return [(split, order[start : start + PIECE]) for start in range(0, len(rows), PIECE)]
+
+
+def _no_rows() -> Part:
+    return Part(
+        np.empty(0, np.int64), np.empty((0, len(FIGURES)), np.int64), np.empty((0, 2), "u8")
+    )
 
 
 def _joined(parts: list[Part]) -> Part:

@@ -55,6 +55,12 @@ def announce(
         f"{number_of(settings.optim.max_steps, 'step')} of {number_of(global_batch, 'sample')}, "
         f"{processes} on {world.device.type}; run directory: {directory.path}"
     )
+    if global_batch > rows:
+        print(
+            f"warning: a step has {number_of(global_batch, 'sample')}, the data "
+            f"{number_of(rows, 'row')}: each comes {global_batch / rows:.3g} times in a step "
+            "(--batch-size, --accumulate)"
+        )
     if room:
         print(room)
 

@@ -121,6 +121,12 @@ class RunDirectory:
         path = Path(resume)
         if not os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
             raise UserError(f"--resume {resume}: no such checkpoint directory")
+        ours = (checkpoint.MANIFEST, "training.json")
+        if not any(os.path.lexists(path / name) for name in ours):  # a run, or its checkpoints/?
+            inner = path / "checkpoints" if (path / "config.toml").is_file() else path
+            if newest := checkpoint.newest_whole(inner):
+                return newest
+            raise UserError(f"--resume {resume}: neither a checkpoint nor a run that has one")
         if wrong := checkpoint.damage(path):
             raise UserError(f"--resume {resume}: damaged ({wrong})")
         return path

@@ -23,7 +23,7 @@ from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError, number_of
-from ..evaluation.evaluator import Evaluator, check_metric, cost, describe
+from ..evaluation.evaluator import Evaluator, check_held_out, check_metric, cost, describe
 from ..files.disk import write_text
 from ..files.index import Fault
 from ..options import change
@@ -90,6 +90,7 @@ class Training:
         self.rows, self.held_out = self.data.train, self.data.held_out
         for check in CHECKS:
             check(settings)
+        check_held_out(self.held_out, settings)
         settings = change(settings, out=name)
         self.settings = resolve(settings, rows_per_epoch(self.rows), world.size)
         optim = self.settings.optim
@@ -250,8 +251,10 @@ class Training:
         patience = self.settings.evaluation.patience
         return self.step >= self.settings.optim.max_steps or 0 < patience <= self.stale
 
-    def evaluate(self) -> dict[str, float]:
-        """Scores the held-out rows, and writes down what came out."""
+    def evaluate(self) -> dict[str, float] | None:
+        """Scores the held-out rows, and writes down what came out; None if there are none."""
+        if not len(self.held_out):
+            return None
         with shard.filled(self.eval_model, self.model):
             result, shown = self.evaluator()
         if "skip" in (self.settings.data.on_bad_row, self.settings.data.on_too_long):
@@ -263,8 +266,10 @@ class Training:
             tqdm.write(f"step {self.step:>6}: {describe(result)}")
         return result
 
-    def is_best(self, result: dict[str, float]) -> bool:
+    def is_best(self, result: dict[str, float] | None) -> bool:
         """Whether this evaluation is the best one so far; counts those since."""
+        if result is None:
+            return False
         score = cost(result, self.settings.evaluation.best)
         better = self.best is None or score < self.best
         self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
