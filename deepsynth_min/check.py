@@ -4,9 +4,9 @@ In: the options of a training, so that its command line is checked by changing o
 on standard output and one HTML page; exit code 0 if training would start and get through an epoch,
 2 with one line if something would stop it.
 
-The one idea: every row is read, drawn and tokenised by training's own code (data/statistics.py),
-and bad ones are counted instead of ending it. Of the model only configuration and tokenizer are
-read.
+The one idea: every row is read, drawn and tokenised by training's own code
+(inspection/statistics.py), and bad ones are counted instead of ending it. Of the model only
+configuration and tokenizer are read.
 """
 
 import sys
@@ -16,12 +16,12 @@ from pathlib import Path
 from . import settings as S
 from .data.rows import is_skipped
 from .data.sources import open_data, pinned
-from .data.statistics import Statistics, collect
 from .errors import UserError, exit_code, one_line
 from .files.disk import check_file, write_text, writing
+from .inspection.page import data_page
+from .inspection.statistics import Statistics, collect
+from .inspection.table import as_text, sections
 from .options import OneLineParser, change
-from .reports.data_page import data_page
-from .reports.data_table import as_text, sections
 from .settings import Settings
 
 PAGE = "data-check.html"

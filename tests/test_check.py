@@ -10,11 +10,12 @@ from hub_server import command, running_hub
 
 from deepsynth_min import check, settings as S
 from deepsynth_min.corpus import documents as corpus
-from deepsynth_min.data import statistics
 from deepsynth_min.data.loader import Loader
 from deepsynth_min.data.sources import open_data
-from deepsynth_min.data.strange import strangest
 from deepsynth_min.data.tokenizer import EMBEDDED
+from deepsynth_min.inspection import statistics
+from deepsynth_min.inspection.strange import strangest
+from deepsynth_min.model.official_config import config_to_dict
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.options import change
 from deepsynth_min.reports.charts import histogram
@@ -289,7 +290,7 @@ def test_a_page_that_cannot_be_written_is_one_line(capsys, tmp_path, jsonl):
 def test_of_a_checkpoint_only_configuration_and_tokenizer_are_read(tmp_path, jsonl):
     for file in EMBEDDED.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps(PRESETS["tiny"].to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(config_to_dict(PRESETS["tiny"])))
     of_directory, of_preset = (collect(jsonl, "--model", name) for name in (tmp_path, "tiny"))
     assert np.array_equal(of_directory.train.figures, of_preset.train.figures)
 
@@ -297,7 +298,7 @@ def test_of_a_checkpoint_only_configuration_and_tokenizer_are_read(tmp_path, jso
 @pytest.mark.slow
 def test_of_a_model_on_the_hub_no_weights_are_fetched_until_it_trains(tmp_path, jsonl):
     files = {file.name: file.read_bytes() for file in EMBEDDED.iterdir()}
-    files["config.json"] = json.dumps(PRESETS["tiny"].to_dict()).encode()
+    files["config.json"] = json.dumps(config_to_dict(PRESETS["tiny"])).encode()
     files["model.safetensors"] = b"large"
     with running_hub() as server:
         server.repositories["someone/model"], server.private["someone/model"] = files, False

@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import KVCache
 from .batch import Batch
 from .config import ModelConfig
-from .decoder import DecoderLayer, KVCache, Layout, Router, decode
+from .decoder import DecoderLayer, Layout, Router, decode
 from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
 from .experts import Experts
 from .loss import chunked_cross_entropy
 from .norm import RMSNorm
+from .official_config import config_from_file
 from .presets import find_checkpoint
 from .weights import PackedWeight, is_adapter, load_weights
 
@@ -75,7 +77,7 @@ class DeepseekOCR(nn.Module):
         Raises UserError naming every missing, unknown or wrongly shaped tensor.
         """
         directory = find_checkpoint(directory_or_hub_id)
-        config = ModelConfig.from_file(directory / "config.json")
+        config = config_from_file(directory / "config.json")
         with torch.device("meta"):
             model = cls(config)
         load_weights(model, directory, dtype, device)
@@ -213,7 +215,7 @@ class DeepseekOCR(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, T, V] of every position, for looking at; training uses `loss`."""
         valid = None if batch.lengths else batch.attention_mask
-        x, _ = self.hidden(self.embed(batch), Layout(valid, batch.lengths))
+        x, _ = self.hidden(self.embed(batch), Layout(valid, batch.lengths, batch.prompts))
         return F.linear(x, self.lm_head.weight)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
@@ -234,7 +236,8 @@ class DeepseekOCR(nn.Module):
         if balance:
             asked = {"token_mask": batch.token_mask}
         x = self.embed(batch) if embedded is None else embedded
-        x, term = self.hidden(x, Layout(lengths=batch.lengths, **asked))
+        layout = Layout(lengths=batch.lengths, prompts=batch.prompts, **asked)
+        x, term = self.hidden(x, layout)
         scored = x.flatten(0, 1)[batch.score_index] if every else x[0]  # [L, D]
         total = chunked_cross_entropy(scored, self.lm_head.weight, batch.targets)
         return total, batch.num_scored, term

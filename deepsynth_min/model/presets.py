@@ -12,7 +12,9 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files.download import fetch
+from ..settings import ModelSettings
 from .config import ClipConfig, DecoderConfig, ModelConfig, SamConfig, TextConfig
+from .official_config import config_from_file
 
 # The name of the model that comes with the package: it learned to read from nothing on a CPU,
 # letter by letter (tiny_reader/). Its vocabulary is that of tokenizer.letter_tokenizer; no more
@@ -79,6 +81,20 @@ PRESETS = {
         page_size=256,
     ),
 }
+# Unlimited-OCR is DeepSeek-OCR with a reference sliding window and a longer context.
+PRESETS["unlimited-ocr"] = PRESETS["deepseek-ocr"].with_attention(window=128, context=32768)
+PRESETS["tiny-unlimited"] = PRESETS["tiny"].with_attention(window=8)
+
+
+def shape_of(given: ModelSettings, directory: Path | None = None) -> ModelConfig:
+    """The shape of a preset, or what a directory's config.json says, with the attention asked for.
+    Raises UserError."""
+    named = PRESETS[given.model] if directory is None else None
+    config = named or config_from_file(directory / "config.json")
+    try:
+        return config.with_attention(given.attention_window, given.context)
+    except UserError as error:
+        raise UserError(f"--attention-window, --context: {error}") from None
 
 
 SHIPPED = Path(__file__).parents[1] / "tiny_reader" / "weights"

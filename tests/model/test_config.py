@@ -7,7 +7,7 @@ import pytest
 from golden import GOLDEN
 
 from deepsynth_min.errors import UserError, one_line
-from deepsynth_min.model.config import ModelConfig
+from deepsynth_min.model.official_config import config_from_dict, config_from_file, config_to_dict
 from deepsynth_min.model.presets import PRESETS, TINY_READER_CONFIG
 
 SAM, CLIP = "vision_config/width/sam_vit_b/", "vision_config/width/clip-l-14-224/"
@@ -78,7 +78,7 @@ def test_a_value_that_no_model_has_is_refused_by_file_and_field(tmp_path, place,
     file = tmp_path / "config.json"
     file.write_text(json.dumps(official))
     with pytest.raises(UserError) as raised:
-        ModelConfig.from_file(file)
+        config_from_file(file)
     assert str(raised.value).startswith(f"{file}: ")
     section = place.split("/")[0]
     assert name in str(raised.value) or section in str(raised.value)
@@ -89,7 +89,7 @@ def test_what_is_not_json_is_refused_by_name(tmp_path, content):
     file = tmp_path / "config.json"
     file.write_bytes(content)
     with pytest.raises(UserError, match="config.json: not "):
-        ModelConfig.from_file(file)
+        config_from_file(file)
 
 
 def test_only_a_regular_file_is_read(tmp_path):
@@ -97,7 +97,7 @@ def test_only_a_regular_file_is_read(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for name in ("", "pipe", "loop", "none", "a\0b", "a\ud800", "x" * 300, "/dev/zero"):
         with pytest.raises(UserError):
-            ModelConfig.from_file(tmp_path / name)
+            config_from_file(tmp_path / name)
 
 
 def test_a_message_is_one_short_line_whatever_it_quotes():
@@ -109,5 +109,5 @@ def test_a_message_is_one_short_line_whatever_it_quotes():
 
 def test_how_text_is_drawn_is_kept_with_the_model_and_absent_from_the_official_one():
     assert TINY_READER_CONFIG.text.font_size == 24
-    assert ModelConfig.from_dict(TINY_READER_CONFIG.to_dict()) == TINY_READER_CONFIG
-    assert "rendered_text" not in PRESETS["deepseek-ocr"].to_dict()
+    assert config_from_dict(config_to_dict(TINY_READER_CONFIG)) == TINY_READER_CONFIG
+    assert "rendered_text" not in config_to_dict(PRESETS["deepseek-ocr"])

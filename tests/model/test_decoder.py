@@ -7,18 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deepsynth_min.model.attention import KVCache, attend, attention
 from deepsynth_min.model.config import DecoderConfig
-from deepsynth_min.model.decoder import (
-    DecoderLayer,
-    KVCache,
-    Layout,
-    RMSNorm,
-    Router,
-    attend,
-    attention,
-    balance_term,
-    decode,
-)
+from deepsynth_min.model.decoder import DecoderLayer, Layout, RMSNorm, Router, balance_term, decode
 from deepsynth_min.model.experts import (
     Experts,
     mixture_of_experts,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from golden import CASES, GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, expected, golden_batch
 
-from deepsynth_min.model.config import ModelConfig
 from deepsynth_min.model.decoder import Layout
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
 from deepsynth_min.model.generation import greedy
 from deepsynth_min.model.loss import chunked_cross_entropy
+from deepsynth_min.model.official_config import config_from_dict, config_to_dict
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.model.weights import official_views
 
@@ -100,8 +100,8 @@ def test_the_preset_deepseek_ocr_has_exactly_the_official_tensors():
 
 def test_the_preset_deepseek_ocr_writes_the_official_config():
     official = json.loads((GOLDEN / "official_config.json").read_text())
-    assert PRESETS["deepseek-ocr"].to_dict() == official
-    assert ModelConfig.from_dict(official) == PRESETS["deepseek-ocr"]
+    assert config_to_dict(PRESETS["deepseek-ocr"]) == official
+    assert config_from_dict(official) == PRESETS["deepseek-ocr"]
 
 
 def test_the_summary_of_the_official_model_gives_its_published_counts():

@@ -5,8 +5,8 @@ import torch
 from golden import GOLDEN, golden_batch
 from torch import nn
 
-from deepsynth_min.model.config import ModelConfig
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
+from deepsynth_min.model.official_config import config_from_file
 from deepsynth_min.model.weights import load_weights
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.tuning import freeze, quant
@@ -94,7 +94,7 @@ def test_stored_bytes_are_as_the_arithmetic_says(kind, double):
 def quantised(config: QuantConfig, dtype=None) -> DeepseekOCR:
     """The golden model, packed while it is loaded."""
     with torch.device("meta"):
-        model = DeepseekOCR(ModelConfig.from_file(GOLDEN / "config.json"))
+        model = DeepseekOCR(config_from_file(GOLDEN / "config.json"))
     quantise(model, config)
     load_weights(model, GOLDEN, dtype)
     return model

@@ -2,7 +2,7 @@
 
 In: settings. Out: `Statistics`: of each usable row its pages, tokens and characters; the rows that
 cannot be used, with the reason; characters that are not drawn as they should; rows that say the
-same. check.py prints them, reports/data_page.py draws them.
+same. check.py prints them, page.py draws them.
 
 The one idea: every row goes through the same `SampleBuilder` as in training, so what is counted is
 what would be trained on. Rows are dealt to processes in pieces; of a row some 60 bytes are kept and
@@ -24,19 +24,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..data.order import Mixture
+from ..data.row import Row, RowError, TooLong
+from ..data.rows import place_in_files
+from ..data.samples import Sample, SampleBuilder
+from ..data.sources import Data, open_data
+from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files.index import Fault
-from ..model.config import ModelConfig
-from ..model.presets import PRESETS, find_checkpoint
+from ..model.presets import PRESETS, find_checkpoint, shape_of
 from ..pages.renderer import cores, line_ranges, undrawn
 from ..settings import Settings
 from .duplicates import NEAR, key, normalised, similarity, sketch
-from .order import Mixture
-from .row import Row, RowError, TooLong
-from .rows import place_in_files
-from .samples import Sample, SampleBuilder
-from .sources import Data, open_data
-from .tokenizer import load_tokenizer
 
 # Of a row. length: tokens of the whole sequence; answer: those that are scored; characters: of a
 # text, drawn: those that are on its pages (both -1 without a text); missing: characters that no
@@ -116,9 +115,9 @@ def sample_builder(settings: Settings) -> SampleBuilder:
     """As training makes it, from the model's configuration and tokenizer alone: no weights."""
     name = settings.model.model
     if name in PRESETS:
-        return SampleBuilder(settings, PRESETS[name], load_tokenizer())
+        return SampleBuilder(settings, shape_of(settings.model), load_tokenizer())
     directory = find_checkpoint(name, settings.model.revision, weights=False)
-    config = ModelConfig.from_file(directory / "config.json")
+    config = shape_of(settings.model, directory)
     return SampleBuilder(settings, config, load_tokenizer(directory))
 
 
@@ -245,7 +244,7 @@ def collect(settings: Settings, workers: int = 0, progress: bool = False) -> Sta
     sizes = [len(getattr(data, split)) for split in SPLITS]
     workers = workers or max(1, min(cores(), sum(sizes) // LEAST))
     tasks = [task for split in SPLITS for task in _tasks(split, getattr(data, split))]
-    parts: dict[str, list[Part]] = {split: [_no_rows()] for split in SPLITS}
+    parts = {split: [reader(split, np.empty(0, np.int64))] for split in SPLITS}
     bar = tqdm(total=sum(sizes), unit="row", desc="reading", disable=not progress, leave=False)
     with bar:
         for (split, numbers), part in zip(tasks, _all(reader, settings, tasks, workers)):
@@ -288,12 +287,6 @@ def _tasks(split: str, rows: Sequence[Row]) -> list[tuple[str, np.ndarray]]:
     places = np.fromiter(places, np.dtype((np.int64, 2)), len(rows))
     order = np.lexsort((places[:, 1], places[:, 0]))
     return [(split, order[start : start + PIECE]) for start in range(0, len(rows), PIECE)]
-
-
-def _no_rows() -> Part:
-    return Part(
-        np.empty(0, np.int64), np.empty((0, len(FIGURES)), np.int64), np.empty((0, 2), "u8")
-    )
 
 
 def _joined(parts: list[Part]) -> Part:

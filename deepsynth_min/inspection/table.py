@@ -1,6 +1,6 @@
-"""Statistics of data -> tables: what check.py prints and data_page.py shows.
+"""Statistics of data -> tables: what check.py prints and page.py shows.
 
-In: `Statistics` (data/statistics.py) and settings. Out: `Section`s of text, and their lines.
+In: `Statistics` (inspection/statistics.py) and settings. Out: `Section`s of text, and their lines.
 
 The one idea: what is wrong is said with what mends it. A script that no font has is named with the
 option that brings a font, one that is drawn without shaping with the packages that shape.
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.duplicates import NEAR
 from ..data.order import rows_per_epoch
 from ..data.rows import LISTED
-from ..data.statistics import SKETCHED, Part, Statistics
 from ..errors import number_of
 from ..model.batch import visual_tokens
 from ..model.presets import PRESETS
 from ..pages.characters import script_of
 from ..settings import Settings
+from .duplicates import NEAR
+from .statistics import SKETCHED, Part, Statistics
 
 COLUMNS = ("", "min", "median", "mean", "95 %", "max")
 EXAMPLES, SCRIPTS = 8, 15  # characters of a script that are shown; scripts

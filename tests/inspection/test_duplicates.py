@@ -3,7 +3,7 @@
 import pytest
 
 from deepsynth_min.corpus import documents as corpus
-from deepsynth_min.data import duplicates
+from deepsynth_min.inspection import duplicates
 
 DOCUMENTS = corpus.documents("train")
 

@@ -1,6 +1,6 @@
 """Statistics of data -> one self-contained HTML page: histograms, tables, the strangest rows.
 
-In: `Statistics` and the sections of data_table.py. Out: the text of the page, in the style of the
+In: `Statistics` and the sections of table.py. Out: the text of the page, in the style of the
 report about runs (page.py): no script, light and dark. `python -m deepsynth_min.check` writes it.
 
 The one idea: the strangest rows are shown as the model will see them, each with why it was picked.
@@ -11,12 +11,12 @@ import html
 
 from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
-from ..data.statistics import Statistics
-from ..data.strange import Strange, strangest
 from ..pages.png import png
-from .charts import histogram
-from .data_table import Section, distributions
-from .page import STYLE, table
+from ..reports.charts import histogram
+from ..reports.page import STYLE, table
+from .statistics import Statistics
+from .strange import Strange, strangest
+from .table import Section, distributions
 
 EXCERPT = 700  # characters of a text or an answer
 MORE_STYLE = """

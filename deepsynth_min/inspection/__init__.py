@@ -1,0 +1,1 @@
+"""What check.py measures of data before anything trains on it, and how it is shown."""
