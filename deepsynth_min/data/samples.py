@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
+from ..errors import UserError, number_of
 from ..model.batch import Batch, visual_tokens
 from ..model.config import ModelConfig
 from ..model.loss import IGNORE
@@ -120,8 +120,9 @@ class SampleBuilder:
                 raise
             raise TooLong(
                 where,
-                f"the text needs more than {self.most_pages} pages, which alone exceed the model's "
-                f"context of {self.context} tokens (--max-pages N --overflow truncate|shrink)",
+                f"the text needs more than {number_of(self.most_pages, 'page')}, which alone "
+                f"exceed the model's context of {self.context} tokens "
+                "(--max-pages N --overflow truncate|shrink)",
             ) from None
         pages = drawn.pages
         if grid == whole:
@@ -138,7 +139,9 @@ class SampleBuilder:
             if len(prepared) == most:
                 if max_pages:
                     break
-                reason = f"more than {most} pages, which alone exceed the model's context"
+                reason = (
+                    f"more than {number_of(most, 'page')}, which alone exceed the model's context"
+                )
                 raise TooLong(row.where, f"{reason} of {self.context} tokens")
             page = self.settings.page
             prepared.append(prepare(image, self.side, self.gundam, page.max_tiles, page.fit))
@@ -177,8 +180,8 @@ class SampleBuilder:
         if 1 + asked + answer > self.context:
             raise TooLong(
                 row.where,
-                f"an instruction of {asked} tokens and an answer of {answer} make more than the "
-                f"model's context of {self.context}, without any page",
+                f"an instruction of {number_of(asked, 'token')} and an answer of {answer} make "
+                f"more than the model's context of {self.context}, without any page",
             )
 
     def placeholder(self) -> Sample:
@@ -216,9 +219,9 @@ class SampleBuilder:
             hint = " (--max-pages N --overflow truncate|shrink limits the pages)"
         raise TooLong(
             row.where,
-            f"{len(sample.pages)} pages ({sample.visual} visual tokens), an instruction of {asked} "
-            f"tokens and an answer of {len(answer)} make {length}; the model's context is "
-            f"{self.context}{hint}",
+            f"{number_of(len(sample.pages), 'page')} ({sample.visual} visual tokens), an "
+            f"instruction of {number_of(asked, 'token')} and an answer of {len(answer)} make "
+            f"{length}; the model's context is {self.context}{hint}",
         )
 
     def _cut(self, row: Row, answer: list[int]) -> Sample:

@@ -91,11 +91,11 @@ def open_images(source: Path | bytes, where: str) -> Iterator["PillowImage"]:
         raise UserError(
             f"{where}: images need Pillow: pip install 'deepsynth-min[images]'"
         ) from None
-    name, file = "the image", None
     if isinstance(source, bytes):
-        file = io.BytesIO(source)
+        name, file = f"{where}: the image", io.BytesIO(source)
     else:
-        name, file = source, open(find_file(source, f"{where}: ", "no such image"), "rb")
+        place = "" if str(source) == where else f"{where}: "  # an image may be its own place
+        name, file = f"{place}{source}", open(find_file(source, place, "no such image"), "rb")
     # Pillow's plugins raise what they like for a damaged file.
     damage = (
         OSError,
@@ -120,9 +120,9 @@ def open_images(source: Path | bytes, where: str) -> Iterator["PillowImage"]:
             file.seek(0)
             yield from _pdf_pages(file) if head.startswith(b"%PDF-") else _frames(file, head)
         except UserError as error:
-            raise UserError(f"{where}: {name}: {error}") from None
+            raise UserError(f"{name}: {error}") from None
         except damage as error:
-            raise UserError(f"{where}: {name}: not a readable image ({error})") from None
+            raise UserError(f"{name}: not a readable image ({error})") from None
 
 
 def _frames(file: IO[bytes], head: bytes) -> Iterator["PillowImage"]:
