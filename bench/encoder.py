@@ -125,7 +125,7 @@ def build(name: str, given, device: torch.device) -> nn.Module:
 
 
 def random_pages(given, device: torch.device) -> list[Tensor]:
-    side = page_side(given.mode, SIZES[given.preset].page_size)
+    side = page_side(given.mode, SIZES[given.preset].page_format)
     dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
     size = (given.pages, 3, side, side)
     return [torch.rand(size, device=device, dtype=dtype) * 2 - 1 for _ in range(4)]

@@ -27,7 +27,7 @@ Tune = Literal[
 class ModelSettings:
     model: str = setting(
         "tiny-reader",
-        "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, deepseek-ocr",
+        "tiny-reader, a checkpoint directory or a hub id; random: tiny[-2], deepseek-ocr[-2]",
     )
     mode: str = setting("auto", "page: tiny|small|base|large|gundam, a multiple of 64 px, or auto")
     revision: str = setting("", "of a hub id: branch, tag or commit; empty: the default branch")

@@ -8,7 +8,7 @@ import pytest
 from deepsynth_min import settings as S
 from deepsynth_min.errors import UserError
 from deepsynth_min.options import to_toml
-from deepsynth_min.pages.modes import page_side
+from deepsynth_min.pages.modes import PageFormat, page_side
 
 
 def test_what_a_run_writes_is_what_it_reads(tmp_path):
@@ -114,7 +114,7 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, message):
 
 @pytest.mark.parametrize("mode, side", [("tiny", 512), ("base", 1024), ("256", 256), ("auto", 320)])
 def test_a_mode_is_a_name_or_a_multiple_of_64(mode, side):
-    assert page_side(mode, native=320) == side
+    assert page_side(mode, PageFormat(320)) == side
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_a_mode_is_a_name_or_a_multiple_of_64(mode, side):
 )
 def test_any_other_mode_is_an_error(mode):
     with pytest.raises(UserError, match="--mode"):
-        page_side(mode, native=256)
+        page_side(mode, PageFormat(256))

@@ -31,8 +31,7 @@ from ..data.sources import Data, open_data
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files.index import Fault
-from ..model.official_config import config_from_file
-from ..model.presets import PRESETS, find_checkpoint
+from ..model.presets import PRESETS, find_checkpoint, find_config
 from ..pages.renderer import cores, line_ranges, undrawn
 from ..settings import Settings
 from .duplicates import NEAR, key, normalised, similarity, sketch
@@ -113,11 +112,11 @@ class Statistics:
 
 def sample_builder(settings: Settings) -> SampleBuilder:
     """As training makes it, from the model's configuration and tokenizer alone: no weights."""
-    name = settings.model.model
+    name, revision = settings.model.model, settings.model.revision
+    config = find_config(name, revision)
     if name in PRESETS:
-        return SampleBuilder(settings, PRESETS[name], load_tokenizer())
-    directory = find_checkpoint(name, settings.model.revision, weights=False)
-    config = config_from_file(directory / "config.json")
+        return SampleBuilder(settings, config, load_tokenizer())
+    directory = find_checkpoint(name, revision, weights=False)
     return SampleBuilder(settings, config, load_tokenizer(directory))
 
 

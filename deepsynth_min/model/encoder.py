@@ -195,7 +195,7 @@ class PatchEmbed(nn.Module):
 
 
 class SamEncoder(nn.Module):
-    """Pages [N, 3, h*64, w*64] -> features [N, clip width, h, w]."""
+    """Pages [N, 3, h*64, w*64] -> features [N, C, h, w]."""
 
     def __init__(self, config: SamConfig):
         super().__init__()
@@ -299,16 +299,20 @@ class ClipEncoder(nn.Module):
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=1e-5)
         self.transformer = ClipTransformer(config)
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.transformer.layers
+
     def forward(self, features: Tensor) -> Tensor:
         x = self.pre_layrnorm(self.embeddings(features))
-        for layer in self.transformer.layers:
+        for layer in self.layers:
             x = layer(x)
         return x
 
 
 class Projector(nn.Module):
-    """Page token: CLIP's vector and SAM's at the same place, side by side, to the decoder's
-    width."""
+    """Page token: CLIP's vector and SAM's at the same place, side by side (or the output of a
+    query), to the decoder's width."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -8,6 +8,7 @@ import pytest
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.pages.images import MAX_PIXELS, choose_grid, cut_tiles, open_images, prepare
+from deepsynth_min.pages.modes import PageFormat
 
 
 def test_cut_tiles_go_row_by_row():
@@ -29,15 +30,15 @@ def test_cut_tiles_go_row_by_row():
     ],
 )
 def test_the_grid_is_the_nearest_in_shape_and_larger_for_larger_images(size, most, grid):
-    assert choose_grid(*size, most) == grid
+    assert choose_grid(*size, most, 640) == grid
 
 
 def test_foreign_images_are_prepared_as_the_official_processor_does(tmp_path):
     Image = pytest.importorskip("PIL.Image")
     image = Image.new("RGB", (800, 400), (10, 20, 30))
-    small, tiles, grid = prepare(image, 640, False, 6)
+    small, tiles, grid = prepare(image, 640, PageFormat(), 0)
     assert small.shape == (3, 640, 640) and (small[1] == 20).all() and tiles is None
-    view, tiles, grid = prepare(image, 1024, True, 6)
+    view, tiles, grid = prepare(image, 1024, PageFormat(), 6)
     assert (view[:, 0] == 127).all() and (view[:, 512] == [[10], [20], [30]]).all()
     assert grid == (2, 1) and tiles.shape == (2, 3, 640, 640)
 
