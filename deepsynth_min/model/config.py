@@ -115,6 +115,8 @@ class ModelConfig:
     def __post_init__(self):
         sam, dec = self.sam, self.decoder
         assert (self.clip is None) != (self.qwen is None), "SAM's features have one reader"
+        reader, name = (self.clip, "clip-l-14-224") if self.clip else (self.qwen, "qwen2-0-5b")
+        check_numbers(reader, f"vision_config.width.{name}.")
         check_numbers(sam, "vision_config.width.sam_vit_b.")
         check_numbers(dec, "language_config.")
         check_numbers(self, "")
@@ -170,7 +172,6 @@ def _multiple(number: int, of: int, claim: str) -> None:
 
 def _check_clip(config: ModelConfig) -> None:
     clip = config.clip
-    check_numbers(clip, "vision_config.width.clip-l-14-224.")
     claim = "clip-l-14-224.image_size must be a multiple of its patch_size"
     _multiple(clip.image_size, clip.patch_size, claim)
     _multiple(clip.width, clip.heads, "clip-l-14-224.width must be a multiple of its heads")
@@ -180,7 +181,6 @@ def _check_clip(config: ModelConfig) -> None:
 
 def _check_qwen(config: ModelConfig) -> None:
     qwen, name = config.qwen, "qwen2-0-5b"
-    check_numbers(qwen, f"vision_config.width.{name}.")
     _multiple(qwen.dim, qwen.heads, f"{name}.dim must be a multiple of its heads")
     _multiple(qwen.dim // qwen.heads, 2, f"{name}: head size must be even (rotary attention)")
     claim = f"{name}.heads must be a multiple of its key_value_heads"
