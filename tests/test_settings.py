@@ -7,6 +7,7 @@ import pytest
 
 from deepsynth_min import settings as S
 from deepsynth_min.errors import UserError
+from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.options import to_toml
 from deepsynth_min.pages.modes import PageFormat, page_side
 
@@ -115,6 +116,22 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, message):
 @pytest.mark.parametrize("mode, side", [("tiny", 512), ("base", 1024), ("256", 256), ("auto", 320)])
 def test_a_mode_is_a_name_or_a_multiple_of_64(mode, side):
     assert page_side(mode, PageFormat(320)) == side
+
+
+@pytest.mark.parametrize(
+    "mode, side", [("auto", 1024), ("base", 1024), ("gundam", 1024), ("768", 768), ("1024", 1024)]
+)
+def test_modes_of_a_model_with_learned_queries_are_the_sizes_that_it_has_them_for(mode, side):
+    assert page_side(mode, PRESETS["deepseek-ocr-2"].page_format) == side
+
+
+@pytest.mark.parametrize("mode, px", [("tiny", 512), ("large", 1280), ("832", 832)])
+def test_other_modes_of_such_a_model_are_refused_with_those_that_it_reads(mode, px):
+    known = (
+        f"--mode {mode}: pages of {px} px; this model reads pages of 768 and 1024 px, and gundam"
+    )
+    with pytest.raises(UserError, match=known):
+        page_side(mode, PRESETS["deepseek-ocr-2"].page_format)
 
 
 @pytest.mark.parametrize(
