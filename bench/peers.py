@@ -18,6 +18,10 @@ from transformers.models.deepseek_ocr2 import (
     configuration_deepseek_ocr2 as configuration,
     modeling_deepseek_ocr2 as modeling,
 )
+from transformers.models.unlimited_ocr import (
+    configuration_unlimited_ocr as unlimited_configuration,
+    modeling_unlimited_ocr as unlimited,
+)
 
 from deepsynth_min.model import DeepseekOCR, ModelConfig
 from deepsynth_min.model.config import ClipConfig, DecoderConfig, SamConfig
@@ -96,6 +100,67 @@ def adapted(peer: nn.Module, model: DeepseekOCR) -> nn.Module:
             theirs.lora_A["default"].weight.copy_(pair.A)
             theirs.lora_B["default"].weight.copy_(pair.B)
     return wrapped
+
+
+def whole_peer(model: DeepseekOCR, experts: str = "eager") -> nn.Module:
+    """transformers' `UnlimitedOcrForConditionalGeneration` with all weights of ours.
+
+    Without a cache it attends to everything, whatever its window: then it is DeepSeek-OCR. Call it
+    with input_ids, and pixel_values as `normalised` makes them.
+    """
+    config = model.config
+    text = text_config(config.decoder, experts).to_dict()
+    text["sliding_window"] = config.decoder.sliding_window or config.decoder.max_position_embeddings
+    vision = {
+        "sam_config": sam_config(config.sam).to_dict(),
+        "encoder_config": clip_config(config.clip).to_dict(),
+    }
+    vision["sam_config"]["mlp_dim"] = 4 * config.sam.width
+    for part in (text, *vision.values()):
+        for name in ("model_type", "architectures", "use_cache"):
+            part.pop(name, None)
+    made = unlimited_configuration.UnlimitedOcrConfig(text_config=text, vision_config=vision)
+    made._attn_implementation, made._experts_implementation = "sdpa", experts
+    with torch.device(model.lm_head.weight.device):
+        peer = unlimited.UnlimitedOcrForConditionalGeneration(made)
+    peer.load_state_dict(whole_state(model.state_dict()))
+    return peer.to(model.lm_head.weight.dtype)
+
+
+def whole_state(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of ours, or their gradients, under the library's names; those that are used."""
+    state = {}
+    for name, tensor in ours.items():
+        if name.endswith("vision_model.embeddings.patch_embedding.weight"):
+            continue  # SAM's features take its place
+        if name.startswith("model.sam_model."):
+            (name,) = renamed({name: tensor}, _SAM_NAMES)
+        for part, pair in renamed({name: tensor}, _WHOLE_NAMES).items():
+            if "qkv_proj" in part and "vision_encoder" in part:
+                for kind, piece in zip("qkv", pair.chunk(3)):
+                    state[part.replace("qkv_proj", f"{kind}_proj")] = piece
+            else:
+                state[part] = pair
+    return state
+
+
+_WHOLE_NAMES = {
+    "model.sam_model.": "model.vision_tower.sam_encoder.",
+    "model.vision_model.transformer.": "model.vision_tower.vision_encoder.encoder.",
+    "model.vision_model.": "model.vision_tower.vision_encoder.",
+    "model.projector.layers.": "model.multi_modal_projector.",
+    "model.view_seperator": "model.view_separator",
+    "model.embed_tokens.": "model.language_model.embed_tokens.",
+    "model.layers.": "model.language_model.layers.",
+    "model.norm.": "model.language_model.norm.",
+    "experts.gate_up$": "experts.gate_up_proj",
+    "experts.down$": "experts.down_proj",
+}
+
+
+def normalised(pages: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [N, C, h, w] -> what the library's processor would give, [N, 3, h, w]."""
+    return ((pages.float() / 255 - 0.5) / 0.5).expand(-1, 3, -1, -1).to(dtype)
 
 
 class PeerEncoder(nn.Module):

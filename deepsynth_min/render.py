@@ -27,8 +27,7 @@ from .errors import UserError, exit_code, read_text
 from .files.disk import write_text
 from .model.batch import visual_tokens
 from .model.config import ModelConfig
-from .model.official_config import config_from_file
-from .model.presets import PRESETS, find_checkpoint
+from .model.presets import PRESETS, find_checkpoint, shape_of
 from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
 from .pages.renderer import Pages, TooManyPages, cores, fit, render_pages
@@ -176,10 +175,10 @@ def model_of(settings: Settings, run: str) -> tuple[ModelConfig, Path]:
         folder = Path(run)
         folder = base_of(settings, folder) if adapted else find_run_checkpoint(folder, "last")
     elif name in PRESETS:
-        return PRESETS[name], EMBEDDED
+        return shape_of(settings.model), EMBEDDED
     else:
         folder = find_checkpoint(name, settings.model.revision, weights=False)
-    return config_from_file(folder / "config.json"), folder
+    return shape_of(settings.model, folder), folder
 
 
 def drawing(builder: SampleBuilder, width: int, height: int) -> Callable[[Row], tuple]:

@@ -27,10 +27,20 @@ Tune = Literal[
 class ModelSettings:
     model: str = setting(
         "tiny-reader",
-        "tiny-reader, a checkpoint directory or a hub id; random: tiny[-2], deepseek-ocr[-2]",
+        "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, tiny-2, "
+        "tiny-unlimited, deepseek-ocr, deepseek-ocr-2, unlimited-ocr",
     )
     mode: str = setting("auto", "page: tiny|small|base|large|gundam, a multiple of 64 px, or auto")
     revision: str = setting("", "of a hub id: branch, tag or commit; empty: the default branch")
+    attention_window: int = setting(
+        0,
+        "a reference sliding window as in Unlimited-OCR: a token sees its prompt and so many "
+        "tokens of its answer, itself included; 0: as the model's config.json says",
+        0,
+    )
+    context: int = setting(
+        0, "tokens of prompt and answer at most; 0: as the model's config.json says", 0
+    )
     tune: Tune = setting(
         "decoder", "which parameters train; lora: an adapter; qlora: an adapter on a quantised base"
     )

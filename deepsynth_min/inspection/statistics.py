@@ -31,7 +31,7 @@ from ..data.sources import Data, open_data
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files.index import Fault
-from ..model.presets import PRESETS, find_checkpoint, find_config
+from ..model.presets import PRESETS, find_checkpoint, shape_of
 from ..pages.renderer import cores, line_ranges, undrawn
 from ..settings import Settings
 from .duplicates import NEAR, key, normalised, similarity, sketch
@@ -112,11 +112,11 @@ class Statistics:
 
 def sample_builder(settings: Settings) -> SampleBuilder:
     """As training makes it, from the model's configuration and tokenizer alone: no weights."""
-    name, revision = settings.model.model, settings.model.revision
-    config = find_config(name, revision)
+    name = settings.model.model
     if name in PRESETS:
-        return SampleBuilder(settings, config, load_tokenizer())
-    directory = find_checkpoint(name, revision, weights=False)
+        return SampleBuilder(settings, shape_of(settings.model), load_tokenizer())
+    directory = find_checkpoint(name, settings.model.revision, weights=False)
+    config = shape_of(settings.model, directory)
     return SampleBuilder(settings, config, load_tokenizer(directory))
 
 

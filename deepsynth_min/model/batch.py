@@ -80,6 +80,7 @@ class Batch:
     score_index: Tensor | None = None  # flat positions in [B*T] that predict a scored token
     targets: Tensor | None = None  # [L] the scored tokens
     positions: Tensor | None = None  # [1, T] if packed: from 0 on in each sample
+    prompts: tuple[int, ...] = ()  # tokens of each sample before the first that is scored
     tokens: int = 0  # real tokens, padding left out
 
     def __post_init__(self):
@@ -117,6 +118,9 @@ class Batch:
             positions = torch.cat([torch.arange(length) for length in self.lengths])
             set_("positions", positions[None])
         set_("tokens", int(self.attention_mask.sum()))
+        samples = scored[0].split(self.lengths) if self.lengths else scored
+        answers = [sample.nonzero()[:1, 0].tolist() for sample in samples]
+        set_("prompts", tuple(a[0] if a else len(s) for a, s in zip(answers, samples)))
 
     @property
     def num_scored(self) -> int:

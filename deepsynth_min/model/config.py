@@ -9,7 +9,7 @@ thing.
 The letters in the shape comments of the whole package are explained in deepsynth_min/README.md.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import UserError
 from ..pages.modes import PageFormat
@@ -78,6 +78,7 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 8192
+    sliding_window: int = 0  # tokens of its answer that a token sees; 0: all (attention.py)
     bos_token_id: int = 0
     eos_token_id: int = 1
 
@@ -136,6 +137,12 @@ class ModelConfig:
         _multiple(self.page_size, 64, claim)
         _check_clip(self) if self.qwen is None else _check_qwen(self)
 
+    def with_attention(self, window: int = 0, context: int = 0) -> "ModelConfig":
+        """With another sliding window, or another number of tokens at most; 0: as it is."""
+        changes = {"sliding_window": window, "max_position_embeddings": context}
+        changes = {name: value for name, value in changes.items() if value}
+        return replace(self, decoder=replace(self.decoder, **changes))
+
     @property
     def feature_width(self) -> int:
         """Width of a page token before the projector: CLIP's and SAM's, side by side, or that of a
@@ -192,3 +199,5 @@ def _check_qwen(config: ModelConfig) -> None:
     _require(ascending, f"{name}.page_sides must be two multiples of 64, the smaller one first")
     claim = f"candidate_resolutions: {config.page_size} px, but {name} has queries for {sides}"
     _require(config.page_size in sides, claim)
+    claim = f"sliding_window: a model with {name} has none (Unlimited-OCR has, with clip-l-14-224)"
+    _require(not config.decoder.sliding_window, claim)

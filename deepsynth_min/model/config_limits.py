@@ -17,6 +17,7 @@ _OFFICIAL = {
 }
 _MAY_BE_ZERO = (
     "n_shared_experts",
+    "sliding_window",
     "first_k_dense_replace",
     "bos_token_id",
     "eos_token_id",

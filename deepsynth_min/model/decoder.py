@@ -12,14 +12,14 @@ Parameter names are those of the official checkpoint, but for the stacked expert
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, KVCache, causal_mask
+from .attention import Attention, KVCache, causal_mask, window_mask
 from .config import DecoderConfig
 from .experts import Experts
 from .norm import RMSNorm
@@ -101,6 +101,8 @@ class Layout:
     valid         [B, S] bool, True for real tokens, those already in the cache included; None: all
                   are real, or padding stands to the right, where causality alone hides it
     lengths       of packed samples, in x [1, T, D] one after another; empty: a sample in each row
+    prompts       tokens of each sample that a reference sliding window leaves in sight of all later
+                  ones; empty: all of x is prompt, or goes on with what the cache knows of it
     token_mask    [B, T] bool: asks for the balance term over these tokens
     output_index  flat positions [L] in [B*T] whose hidden states alone are asked for, [1, L, D]: no
                   other needs the last layer's MLP (not with token_mask, which looks at all)
@@ -108,6 +110,7 @@ class Layout:
 
     valid: Tensor | None = None
     lengths: Sequence[int] = ()
+    prompts: Sequence[int] = ()
     token_mask: Tensor | None = None
     output_index: Tensor | None = None
 
@@ -139,7 +142,8 @@ class DecoderLayer(nn.Module):
         layout: Layout,
     ) -> tuple[Tensor, Tensor | None]:
         """x [B, T, D] -> the same (of the last layer what the layout asks for), balance term."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, layout.lengths)
+        where = (mask, cache, layout.lengths, layout.prompts)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, *where)
         if self.is_last and layout.output_index is not None:
             x = x.flatten(0, 1).index_select(0, layout.output_index)[None]  # [1, L, D]
         y = self.post_attention_layernorm(x)
@@ -179,6 +183,13 @@ def decode(
     if valid is None and past:
         valid = torch.ones(B, past + T, dtype=torch.bool, device=x.device)
     mask = None if valid is None else causal_mask(valid.bool(), T)
+    # An answer that the window covers is causal like any other.
+    window, spans = config.sliding_window, lengths or [T] * len(layout.prompts)
+    if not window or all(n - prompt <= window for n, prompt in zip(spans, layout.prompts)):
+        layout = replace(layout, prompts=())
+    elif mask is not None:  # spelled out already: for looking at, not for training
+        mask = mask & window_mask(torch.tensor(layout.prompts, device=x.device), T, window)
+        layout = replace(layout, prompts=())
     cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta)
     balance = None
     for number, layer in enumerate(layers):

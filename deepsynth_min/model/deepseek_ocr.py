@@ -234,7 +234,7 @@ class DeepseekOCR(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, T, V] of every position, for looking at; training uses `loss`."""
         valid = None if batch.lengths else batch.attention_mask
-        x, _ = self.hidden(self.embed(batch), Layout(valid, batch.lengths))
+        x, _ = self.hidden(self.embed(batch), Layout(valid, batch.lengths, batch.prompts))
         return F.linear(x, self.lm_head.weight)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
@@ -255,7 +255,8 @@ class DeepseekOCR(nn.Module):
         if balance:
             asked = {"token_mask": batch.token_mask}
         x = self.embed(batch) if embedded is None else embedded
-        x, term = self.hidden(x, Layout(lengths=batch.lengths, **asked))
+        layout = Layout(lengths=batch.lengths, prompts=batch.prompts, **asked)
+        x, term = self.hidden(x, layout)
         scored = x.flatten(0, 1)[batch.score_index] if every else x[0]  # [L, D]
         total = chunked_cross_entropy(scored, self.lm_head.weight, batch.targets)
         return total, batch.num_scored, term

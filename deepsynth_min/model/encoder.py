@@ -299,20 +299,15 @@ class ClipEncoder(nn.Module):
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=1e-5)
         self.transformer = ClipTransformer(config)
 
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.transformer.layers
-
     def forward(self, features: Tensor) -> Tensor:
         x = self.pre_layrnorm(self.embeddings(features))
-        for layer in self.layers:
+        for layer in self.transformer.layers:
             x = layer(x)
         return x
 
 
 class Projector(nn.Module):
-    """Page token: CLIP's vector and SAM's at the same place, side by side (or the output of a
-    query), to the decoder's width."""
+    """Page token: CLIP's and SAM's vectors of a place (or a query's output), to D numbers."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -62,8 +62,9 @@ class _Decoding:
         new = torch.ones(B, new_tokens, dtype=torch.bool, device=x.device)
         self.model, self.width = model, T
         capacity = T + min(new_tokens, FIRST_TOKENS)
+        config, dtype = model.config.decoder, compute_dtype(x)
         self.valid = torch.cat([valid, new], dim=1).repeat_interleave(beams, 0)  # [B*k, T+new]
-        self.cache = KVCache(model.config.decoder, B * beams, capacity, compute_dtype(x), x.device)
+        self.cache = KVCache(config, B * beams, capacity, dtype, x.device, prompt=T)
         first = self.cache.rows(slice(None, None, beams))  # a prompt is read once, not per beam
         hidden, _ = model.hidden(x, Layout(valid), first)
         self.cache.length = first.length
@@ -78,7 +79,8 @@ class _Decoding:
         """Appends a token [B*k] to every row and finds the logits of the next."""
         self.width += 1
         x = self.model.model.embed_tokens(token)[:, None]  # [B*k, 1, D]
-        hidden, _ = self.model.hidden(x, Layout(self.valid[:, : self.width]), self.cache)
+        layout = Layout(self.valid[:, : self.cache.places(self.width)])
+        hidden, _ = self.model.hidden(x, layout, self.cache)
         self.logits = self._score(hidden)
 
 

@@ -15,12 +15,9 @@ from .config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfi
 
 FAMILY = "DeepSeek-OCR, Unlimited-OCR and DeepSeek-OCR-2"
 CLIP, QWEN = "clip-l-14-224", "qwen2-0-5b"  # sections of vision_config.width
+UNLIMITED = "UnlimitedOCRForCausalLM"
 # architectures -> what reads SAM's features
-_READERS = {
-    "DeepseekOCRForCausalLM": CLIP,
-    "UnlimitedOCRForCausalLM": CLIP,
-    "DeepseekOCR2ForCausalLM": QWEN,
-}
+_READERS = {"DeepseekOCRForCausalLM": CLIP, UNLIMITED: CLIP, "DeepseekOCR2ForCausalLM": QWEN}
 # DeepSeek-OCR-2's official file says that SAM ends in 1024 channels, as DeepSeek-OCR's does. Its
 # code and its tensors have 896, the width of what reads them.
 _MISSTATED_CHANNELS = 1024
@@ -156,6 +153,9 @@ def config_from_dict(official: dict, where: str = "config.json") -> ModelConfig:
         raise UserError(f"{where}: candidate_resolutions is no list of page sizes") from None
     known = {key: language[key] for key in asdict(DecoderConfig()) if key in language}
     known.setdefault("num_key_value_heads", known.get("num_attention_heads", 10))
+    known["sliding_window"] = official.get("sliding_window") or 0  # beside language_config
+    if _architecture(official) == UNLIMITED and not known["sliding_window"]:
+        raise UserError(f"{where}: {UNLIMITED} without a sliding_window")
     text = _text_config(official.get("rendered_text", {}), where)
     try:
         config = ModelConfig(sam_config, clip, DecoderConfig(**known), page, text, qwen)
@@ -203,6 +203,7 @@ def config_to_dict(config: ModelConfig) -> dict:
     # The official file leaves these out where they have their usual value.
     usual = ("norm_topk_prob", "routed_scaling_factor", "rope_theta", "rms_norm_eps")
     shared = {k: v for k, v in asdict(dec).items() if k not in usual or v != defaults[k]}
+    del shared["sliding_window"]
     shared |= {
         "kv_lora_rank": None,
         "lm_head": True,
@@ -228,7 +229,7 @@ def config_to_dict(config: ModelConfig) -> dict:
     }
     if (sam.neck, sam.window) != (SamConfig.neck, SamConfig.window):
         sam_dict |= {"neck_channels": sam.neck, "window_size": sam.window}
-    return {
+    official = {
         "_name_or_path": f"deepseek-ai/DeepSeek-OCR{number}",
         "candidate_resolutions": [[config.page_size, config.page_size]],
         "global_view_pos": "head",
@@ -267,3 +268,17 @@ def config_to_dict(config: ModelConfig) -> dict:
         **shared,
         **({} if config.text == TextConfig() else {"rendered_text": asdict(config.text)}),
     }
+    return with_attention(official, config)
+
+
+def with_attention(official: dict, config: ModelConfig) -> dict:
+    """A config.json's content with the sliding window and the context of `config`: with a window it
+    is an Unlimited-OCR, which servers and transformers find by these names."""
+    dec = config.decoder
+    official["max_position_embeddings"] = dec.max_position_embeddings
+    official["language_config"]["max_position_embeddings"] = dec.max_position_embeddings
+    if dec.sliding_window:
+        official.pop("auto_map", None)  # names the code of another attention
+        official |= {"architectures": [UNLIMITED], "model_type": "unlimited_ocr"}
+        official["sliding_window"] = dec.sliding_window
+    return official

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files.download import fetch
+from ..settings import ModelSettings
 from .config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfig, TextConfig
 from .official_config import config_from_file
 
@@ -96,6 +97,20 @@ PRESETS = {
         ),
     ),
 }
+# Unlimited-OCR is DeepSeek-OCR with a reference sliding window and a longer context.
+PRESETS["unlimited-ocr"] = PRESETS["deepseek-ocr"].with_attention(window=128, context=32768)
+PRESETS["tiny-unlimited"] = PRESETS["tiny"].with_attention(window=8)
+
+
+def shape_of(given: ModelSettings, directory: Path | None = None) -> ModelConfig:
+    """The shape of a preset, or what a directory's config.json says, with the attention asked for.
+    Raises UserError."""
+    named = PRESETS[given.model] if directory is None else None
+    config = named or config_from_file(directory / "config.json")
+    try:
+        return config.with_attention(given.attention_window, given.context)
+    except UserError as error:
+        raise UserError(f"--attention-window, --context: {error}") from None
 
 
 SHIPPED = Path(__file__).parents[1] / "tiny_reader" / "weights"
@@ -147,8 +162,8 @@ def _is_described(cached: Path) -> bool:
     return all((cached / file).is_file() for file in ("config.json", "tokenizer.json"))
 
 
-def find_config(name: str, revision: str = "") -> ModelConfig:
-    """The shape of `--model NAME`, whose weights stay where they are. Raises UserError."""
-    if name in PRESETS:
-        return PRESETS[name]
-    return config_from_file(find_checkpoint(name, revision, weights=False) / "config.json")
+def find_shape(given: ModelSettings) -> ModelConfig:
+    """`shape_of` the model that the settings name, wherever it is; its weights are not fetched."""
+    if given.model in PRESETS:
+        return shape_of(given)
+    return shape_of(given, find_checkpoint(given.model, given.revision, weights=False))

@@ -18,11 +18,10 @@ from ..data.tokenizer import EMBEDDED
 from ..errors import UserError
 from ..files.disk import whole_directory
 from ..model.deepseek_ocr import DeepseekOCR
-from ..model.official_config import config_from_file
-from ..model.presets import PRESETS, TINY_READER, find_checkpoint
+from ..model.presets import PRESETS, TINY_READER, find_checkpoint, shape_of
 from ..model.weights import load_weights
 from ..options import change
-from ..settings import Settings
+from ..settings import ModelSettings, Settings
 from ..tuning.adapter import base_digest, load_adapter, read_config
 from ..tuning.lora import Base, LoraConfig, attach, choose
 from ..tuning.quant import QuantConfig, quantise
@@ -110,14 +109,18 @@ def resolve_adapter(settings: Settings) -> Settings:
 
 
 def build_base(
+    given: ModelSettings,
     directory: Path,
     device: torch.device,
     dtype: torch.dtype | None = None,
     packed: QuantConfig | None = None,
 ) -> DeepseekOCR:
-    """A checkpoint's model, read tensor by tensor; packed on the way if asked for."""
+    """A checkpoint's model, read tensor by tensor; packed on the way if asked for.
+
+    given: the attention that the settings ask for.
+    """
     with torch.device("meta"):
-        model = DeepseekOCR(config_from_file(directory / "config.json"))
+        model = DeepseekOCR(shape_of(given, directory))
     if packed is not None:
         quantise(model, packed)
     load_weights(model, directory, dtype, device)
@@ -130,13 +133,13 @@ def build_model(settings: Settings, device: torch.device, run: Path) -> tuple[De
     torch.manual_seed(settings.optim.seed)
     if name in PRESETS and not (run / "base").is_dir():
         with torch.device(device):
-            model = DeepseekOCR(PRESETS[name])
+            model = DeepseekOCR(shape_of(settings.model))
         directory, base = EMBEDDED, None
         if packed is not None:
             quantise(model, packed)
     else:
         directory = base_of(settings, run)
-        model = build_base(directory, device, packed=packed)
+        model = build_base(settings.model, directory, device, packed=packed)
         base = describe_base(settings, directory) if is_adapted(settings.model.tune) else None
     if is_adapted(settings.model.tune):
         _add_adapter(model, settings, base)
@@ -178,7 +181,7 @@ def keep_preset(model: DeepseekOCR, settings: Settings, device: torch.device, ru
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.device(device):
         torch.manual_seed(settings.optim.seed)
-        preset = DeepseekOCR(PRESETS[settings.model.model])
+        preset = DeepseekOCR(shape_of(settings.model))
     with whole_directory(run / "base") as partial:
         save_model(preset, partial, EMBEDDED)
     model.adapter = replace(model.adapter, base=describe_base(settings, run / "base"))
@@ -202,7 +205,7 @@ def load_run_model(
     if not directory.is_dir():
         raise UserError(f"{directory}: the base model of this run is not there")
     packed = None if base else quant_config(settings)
-    model = build_base(directory, device, dtype, packed)
+    model = build_base(settings.model, directory, device, dtype, packed)
     load_adapter(model, checkpoint, describe_base(settings, directory))
     if dtype is None:
         set_parameter_types(model, settings.optim.precision)  # as in training

@@ -34,7 +34,7 @@ from torch import nn
 
 from ..errors import UserError, read_json
 from ..files.disk import whole_directory
-from ..model.official_config import config_to_dict
+from ..model.official_config import config_from_file, config_to_dict, with_attention
 from ..model.weights import (
     check_names,
     fill,
@@ -187,12 +187,18 @@ def save_model(model: nn.Module, directory: Path, base: Path) -> None:
 
 
 def copy_base_files(model: nn.Module, directory: Path, base: Path) -> None:
-    """Configuration and tokenizer byte for byte; only a preset has no configuration to copy."""
+    """Configuration and tokenizer byte for byte; but a preset has no configuration to copy, and one
+    that --attention-window or --context changed says so."""
     for file in base_files(base):
         shutil.copyfile(file, directory / file.name)
-    if not (directory / "config.json").exists():
-        official = json.dumps(config_to_dict(model.config), indent=2)
-        (directory / "config.json").write_text(official, encoding="utf-8")
+    path = directory / "config.json"
+    if not path.exists():
+        official = config_to_dict(model.config)
+    elif config_from_file(path) != model.config:
+        official = with_attention(read_json(path), model.config)
+    else:
+        return
+    path.write_text(json.dumps(official, indent=2), encoding="utf-8")
 
 
 def base_files(base: Path) -> list[Path]:

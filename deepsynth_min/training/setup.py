@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..evaluation.evaluator import Evaluator, check_metric, cost, describe
 from ..files.disk import write_text
 from ..files.index import Fault
-from ..model.presets import find_config
+from ..model.presets import find_shape
 from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
@@ -80,8 +80,7 @@ class Training:
         name = settings.run.out or dist.broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
         # A wrong mode, or a model of another kind, should not wait for the rest.
-        config = find_config(settings.model.model, settings.model.revision)
-        page_side(settings.model.mode, config.page_format)
+        page_side(settings.model.mode, find_shape(settings.model).page_format)
         # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
         before = self.directory.before
         data = pinned(settings.data, before and before.data)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flops
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -17,10 +18,6 @@ from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.training.checkpoint import save_model
 
 BENCH = Path(__file__).parents[2] / "bench"
-sys.path.insert(0, str(BENCH))
-
-import flops  # noqa: E402  (it lies beside the benches, which run as scripts)
-
 CONFIG = PRESETS["tiny"]
 
 

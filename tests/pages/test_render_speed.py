@@ -1,16 +1,11 @@
 """Half of what bench/render.py must show, since machines are busy; the bars are in the bench."""
 
 import io
-import sys
-from pathlib import Path
 
 import pytest
-from reference_renderer import embedded
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-
 import render as bench
 import render_peers
+from reference_renderer import embedded
 
 TEXTS = bench.documents(2)
 pytestmark = pytest.mark.slow
