@@ -7,51 +7,29 @@ from dataclasses import replace
 import pytest
 import torch
 from golden import GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference
+from released import IMAGE, batch_of, images_of
 from small_model import SMALL_2
 
-from deepsynth_min.model.batch import Batch, visual_tokens
+from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.model.query_encoder import QueryEncoder, _attend, prefix_attention, prefix_mask
 from deepsynth_min.model.weights import official_views
 
-peer_ocr2 = pytest.importorskip("peer_ocr2", reason="transformers without deepseek_ocr2")
-# For each page of a batch, its tiles (w, h); of each sample, its pages.
-CASES = {
-    "page": (1024, [[(1, 1)]]),
-    "small page": (768, [[(1, 1)]]),
-    "pages": (1024, [[(1, 1), (1, 1)], [], [(1, 1)]]),
-    "no, two and six tiles": (1024, [[(1, 1), (1, 2)], [(3, 2)]]),
-    "three, four and five": (1024, [[(1, 3)], [(2, 2), (5, 1)]]),
+peers = pytest.importorskip("peers", reason="transformers is not installed")
+WHOLE = (1, 1)
+CASES = {  # pages of each sample, each by its grid of tiles; px of a page
+    "page": ([[WHOLE]], 1024),
+    "small page": ([[WHOLE]], 768),
+    "several pages, uneven": ([[WHOLE, WHOLE], [], [WHOLE]], 1024),
+    "no, two and six tiles": ([[WHOLE, (1, 2)], [(3, 2)]], 1024),
+    "three, four and five": ([[(1, 3)], [(2, 2), (5, 1)]], 1024),
 }
 
 
-def random_batch(side: int, samples: list[list[tuple[int, int]]]) -> Batch:
-    """Samples of random pages, tiles and text of uneven lengths; answers of 5 tokens."""
-    torch.manual_seed(1)
-    rows = []
-    for number, grids in enumerate(samples):
-        visual = sum(visual_tokens(side, side, grid, 768, newlines=False) for grid in grids)
-        rows.append((visual, 1 + visual + 4 + 3 * number + 5))
-    B, T = len(samples), max(length for _, length in rows)
-    ids, labels = torch.randint(3, 3999, (B, T)), torch.full((B, T), -100)
-    image_mask, attention_mask = torch.zeros(2, B, T, dtype=torch.bool)
-    for b, (visual, length) in enumerate(rows):
-        image_mask[b, 1 : 1 + visual] = attention_mask[b, :length] = True
-        labels[b, length - 5 : length] = ids[b, length - 5 : length]
-    grids = [grid for own in samples for grid in own]
-    tiles = sum(w * h for w, h in grids if w * h > 1)
-    page, tile = (len(grids), 1, side, side), (tiles, 1, 768, 768)
-    return Batch(
-        ids,
-        attention_mask,
-        image_mask,
-        labels,
-        torch.randint(0, 256, page, dtype=torch.uint8),
-        torch.randint(0, 256, tile, dtype=torch.uint8) if tiles else None,
-        torch.tensor(grids) if tiles else None,
-        newlines=False,
-    )
+def random_batch(grids: list[list[tuple[int, int]]], side: int) -> Batch:
+    answers = [5 + 3 * number for number in range(len(grids))]
+    return batch_of(grids, answers, side, tile=768, newlines=False)
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +43,24 @@ def models() -> tuple[DeepseekOCR, torch.nn.Module]:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
         for queries in (model.model.qwen2_model.query_768, model.model.qwen2_model.query_1024):
             queries.weight.normal_()
-    return model, peer_ocr2.peer_model(SMALL_2, official_views(model))
+    peer = peers.whole_peer(model)
+    peer.model.config.image_token_id = IMAGE
+    return model, peer
+
+
+def run_of(peer: torch.nn.Module, batch: Batch):
+    """The peer's outputs, loss included."""
+    ids, real = batch.input_ids.masked_fill(batch.image_mask, IMAGE), batch.attention_mask.long()
+    return peer(input_ids=ids, attention_mask=real, labels=batch.labels, **images_of(batch))
 
 
 @pytest.mark.parametrize("side", SMALL_2.qwen.page_sides)
 @torch.no_grad()
 def test_features_of_both_towers_equal_the_peers(models, side):
     model, peer = models
-    pages = random_batch(side, [[(1, 1)]]).pages
+    pages = random_batch([[WHOLE]], side).pages
     tokens, sam, queries = model._page_grid(pages)
-    tower, seen = peer.model.vision_tower, peer_ocr2.pixels(pages)
+    tower, seen = peer.model.vision_tower, peers.normalised(pages)
     assert difference(sam, tower.sam_encoder(seen).last_hidden_state) < TOLERANCE
     assert difference(queries, tower(seen).last_hidden_state) < TOLERANCE
     theirs = peer.model.get_image_features(seen).pooler_output[0]
@@ -86,8 +72,7 @@ def test_features_of_both_towers_equal_the_peers(models, side):
 def test_page_tokens_logits_and_loss_equal_the_peers(models, case):
     model, peer = models
     batch = random_batch(*CASES[case])
-    inputs = peer_ocr2.peer_inputs(batch)
-    theirs = peer(**inputs)
+    theirs = run_of(peer, batch)
     tiles = None if batch.tiles is None else model.page_features(batch.tiles)
     seen = {"features": model.page_features(batch.pages), "tile_features": tiles}
     tokens = model.encode_pages(batch.pages, batch.tiles, batch.grids, **seen)
@@ -102,19 +87,17 @@ def test_page_tokens_logits_and_loss_equal_the_peers(models, case):
 
 def test_gradients_equal_the_peers(models):
     model, peer = models
-    batch = random_batch(1024, [[(1, 2)], []])
+    batch = random_batch([[(1, 2)], []], 1024)
     total, count = model.loss(batch)
     (total / count).backward()
-    peer(**peer_ocr2.peer_inputs(batch)).loss.backward()
-    grads = DeepseekOCR(SMALL_2)
-    for mine, parameter in zip(grads.parameters(), model.parameters()):
-        mine.data, parameter.grad = parameter.grad, None
-    ours, theirs = peer_ocr2.to_peer(official_views(grads)), dict(peer.named_parameters())
+    run_of(peer, batch).loss.backward()
+    ours = peers.whole_state({name: p.grad for name, p in model.named_parameters()})
+    theirs = {name: p.grad for name, p in peer.named_parameters()}
     assert ours.keys() == theirs.keys()
-    for name, parameter in theirs.items():
-        error = (ours[name] - parameter.grad).norm() / parameter.grad.norm()
+    for name, gradient in theirs.items():
+        error = (ours[name] - gradient).norm() / gradient.norm()
         assert error < GRADIENT_TOLERANCE, f"{name}: relative error {error:.2e}"
-        parameter.grad = None
+    model.zero_grad(), peer.zero_grad()
 
 
 # -- the query encoder's attention -----------------------------------------------------------------
@@ -161,10 +144,10 @@ def test_the_preset_has_exactly_the_official_names_and_the_peers_shapes(true_siz
     index = json.loads(gzip.decompress((GOLDEN / "official_index_2.json.gz").read_bytes()))
     views = official_views(true_size)
     assert views.keys() == set(index["names"]) and len(views) == 2707
-    with torch.device("meta"):
-        peer = peer_ocr2.peer_class(peer_ocr2.peer_config(true_size.config))
-        ours = {name: tensor.shape for name, tensor in peer_ocr2.to_peer(views).items()}
-    assert ours == {name: tensor.shape for name, tensor in peer.named_parameters()}
+    peer = peers.whole_peer(true_size)  # strict: each of its parameters has one of ours
+    shapes = {name: p.shape for name, p in peer.named_parameters()}
+    ours = peers.whole_state(dict(true_size.named_parameters()))
+    assert shapes == {name: p.shape for name, p in ours.items()}
     size = 2 * sum(view.numel() for view in views.values())
     assert size == 2 * 3_389_119_360
     # What the index says is 0.015 % more than these shapes have in bf16, the peer's no less than

@@ -11,6 +11,7 @@ import torch
 from adapter_runs import run, write_base, write_rows
 from golden import GOLDEN, TOLERANCE, difference
 from official_rules import official_shapes, problems
+from released import images_of
 from run_files import losses
 from safetensors.torch import load_file
 from small_model import SMALL_2
@@ -27,7 +28,7 @@ from deepsynth_min.settings import load
 from deepsynth_min.tuning.adapter import base_digest, load_adapter
 from deepsynth_min.tuning.lora import Base
 
-peer_ocr2 = pytest.importorskip("peer_ocr2", reason="transformers without deepseek_ocr2")
+peers = pytest.importorskip("peers", reason="transformers is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +60,18 @@ def tiled_batch(folder) -> Batch:
 
 
 def peer_of(directory) -> torch.nn.Module:
-    config = peer_ocr2.peer_config(SMALL_2)
+    config = peers.whole_config(SMALL_2)
     config.image_token_id = special_ids(load_tokenizer(directory)).image
-    return peer_ocr2.peer_class.from_pretrained(directory, config=config, dtype=torch.float32)
+    peer_class = peers.modeling.DeepseekOcr2ForConditionalGeneration
+    return peer_class.from_pretrained(directory, config=config, dtype=torch.float32)
 
 
 @torch.no_grad()
 def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     if isinstance(model, DeepseekOCR):
         return model(batch)[batch.attention_mask]
-    inputs = peer_ocr2.peer_inputs(batch) | {"input_ids": batch.input_ids}
-    return model(**inputs).logits[batch.attention_mask]
+    text = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long()}
+    return model(**text, **images_of(batch)).logits[batch.attention_mask]
 
 
 def test_a_run_is_resumed_scored_and_asked(folder, capsys):
