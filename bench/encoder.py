@@ -215,7 +215,8 @@ def compare(given) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--preset", choices=SIZES, default="deepseek-ocr")
+    with_clip = [name for name, config in SIZES.items() if config.clip]
+    add("--preset", choices=with_clip, default="deepseek-ocr")
     add("--mode", default="auto", help="page size, as in training")
     add("--pages", type=int, default=1)
     add("--precision", choices=("fp32", "bf16"), default="fp32")

@@ -144,6 +144,13 @@ class ModelConfig:
         return replace(self, decoder=replace(self.decoder, **changes))
 
     @property
+    def family(self) -> str:
+        """What a model of this kind is called."""
+        if self.qwen is not None:
+            return "DeepSeek-OCR-2"
+        return "Unlimited-OCR" if self.decoder.sliding_window else "DeepSeek-OCR"
+
+    @property
     def feature_width(self) -> int:
         """Width of a page token before the projector: CLIP's and SAM's, side by side, or that of a
         query's output."""

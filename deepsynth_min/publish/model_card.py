@@ -23,7 +23,7 @@ def _last_evaluation(run: Path, checkpoint: Path) -> dict:
     return next((line for line in reversed(found) if line["step"] == step), {})
 
 
-def _loading_instructions(adapter: bool, base: str) -> str:
+def _loading_instructions(adapter: bool, base: str, family: str) -> str:
     if adapter:
         return (
             "With PEFT, over the base model's modules under their official names:\n\n"
@@ -34,17 +34,19 @@ def _loading_instructions(adapter: bool, base: str) -> str:
             "--adapter THIS_REPOSITORY\n```\n"
         )
     return (
-        "The files have the layout of deepseek-ai/DeepSeek-OCR: whatever loads that model loads "
+        f"The files have the layout of the official {family}: whatever loads that model loads "
         "this one. With deepsynth_min:\n\n"
         "```\npython -m deepsynth_min.train --model THIS_REPOSITORY\n```\n"
     )
 
 
-def model_card(settings: Settings, run: Path, checkpoint: Path, adapter: bool) -> str:
+def model_card(
+    settings: Settings, run: Path, checkpoint: Path, adapter: bool, family: str = "DeepSeek-OCR"
+) -> str:
     """README.md of a repository: what it is, how it was made, how good it is, how to load it.
 
-    adapter: whether it holds an adapter, not a whole model. Paths of the machine are left out: of
-    files, only the name is given.
+    adapter: whether it holds an adapter, not a whole model; family: ModelConfig.family. Paths of
+    the machine are left out: of files, only the name is given.
     """
     model, optim, page = settings.model, settings.optim, settings.page
     from_hub = is_hub_id(model.model)
@@ -55,7 +57,7 @@ def model_card(settings: Settings, run: Path, checkpoint: Path, adapter: bool) -
         f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: image-text-to-text",
         "tags:",
-        "- deepseek-ocr",
+        f"- {family.lower()}",
         "- rendered-text",
         *(["- lora"] if adapter else []),
         "---",
@@ -89,8 +91,8 @@ def model_card(settings: Settings, run: Path, checkpoint: Path, adapter: bool) -
     table = "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
     what = "A LoRA adapter for" if adapter else "A fine-tuned"
     return (
-        "\n".join(head) + f"\n\n# {what} DeepSeek-OCR that reads rendered text\n\n"
+        "\n".join(head) + f"\n\n# {what} {family} that reads rendered text\n\n"
         "Made with deepsynth_min: text is drawn on pages, which the model reads as images.\n\n"
         f"{table}\n\nInstruction after the page: `{settings.data.instruction.strip()}`\n\n"
-        f"## How to load it\n\n{_loading_instructions(adapter, base)}"
+        f"## How to load it\n\n{_loading_instructions(adapter, base, family)}"
     )

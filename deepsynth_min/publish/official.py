@@ -198,7 +198,7 @@ def export_model(
     expected = page_logits(model, batch, precision)
     with whole_directory(to) as partial:
         digests = write_model(model, partial, directory, shard_bytes)
-        write_card(settings, run, checkpoint, partial)
+        write_card(settings, run, checkpoint, partial, model.config.family)
         del model  # two models need not fit
         gc.collect()
         check_tensors(partial, digests)
@@ -217,7 +217,7 @@ def export_adapter(
     expected = page_logits(model, batch, precision)
     with whole_directory(to) as partial:
         copy_adapter(checkpoint, partial)
-        write_card(settings, run, checkpoint, partial)
+        write_card(settings, run, checkpoint, partial, model.config.family)
         adapter.restore_adapter(model, partial)
         text = compare(page_logits(model, batch, precision), expected, to)
     if (to / adapter.OTHERS).exists():
@@ -235,9 +235,11 @@ def copy_adapter(checkpoint: Path, directory: Path) -> None:
             shutil.copyfile(checkpoint / name, directory / name)
 
 
-def write_card(settings: Settings, run: Path, checkpoint: Path, directory: Path) -> None:
+def write_card(
+    settings: Settings, run: Path, checkpoint: Path, directory: Path, family: str
+) -> None:
     """The model card of what `directory` holds, as README.md in it."""
-    card = model_card(settings, run, checkpoint, (directory / adapter.CONFIG).exists())
+    card = model_card(settings, run, checkpoint, (directory / adapter.CONFIG).exists(), family)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -253,5 +255,5 @@ def stage_for_hub(
             copy_adapter(checkpoint, partial)
         else:
             check_tensors(partial, write_model(model, partial, base, SHARD_BYTES))
-        write_card(settings, run, checkpoint, partial)
+        write_card(settings, run, checkpoint, partial, model.config.family)
     return run / "hub"

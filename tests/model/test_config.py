@@ -176,6 +176,7 @@ def test_a_value_that_no_model_has_is_refused_by_name(official_config, place, va
         ({"architectures": ["DeepseekOCRForCausalLM"]}, "DeepseekOCRForCausalLM has no qwen2-0-5b"),
         ({"candidate_resolutions": [[640, 640]]}, "candidate_resolutions: 640 px"),
         ({"projector_config": {"input_dim": 2048}}, "projector_config.input_dim = 2048, not 896"),
+        ({"sliding_window": 128}, "sliding_window: a model with qwen2-0-5b has none"),
     ],
 )
 def test_fields_that_contradict_the_encoder_are_refused(official_config, change, named):

@@ -103,6 +103,7 @@ def test_an_export_keeps_every_rule_and_transformers_gives_its_logits(
 ):
     to = exported(folder, tmp_path, which, *options)
     assert problems(to, folder / "base") == []
+    assert "# A fine-tuned DeepSeek-OCR-2 that" in (to / "README.md").read_text()
     model, batch = DeepseekOCR.from_pretrained(to, torch.float32), tiled_batch(folder)
     assert difference(logits_of(model, batch), logits_of(peer_of(to), batch)) < TOLERANCE
     held = load_file(to / "model-00001-of-000001.safetensors")
