@@ -1,8 +1,8 @@
 """`python -m deepsynth_min.evaluate`: scores a run's checkpoint, or any model on any data.
 
 In: --run DIR, its held-out rows and settings that differ from the run's; or --model with --data,
-perhaps with --adapter. Out: one JSON line of figures on standard output (evaluation/evaluator.py
-names them), warnings on standard error; with --out the answers beside their references.
+perhaps with --adapter. Out: one JSON line of figures on standard output (evaluation/figures.py
+defines them), warnings on standard error; with --out the answers beside their references.
 """
 
 import json
@@ -16,7 +16,7 @@ from .evaluation import ablations
 from .evaluation.evaluator import NO_ROUGE, Evaluator
 from .options import OneLineParser
 from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
-from .training.distributed import gather_text, let_first_speak, stop
+from .training.distributed import gather_lists, let_first_speak, stop
 from .training.open_model import add_model_options, open_model
 
 CONCERNS = {
@@ -67,20 +67,16 @@ def run(arguments: list[str]) -> dict[str, float]:
     else:
         rows = open_data(settings.data, settings.optim.seed).held_out
     evaluator = Evaluator(opened.model, rows, opened.builder, world, opened.precision)
-    if given.out:
-        evaluator.kept_answers = len(rows)
     figures, answers = evaluator()
-    texts = gather_text(world, json.dumps(answers)) if given.out else []
+    answers = gather_lists(world, answers) if given.out else []
     if world.is_main:
         print(json.dumps({"checkpoint": str(opened.checkpoint), **figures}))
         notes = [ablations.warning(figures), None if evaluator.scorer else NO_ROUGE]
         for note in filter(None, notes):
             print(f"warning: {note}", file=sys.stderr)
         if given.out:
-            found = sorted(
-                (a for text in texts for a in json.loads(text)), key=lambda a: a["number"]
-            )
-            lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in found]
+            answers.sort(key=lambda answer: answer["number"])
+            lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
             Path(given.out).write_text("".join(lines), encoding="utf-8")
     return figures
 

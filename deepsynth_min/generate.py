@@ -29,6 +29,7 @@ from .errors import UserError, exit_code, one_line
 from .model.generation import Answer, generate, tokens
 from .options import change
 from .pages.images import is_image
+from .pages.scripts import complaints
 from .settings import GenerationSettings, PageSettings, Settings
 from .training.distributed import stop
 from .training.open_model import OpenModel, add_model_options, open_model
@@ -56,10 +57,9 @@ class Reader:
                 "(--max-pages N --overflow truncate|shrink limits the pages)",
             )
         if sample.missing:
-            warn(
-                f"{row.where}: {sample.missing} characters could not be drawn as they should; "
-                "--font FILE adds a font"
-            )
+            why = "; ".join(complaints([row.text], self.builder.style))
+            some = f"{sample.missing} character{'s' * (sample.missing > 1)}"
+            warn(f"{row.where}: {some} could not be drawn as they should: {why}")
         return sample
 
     def decode(self, ids: list[int]) -> str:

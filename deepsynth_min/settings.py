@@ -12,7 +12,7 @@ import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from . import options
 from .errors import UserError
@@ -211,28 +211,28 @@ class OptimSettings:
 
 
 LossMetric = Literal["loss", "reads/blank", "reads/shuffled"]
-AnswerMetric = Literal[
-    "rouge1", "rouge2", "rougeL", "cer", "cer_median", "exact_match", "wer", "cer_normalised"
-]
+ErrorRate = Literal["cer", "cer_median", "cer_corpus", "cer_normalised", "wer", "wer_corpus"]
+AnswerMetric = Literal["rouge1", "rouge2", "rougeL", "exact_match", ErrorRate]
 Metric = Literal[LossMetric, AnswerMetric]
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
     ablation_samples: int = setting(32, "held-out rows scored again with another page, or none", 0)
-    answer_samples: int = setting(8, "held-out rows that an answer is generated for", 0)
+    answer_samples: int = setting(
+        8, "held-out rows answered; cer and rougeL come with a 95 % bootstrap interval over them", 0
+    )
     best: Metric = setting(
-        "loss", "figure that picks the best checkpoint: loss and cer the lowest, others the highest"
+        "loss",
+        "figure that picks the best checkpoint: the lowest loss or error rate (cer, wer: mean of "
+        "the answers' rates; _corpus: edits of all / length of all references), else the highest",
     )
     patience: int = setting(0, "early stopping: evaluations without a new best; 0: never", 0)
 
     def __post_init__(self) -> None:
-        metric, needed = self.best.split("/")[0], None
-        if metric == "reads" and self.ablation_samples < 2:
-            needed = "--ablation-samples of 2 or more"
-        if metric not in ("reads", "loss") and not self.answer_samples:
-            needed = "--answer-samples"
-        if needed:
+        no_pages = self.best.startswith("reads/") and self.ablation_samples < 2
+        if no_pages or self.best in get_args(AnswerMetric) and not self.answer_samples:
+            needed = "--ablation-samples of 2 or more" if no_pages else "--answer-samples"
             raise UserError(f"--best {self.best}: needs {needed}")
 
 

@@ -201,13 +201,14 @@ def _next(meter: Meter, loader: Loader) -> tuple[list[Batch], UserError | None]:
 def _conclude(training: Training, last: dict | None) -> None:
     training.directory.write_report()
     where, newest = training.directory.path, training.checkpoints.newest
+    metric = training.settings.evaluation.best
     if not training.finished:
         print(f"stopped after step {training.step}; go on with --out {where} --resume auto")
         return
     if training.step < training.settings.optim.max_steps:
-        metric = training.settings.evaluation.best
         print(f"ended early: {metric} was not better in {training.stale} evaluations (--patience)")
-    conclude(training.directory, training.step, last, training.evaluator.scorer is not None)
+    has_rouge = training.evaluator.scorer is not None
+    conclude(training.directory, training.step, last, metric, has_rouge)
     print(f"frozen parameters unchanged: {len(training.frozen)} tensors")
     if newest is not None:
         print(f"checkpoint: {newest}")

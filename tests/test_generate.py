@@ -196,7 +196,12 @@ def test_200_000_characters_are_read_as_far_as_the_pages_asked_for(trained, tmp_
 def test_characters_that_no_font_has_are_boxes_and_a_warning(trained, tmp_path, capsys):
     (tmp_path / "odd.txt").write_text("\U000f0001\U000f0002\U000f0003", "utf-8")
     assert run(trained, tmp_path / "odd.txt") == 0
-    assert "odd.txt: 3 characters could not be drawn" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "odd.txt: 3 characters could not be drawn as they should: private use: 3 " in error
+    (tmp_path / "odd.txt").write_text("字字", "utf-8")
+    assert run(trained, tmp_path / "odd.txt") == 0
+    mends = "Han: 1 character no font has (字): pip install 'deepsynth-min[cjk]' or --font FILE"
+    assert f"2 characters could not be drawn as they should: {mends}" in capsys.readouterr().err
 
 
 def test_an_image_of_30_000_pixels_by_few_is_read(trained, tmp_path):

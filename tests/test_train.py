@@ -40,6 +40,7 @@ def finished(tmp_path_factory) -> Path:
 def test_the_run_directory_is_as_documented(finished):
     names = sorted(path.name for path in finished.iterdir())
     assert names == [
+        "answers",
         "best",
         "checkpoints",
         "config.toml",
@@ -53,6 +54,7 @@ def test_the_run_directory_is_as_documented(finished):
         "step-000004",
         "step-000006",
     ]
+    assert {path.name for path in (finished / "answers").iterdir()} == {"best.jsonl", "last.jsonl"}
     for page in (finished / "pages").iterdir():
         assert page.read_bytes().startswith(b"\x89PNG")
     settings = tomllib.loads((finished / "config.toml").read_text("utf-8"))

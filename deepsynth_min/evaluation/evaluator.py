@@ -1,7 +1,7 @@
 """Evaluation: held-out loss, page ablations, and how near generated answers are to the references.
 
-In: a model and held-out rows. Out: one flat dictionary of figures (`Evaluator` names them), and a
-few answers to look at.
+In: a model and held-out rows. Out: one flat dictionary of figures (figures.py defines them), and
+the answers.
 
 The one idea: rows are dealt to the ranks in whole batches, sums and counts are added up over ranks
 and batches, and only then is divided. So the figures do not depend on the number of processes: the
@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from statistics import mean, median
 from typing import Protocol
 
 import torch
@@ -30,9 +29,10 @@ from ..model.deepseek_ocr import DeepseekOCR
 from ..model.generation import Answer, generate
 from ..settings import Settings
 from . import ablations, text_metrics
+from .figures import COUNTS, answer_figures
 
-SHOWN = 4  # answers that are kept to look at
-HIGHER_IS_BETTER = ("reads/", "rouge", "exact_match", "eos_rate")
+MEANS = ("cer", "wer", "cer_normalised", "exact_match", "eos_rate", "repetition")
+MEASURED = (*MEANS, *COUNTS)  # of every answer
 NO_ROUGE = "ROUGE needs rouge-score: pip install 'deepsynth-min[eval]'"
 
 
@@ -65,7 +65,6 @@ class Evaluator:
         self.autocast = autocast
         self.settings: Settings = builder.settings
         self.scorer = text_metrics.rouge_scorer()
-        self.kept_answers = SHOWN
         self.allowed = ids_of(builder.tokenizer, self.settings.generation.repeat_allow)
         self.left_out: dict[int, Fault] = {}  # rows of this rank that cannot be used
 
@@ -161,20 +160,11 @@ class Evaluator:
                 sums.update(text_tokens=tokens, visual_tokens=sample.visual)
 
     def answers(self) -> tuple[dict[str, float], list[dict]]:
-        """(figures about generated answers to the first rows, a few of them; these on rank 0)."""
+        """(figures about generated answers to the first rows, the answers of this rank)."""
         count = min(self.settings.evaluation.answer_samples, len(self.rows))
-        names = [
-            *(text_metrics.ROUGE if self.scorer else ()),
-            "cer",
-            "wer",
-            "cer_normalised",
-            "exact_match",
-            "eos_rate",
-            "repetition",
-        ]
-        names += ["usable"]
+        names = [*(text_metrics.ROUGE if self.scorer else ()), *MEASURED, "usable"]
         table = [[0.0] * len(names) for _ in range(count)]  # a row is filled in by one rank
-        shown = []
+        found = []
         for chosen in self._bar(self._shares(count), "answering"):
             chosen, rows, samples = self._usable(chosen)
             if not rows:
@@ -192,52 +182,52 @@ class Evaluator:
                 )
             for i, row, answer in zip(chosen, rows, answers):
                 text = decode(self.builder.tokenizer, answer.ids)
-                table[i] = [*self._compare(row.summary, text, answer), 1.0]
-                if i < self.kept_answers:
-                    entry = {"row": row.where, "reference": row.summary, "answer": text}
-                    shown.append({"number": i, **entry, "ended": answer.ended})
+                scores = self._compare(row.summary, text, answer)
+                table[i] = [scores[name] for name in names]
+                entry = {"number": i, "row": row.where, "reference": row.summary, "answer": text}
+                found.append({**entry, "ended": answer.ended, "cer": scores["cer"]})
         flat = self.world.sum(*(value for values in table for value in values))
         rows = [flat[i : i + len(names)] for i in range(0, len(flat), len(names))]
-        columns = list(zip(*(row for row in rows if row[-1])))
+        columns = dict(zip(names, zip(*(row for row in rows if row[-1]))))
         if not columns:
             return {}, []
-        result = {name: mean(column) for name, column in zip(names[:-1], columns)}
-        result |= {"cer_median": median(columns[names.index("cer")]), "answers": len(columns[0])}
-        return result, shown
+        del columns["usable"]
+        return answer_figures(columns), found
 
-    def _compare(self, reference: str, text: str, answer: Answer) -> list[float]:
-        """The figures of one answer, in the order of `names` in answers()."""
-        rouge = text_metrics.rouge(self.scorer, reference, text) if self.scorer else []
-        return [
-            *rouge,
-            text_metrics.character_error_rate(reference, text),
-            text_metrics.word_error_rate(reference, text),
-            text_metrics.normalised_error_rate(reference, text),
-            float(text.strip() == reference.strip()),
-            float(answer.ended),
-            text_metrics.repetition(answer.ids),
-        ]
+    def _compare(self, reference: str, text: str, answer: Answer) -> dict[str, float]:
+        """The numbers of one answer: ROUGE, and MEASURED."""
+        edits, characters = text_metrics.character_edits(reference, text)
+        word_edits, words = text_metrics.word_edits(reference, text)
+        rouge = text_metrics.rouge(self.scorer, reference, text) if self.scorer else ()
+        return {
+            **dict(zip(text_metrics.ROUGE, rouge)),
+            "cer": text_metrics.rate(edits, characters),
+            "wer": text_metrics.rate(word_edits, words),
+            "cer_normalised": text_metrics.normalised_error_rate(reference, text),
+            "exact_match": float(text.strip() == reference.strip()),
+            "eos_rate": float(answer.ended),
+            "repetition": text_metrics.repetition(answer.ids),
+            "edits": edits,
+            "characters": characters,
+            "word_edits": word_edits,
+            "words": words,
+            "usable": 1.0,
+        }
 
     @torch.no_grad()
     def __call__(self) -> tuple[dict[str, float], list[dict]]:
-        """(figures, answers to look at):
+        """(figures, answers of this rank).
 
-        loss, perplexity         nats per scored token over all held-out rows; exp of it
-        reads/KIND               rise of the loss with KIND in the page's place (ablations.py)
-        compression              text tokens per visual token of those documents
-        rouge1, rouge2, rougeL   F1 of generated answers, if rouge-score is installed
-        cer, cer_median          characters to change per character of the reference
-        wer                      words to change per word of the reference
-        cer_normalised           cer with case, punctuation and white space left out
-        exact_match, eos_rate    share of answers equal to the reference; that ended by themselves
-        repetition               share of runs of 4 tokens that came before in the same answer
+        Figures are named and defined in figures.py; NAME_low and NAME_high are the ends of the 95 %
+        interval of NAME. An answer: number and name of its row, reference, answer, whether it ended
+        by itself, its character error rate.
         """
         was_training = self.model.training
         self.model.eval()  # no dropout in adapters
         result = self.losses()
-        more, shown = self.answers()
+        more, answers = self.answers()
         self.model.train(was_training)
-        return result | more, shown
+        return result | more, answers
 
 
 def _scored(samples: list[Sample]) -> int:
@@ -264,25 +254,7 @@ def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
     return result | ({"ablated": ablated} if ablated else {})
 
 
-def cost(result: dict[str, float], metric: str) -> float:
-    """The figure by which checkpoints are compared, turned so that lower is better."""
-    return -result[metric] if metric.startswith(HIGHER_IS_BETTER) else result[metric]
-
-
 def check_metric(settings: Settings) -> None:
     """Raises UserError if --best names a figure that will not be there."""
     if settings.evaluation.best.startswith("rouge") and text_metrics.rouge_scorer() is None:
         raise UserError(f"--best {settings.evaluation.best}: {NO_ROUGE}")
-
-
-def describe(result: dict[str, float]) -> str:
-    """The figures that are worth a line while training."""
-    parts = [f"held-out loss {result['loss']:.4f} (perplexity {result['perplexity']:.2f})"]
-    names = {
-        "reads/shuffled": "reads/shuffled {:+.4f}",
-        "reads/blank": "reads/blank {:+.4f}",
-        "rougeL": "ROUGE-L {:.3f}",
-        "cer": "CER {:.3f}",
-        "eos_rate": "ended {:.0%}",
-    }
-    return ", ".join(parts + [form.format(result[n]) for n, form in names.items() if n in result])

@@ -1,6 +1,7 @@
 """How near a generated text is to its reference: ROUGE, character errors, repetition.
 
-In: pairs of texts (and an answer's token ids). Out: numbers for each pair; evaluator.py averages.
+In: pairs of texts (and an answer's token ids). Out: numbers for each pair, and where the two differ
+(`alignment`); figures.py makes one figure of many answers.
 
 The one idea: the bit-parallel edit distance of Myers 1999 in Hyyro's form. A column of the dynamic
 programme is two whole numbers of as many bits as the reference has characters, one for +1 and one
@@ -13,22 +14,24 @@ knows a-z and 0-9 only and would score a Greek or Chinese answer as empty. In AS
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 from unicodedata import normalize
+
+import numpy as np
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 RUN = 4  # tokens in a row that count as a repetition
+RESAMPLES = 2000  # of a bootstrap interval
 
 
-def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
-    """Fewest insertions, deletions and substitutions from a to b: of characters (code points) of
-    two texts, of words of two lists."""
-    if not a:
-        return len(b)
+def _columns(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """After each element of b: (bits of +1 steps down the column, bits of -1 steps, the distance
+    from all of a). a must not be empty."""
     places: dict[str, int] = Counter()
     for i, character in enumerate(a):
         places[character] |= 1 << i
@@ -44,19 +47,63 @@ def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
         right_down = (right_down << 1) & every
         up = right_down | ~(diagonal | right_up) & every
         down = right_up & diagonal
+        yield up, down, distance
+
+
+def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions from a to b: of characters (code points) of
+    two texts, of words of two lists."""
+    if not a:
+        return len(b)
+    distance = len(a)
+    for column in _columns(a, b):
+        distance = column[2]
     return distance
 
 
-def character_error_rate(reference: str, answer: str) -> float:
-    """Edits per character of the reference, surrounding white space left out; may exceed 1."""
+def alignment(a: str, b: str) -> list[tuple[bool, str, str]]:
+    """One way to change a into b with the fewest edits: pieces (equal, of a, of b) in order, equal
+    and changed ones in turn. A changed piece costs as many edits as the longer of its two texts.
+
+    Holds 2 len(a) len(b) bits: cut what may be long.
+    """
+    columns = [(up, down) for up, down, _ in _columns(a, b)] if a else []
+    pairs, i, j = [], len(a), len(b)  # (character of a or "", of b or ""), the last ones first
+    while i and j:
+        if columns[j - 1][0] >> (i - 1) & 1:
+            i -= 1
+            pairs.append((a[i], ""))
+            continue
+        j -= 1
+        if j and columns[j - 1][1] >> (i - 1) & 1:
+            pairs.append(("", b[j]))
+        else:
+            i -= 1
+            pairs.append((a[i], b[j]))
+    pairs += [(x, "") for x in a[:i][::-1]] + [("", y) for y in b[:j][::-1]]
+    runs = groupby(reversed(pairs), key=lambda pair: pair[0] == pair[1])
+    return [(equal, *map("".join, zip(*run))) for equal, run in runs]
+
+
+def character_edits(reference: str, answer: str) -> tuple[int, int]:
+    """(edits, characters of the reference), surrounding white space left out."""
     reference, answer = reference.strip(), answer.strip()
-    return edit_distance(reference, answer) / max(1, len(reference))
+    return edit_distance(reference, answer), len(reference)
 
 
-def word_error_rate(reference: str, answer: str) -> float:
-    """The same in words, which white space separates."""
+def word_edits(reference: str, answer: str) -> tuple[int, int]:
+    """The same in words, which white space of any kind separates."""
     words = reference.split()
-    return edit_distance(words, answer.split()) / max(1, len(words))
+    return edit_distance(words, answer.split()), len(words)
+
+
+def rate(edits: float, length: float) -> float:
+    """Edits per character, or per word, of the reference; may exceed 1."""
+    return edits / max(1, length)
+
+
+def character_error_rate(reference: str, answer: str) -> float:
+    return rate(*character_edits(reference, answer))
 
 
 def normalised_error_rate(reference: str, answer: str) -> float:
@@ -64,6 +111,16 @@ def normalised_error_rate(reference: str, answer: str) -> float:
     known = Words()
     texts = [" ".join(known.tokenize(normalize("NFKC", t))) for t in (reference, answer)]
     return character_error_rate(*texts)
+
+
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval (Efron 1979) of the mean of some values: from where to
+    where the means of RESAMPLES samples of them lie. The same for the same values in one order."""
+    chance, data = np.random.RandomState(0), np.asarray(values, np.float64)
+    count = len(data)
+    means = [data[chance.randint(0, count, count)].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def repetition(ids: list[int]) -> float:

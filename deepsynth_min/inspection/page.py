@@ -12,6 +12,7 @@ import html
 from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
 from ..pages.png import png
+from ..reports.answers import visible
 from ..reports.charts import histogram
 from ..reports.page import STYLE, table
 from .statistics import Statistics
@@ -91,5 +92,4 @@ def _excerpt(text: str) -> str:
     """Begin and end of a text; what an HTML page cannot hold is shown as U+FFFD."""
     if len(text) > EXCERPT:
         text = f"{text[: EXCERPT // 2]} [... {len(text):,} characters ...] {text[-EXCERPT // 2 :]}"
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-    return f'<div class="excerpt" dir="auto">{html.escape(shown)}</div>'
+    return f'<div class="excerpt" dir="auto">{html.escape(visible(text))}</div>'

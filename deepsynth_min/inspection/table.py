@@ -2,8 +2,7 @@
 
 In: `Statistics` (inspection/statistics.py) and settings. Out: `Section`s of text, and their lines.
 
-The one idea: what is wrong is said with what mends it. A script that no font has is named with the
-option that brings a font, one that is drawn without shaping with the packages that shape.
+The one idea: what is wrong is said with what mends it; for characters, pages/scripts.py says it.
 """
 
 import math
@@ -15,14 +14,13 @@ import numpy as np
 from ..data.order import rows_per_epoch
 from ..data.rows import LISTED
 from ..model.presets import PRESETS
-from ..pages.characters import script_of
+from ..pages.scripts import mends_missing, mends_unshaped, script_of, shown_character
 from ..settings import Settings
 from .duplicates import NEAR
 from .statistics import SKETCHED, Part, Statistics
 
 COLUMNS = ("", "min", "median", "mean", "95 %", "max")
 EXAMPLES, SCRIPTS = 8, 15  # characters of a script that are shown; scripts
-CJK = ("Han", "Hiragana", "Katakana", "Hangul", "Bopomofo", "CJK punctuation")
 
 
 @dataclass
@@ -128,7 +126,7 @@ def number(value: float) -> str:
 
 def _characters(statistics: Statistics) -> Section:
     """Of both splits, a line for each script that is not drawn as it should."""
-    parts, shaper = (statistics.train, statistics.held_out), statistics.builder.style.shaper()
+    parts, style = (statistics.train, statistics.held_out), statistics.builder.style
     missing = sum((part.missing for part in parts), Counter())
     unshaped = sum((part.unshaped for part in parts), Counter())
     if not missing and not unshaped:
@@ -140,38 +138,13 @@ def _characters(statistics: Statistics) -> Section:
             scripts.setdefault(script_of(char), Counter())[char] = times
         for script in sorted(scripts, key=lambda script: -scripts[script].total())[:SCRIPTS]:
             chars, lacking = scripts[script], found is missing
-            mend = mends_missing(script) if lacking else mends_unshaped(script, shaper)
+            mend = mends_missing(script, style) if lacking else mends_unshaped(style)
             shown = " ".join(shown_character(c) for c, _ in chars.most_common(EXAMPLES))
             shown += f" ({len(chars):,} different)" if len(chars) > EXAMPLES else ""
             rows.append((script, f"{chars.total():,}", what, mend, shown))
     affected = sum(int((part.column("missing") > 0).sum()) for part in parts)
     line = f"usable rows with characters that are not drawn as they should: {affected:,}"
     return Section("Characters", [line], rows, numbers=False)
-
-
-def shown_character(char: str) -> str:
-    return char if char.isprintable() and not char.isspace() else f"U+{ord(char):04X}"
-
-
-def mends_missing(script: str) -> str:
-    if script in ("control characters", "halves of characters", "unassigned"):
-        return "take them out of the texts: no font has them"
-    if script == "private use":
-        return "--font FILE: the font that the text was made with"
-    if script in CJK:
-        return "--font FILE, such as NotoSansCJK-Regular.ttc"
-    if script == "emoji":
-        return "--font FILE, such as NotoEmoji-Regular.ttf"
-    family = "NotoSansMath" if script == "Mathematical" else f"NotoSans{script.replace(' ', '')}"
-    if script in ("symbols", "punctuation and spaces", "Combining", "unnamed"):
-        family = "NotoSansSymbols2"
-    return f"--font FILE, such as {family}-Regular.ttf"
-
-
-def mends_unshaped(script: str, shaper: str) -> str:
-    if shaper:
-        return "nothing: the libraries for shaping do not know them"
-    return 'pip install "deepsynth-min[shaping]"'
 
 
 def _said_twice(statistics: Statistics) -> Section:

@@ -181,7 +181,7 @@ def decode(
         positions = (torch.arange(past, past + T, device=x.device) - first).clamp(min=0)
     # One query sees all keys; a longer piece after a filled cache needs the mask spelled out.
     if valid is None and past:
-        valid = torch.ones(B, past + T, dtype=torch.bool, device=x.device)
+        valid = torch.ones(B, cache.places(past + T), dtype=torch.bool, device=x.device)
     mask = None if valid is None else causal_mask(valid.bool(), T)
     # An answer that the window covers is causal like any other.
     window, spans = config.sliding_window, lengths or [T] * len(layout.prompts)

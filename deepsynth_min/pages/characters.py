@@ -5,7 +5,6 @@ The one idea: layout needs no Unicode tables; a character's kind and flags are s
 when that is added.
 """
 
-import re
 import unicodedata
 
 from .._raster import FLAGS, KINDS
@@ -115,41 +114,6 @@ def script_to_shape(point: int) -> str:
     if point < 0x0590:
         return ""
     return next((name for low, high, name in _SHAPED if low <= point <= high), "")
-
-
-_KINDS_OF_SIGN = {
-    "Cc": "control characters",
-    "Cs": "halves of characters",
-    "Co": "private use",
-    "Cn": "unassigned",
-}
-# Where the name of a script ends in the name of a character.
-_AFTER_SCRIPT = re.compile(
-    r"[ -](LETTER|SYLLABLE|SYLLABICS|VOWEL|CONSONANT|CAPITAL|SMALL|SIGN|DIGIT|NUMBER|NUMERAL|MARK|"
-    r"IDEOGRAPH|UNIFIED|COMPATIBILITY|HIEROGLYPH|RADICAL|JONGSEONG|CHOSEONG|JUNGSEONG|STROKE|"
-    r"LIGATURE|SUBJOINED|TONE|ITERATION|PROLONGED|VOICED|BOLD|ITALIC|SCRIPT|FRAKTUR|DOUBLE)\b.*"
-)
-
-
-def script_of(char: str) -> str:
-    """The script of a character by its Unicode name; of signs of no script, what they are.
-
-    >>> script_of("ক"), script_of("本"), script_of("💡"), script_of("，")
-    ('Bengali', 'Han', 'emoji', 'CJK punctuation')
-    """
-    category, name = unicodedata.category(char), unicodedata.name(char, "")
-    if category in _KINDS_OF_SIGN:
-        return _KINDS_OF_SIGN[category]
-    if category[0] == "S":
-        emoji = is_wide(ord(char)) or name.startswith("REGIONAL INDICATOR")
-        return "emoji" if emoji else "symbols"
-    if category[0] not in "LMN":
-        return "CJK punctuation" if is_wide(ord(char)) else "punctuation and spaces"
-    name = name.removeprefix("HALFWIDTH ").removeprefix("FULLWIDTH ")
-    if category[0] == "M":
-        name = name.split()[0]  # the vowel signs and marks of a script
-    script = _AFTER_SCRIPT.sub("", name).split("-")[0].title()
-    return "Han" if script == "Cjk" else script or "unnamed"
 
 
 def is_isolate(point: int) -> bool:

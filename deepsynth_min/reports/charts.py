@@ -13,8 +13,11 @@ from collections.abc import Callable, Sequence
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 250, 58, 34, 10  # px of a chart and of its margins
 MAX_POINTS = 400  # points of a series that are drawn; a longer one is thinned out
+FEW = 12  # different values of a histogram that have a bar each, if they repeat
 Point = tuple[float, float]
+Bar = tuple[float, float, int, str]  # from and to on the x axis, how many values, which ones
 Series = tuple[str, str, list[Point]]  # css classes, name, points (x, y)
+Band = tuple[str, list[tuple[float, float, float]]]  # css classes, points (x, low, high)
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:
@@ -28,11 +31,16 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [n * size for n in range(first, math.floor(high / size + 1e-9) + 1)]
 
 
-def _thinned(points: list[Point]) -> list[Point]:
+def _thinned(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
     """Finite points, at most MAX_POINTS of them, the last among them."""
     points = [p for p in points if all(map(math.isfinite, p))]
     step = math.ceil(len(points) / MAX_POINTS) or 1
     return points[::-1][::step][::-1]
+
+
+def _corners(points: list[Point], to_pixels: Callable[[float, float], Point]) -> str:
+    """The `points` of an SVG polyline or polygon."""
+    return " ".join("{:.1f},{:.1f}".format(*to_pixels(*point)) for point in points)
 
 
 def _range(values: list[float]) -> tuple[float, float]:
@@ -47,8 +55,10 @@ def _axes(
     ys: tuple[float, float],
     to_pixels: Callable[[float, float], Point],
     unit: str,
+    marks: list[tuple[float, str]] | None = None,
 ) -> list[str]:
-    """Grid lines, tick labels and the label of the x axis."""
+    """Grid lines, tick labels and the label of the x axis. marks: labels of that axis and where
+    they stand; by default round values."""
     parts = []
     for value in ticks(*ys):
         _, y = to_pixels(xs[0], value)
@@ -56,42 +66,50 @@ def _axes(
             f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>'
         )
-    for value in ticks(*xs):
+    if marks is None:
+        marks = [(value, f"{value:.8g}") for value in ticks(*xs)]
+    for value, label in marks:
         x, _ = to_pixels(value, ys[0])
         anchor = "middle" if x < WIDTH - 30 else "end"  # stays inside
         at = f'x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="{anchor}"'
-        parts.append(f"<text {at}>{value:.8g}</text>")
+        parts.append(f"<text {at}>{label}</text>")
     middle = (LEFT + WIDTH) / 2
     parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 3}" text-anchor="middle">{unit}</text>')
     return parts
 
 
-def chart(title: str, series: list[Series], unit: str) -> str:
-    """A line chart with a legend; "" if there is nothing to draw. `unit`: what x counts."""
+def chart(title: str, series: list[Series], unit: str, bands: Sequence[Band] = ()) -> str:
+    """A line chart with a legend; "" if there is nothing to draw. `unit`: what x counts. A series
+    alone needs no name: it has that of the chart. bands: areas behind the lines."""
     series = [(css, name, _thinned(points)) for css, name, points in series]
     series = [(css, name, points) for css, name, points in series if points]
     if not series:
         return ""
+    bands = [(css, _thinned(points)) for css, points in bands]
+    areas = [[low, high] for _, points in bands for _, low, high in points]
     xs = _range([x for _, _, points in series for x, _ in points])
-    ys = _range([y for _, _, points in series for _, y in points])
+    ys = _range([y for _, _, points in series for _, y in points] + sum(areas, []))
 
     def to_pixels(x: float, y: float) -> Point:
         across = LEFT + 6 + (x - xs[0]) / (xs[1] - xs[0]) * (WIDTH - LEFT - 14)
         return across, TOP + (ys[1] - y) / (ys[1] - ys[0]) * (HEIGHT - BOTTOM - TOP)
 
     parts = _axes(xs, ys, to_pixels, unit)
+    for css, points in bands:
+        around = [(x, low) for x, low, _ in points] + [(x, high) for x, _, high in points[::-1]]
+        if len(points) > 1:
+            parts.append(f'<polygon class="{css} band" points="{_corners(around, to_pixels)}"/>')
     for css, name, points in series:
-        corners = " ".join("{:.1f},{:.1f}".format(*to_pixels(*point)) for point in points)
-        parts.append(f'<polyline class="{css}" points="{corners}"/>')
+        parts.append(f'<polyline class="{css}" points="{_corners(points, to_pixels)}"/>')
         for x, y in points:
             cx, cy = to_pixels(x, y)
-            label = html.escape(f"{name}, {unit} {x:.6g}: {y:.5g}")
+            label = html.escape(f"{name or title}, {unit} {x:.6g}: {y:.5g}")
             parts.append(
                 f'<g class="{css} point"><title>{label}</title>'
                 f'<circle class="seen" cx="{cx:.1f}" cy="{cy:.1f}" r="2.4"/>'
                 f'<circle class="hit" cx="{cx:.1f}" cy="{cy:.1f}" r="8"/></g>'
             )
-    legend = "".join(f'<b class="{css}">{html.escape(name)}</b>' for css, name, _ in series)
+    legend = "".join(f'<b class="{css}">{html.escape(name)}</b>' for css, name, _ in series if name)
     title = html.escape(title)
     return (
         f'<figure><h3>{title} <span class="key">{legend}</span></h3>'
@@ -126,36 +144,65 @@ def bars(groups: list[tuple[str, list[tuple[str, str, float]]]]) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="bars">{drawn}</svg>'
 
 
+def _bars_of_values(values: list[float]) -> tuple[list[Bar], list[tuple[float, str]]]:
+    """A bar for each different value, side by side, whatever lies between them."""
+    heights = sorted(Counter(values).items())
+    bars = [(i, i + 1, height, f"{value:.6g}") for i, (value, height) in enumerate(heights)]
+    return bars, [(start + 0.5, name) for start, _, _, name in bars]
+
+
+def _bars_of_ranges(values: list[float], bins: int) -> tuple[list[Bar], list[tuple[float, str]]]:
+    """Bars of equal width, those of height 0 left out; the last one takes a long tail.
+
+    Whole numbers that are multiples of a step apart have as many of its multiples in each bar.
+    """
+    low, high, nearly = values[0], values[-1], values[int(0.99 * (len(values) - 1))]
+    has_tail = nearly > low and high - low > 2 * (nearly - low)
+    span, step = (nearly if has_tail else high) - low, 0
+    if all(value == int(value) for value in values):
+        step = math.gcd(*(int(value - low) for value in values if value - low <= span)) or 1
+        width = step * math.ceil((span // step + 1) / bins)
+    else:
+        width = span / bins or 1.0
+    count = max(1, math.ceil((span + step) / width)) + has_tail
+    heights = Counter(min(int((value - low) / width), count - 1) for value in values)
+    bars = []
+    for place, height in sorted(heights.items()):
+        start, end = low + place * width, low + (place + 1) * width
+        name = f"{start:.6g} to {end - step:.6g}"
+        if has_tail and place == count - 1:
+            name = f"{start:.6g} and more"
+        elif width == step:
+            name = f"{start:.6g}"
+        bars.append((start - step / 2, end - step / 2, height, name))
+    first, last = bars[0][0], low + count * width - step / 2
+    return bars, [(value, f"{value:.8g}") for value in ticks(first, last) if value >= low]
+
+
 def histogram(title: str, values: Sequence[float], unit: str, bins: int = 40) -> str:
-    """How many values lie where; the last bar takes a long tail. "" if there are no values."""
+    """How many values lie where; a few values that repeat have a bar each. "" without values."""
     values = sorted(filter(math.isfinite, values))
     if not values:
         return ""
-    low, high, nearly = values[0], values[-1], values[int(0.99 * (len(values) - 1))]
-    has_tail = nearly > low and high - low > 2 * (nearly - low)
-    span = (nearly if has_tail else high) - low
-    whole = all(value == int(value) for value in values)
-    width = max(1, math.ceil((span + 1) / bins)) if whole else span / bins or 1.0
-    count = max(1, math.ceil((span + whole) / width)) + has_tail
-    heights = Counter(min(int((value - low) / width), count - 1) for value in values)
-    xs, ys = (low, low + count * width), (0.0, float(max(heights.values())))
+    different = len(set(values))
+    by_value = different <= FEW and 2 * different <= len(values)
+    bars, marks = _bars_of_values(values) if by_value else _bars_of_ranges(values, bins)
+    xs = bars[0][0], max(bars[-1][1], marks[-1][0] if marks else 0)
+    ys = (0.0, float(max(height for _, _, height, _ in bars)))
 
     def to_pixels(x: float, y: float) -> Point:
         across = LEFT + 6 + (x - xs[0]) / (xs[1] - xs[0]) * (WIDTH - LEFT - 14)
         return across, TOP + (ys[1] - y) / ys[1] * (HEIGHT - BOTTOM - TOP)
 
-    parts = _axes(xs, ys, to_pixels, unit)
-    for place, height in sorted(heights.items()):
-        start, end = low + place * width, low + (place + 1) * width
+    parts = _axes(xs, ys, to_pixels, unit, marks)
+    for start, end, height, name in bars:
         (x, y), (right, bottom) = to_pixels(start, height), to_pixels(end, 0)
-        last = end - 1 if whole else end
-        reach = "and more" if has_tail and place == count - 1 else f"to {last:.6g}"
-        label = html.escape(f"{start:.6g} {reach} {unit}: {height:,}")
+        label = html.escape(f"{name} {unit}: {height:,}")
         parts.append(
             f'<rect class="c0" x="{x + 0.5:.1f}" y="{y:.1f}" width="{max(right - x - 1, 0.5):.1f}" '
             f'height="{bottom - y:.1f}"><title>{label}</title></rect>'
         )
-    note = " (the last bar: and more)" if has_tail else ""
+    note = " (the last bar: and more)" if bars[-1][3].endswith("and more") else ""
     title = html.escape(title + note)
     return (
         f'<figure><h3>{title}</h3><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '

@@ -9,20 +9,23 @@ Several runs are drawn into the same charts, and the settings in which they diff
 side.
 """
 
-import base64
 import html
-import json
-import tomllib
 from pathlib import Path
 
 from ..evaluation import ablations
+from ..evaluation.figures import DEFINITIONS, WITH_INTERVAL, best_beside_last
+from .answers import ANSWER_STYLE, HOW_TO_READ, answers, image
 from .charts import bars, chart
+from .runs import Run
 
-STYLE = """
+STYLE = (
+    """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5d6878; --line: #d5dae3; --paper: #fff;
+  --more: #bbf7d0; --less: #fecaca;
   --c0: #2563c9; --c1: #c2410c; --c2: #15803d; --c3: #9333ea; --c4: #b45309; --c5: #0e7490; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9f0; --soft: #98a2b3; --line: #343b4a; --paper: #14171f;
+    --more: #14532d; --less: #7f1d1d;
     --c0: #6ea8ff; --c1: #ff9a62; --c2: #5fd38d; --c3: #c792ff; --c4: #f2b84b; --c5: #4fd0e0; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 1340px; margin: 2rem auto; padding: 0 1rem; }
@@ -33,19 +36,27 @@ h3 { font-size: 1rem; margin: .4rem 0; } figure { margin: 0; }
 svg { width: 100%; height: auto; } svg.bars { max-width: 760px; display: block; }
 svg text { fill: var(--soft); font-size: 12px; } .axis { stroke: var(--line); }
 polyline { fill: none; stroke-width: 1.8; } .dashed { stroke-dasharray: 5 4; }
+.band { fill-opacity: .13; }
 .hit { fill: transparent; stroke: none; } .seen { fill: var(--paper); stroke-width: 1.4; }
 .point:hover .seen { r: 5; } .note { border-left: 4px solid var(--c1); padding: .2rem .8rem; }
 table { border-collapse: collapse; } td, th { border: 1px solid var(--line); padding: .3rem .6rem;
   text-align: left; vertical-align: top; } td.number { text-align: right; }
 .answers img { width: 260px; image-rendering: auto; border: 1px solid var(--line); }
 .answers td { max-width: 34rem; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
+.what { color: var(--soft); font-size: .85rem; font-weight: 400; max-width: 34rem; }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: .8rem; font-size: 12.5px; }
-.key b { font-weight: 600; margin-left: .7rem; font-size: .85rem; }
+.key b { font-weight: 600; margin-left: .7rem; font-size: .85rem; display: inline-block;
+  line-height: 1.25; border-bottom: 2px solid; }
+.key b.dashed { border-bottom-style: dashed; }
+@media (max-width: 500px) { svg text { font-size: 16px; } }
 #by-step:checked ~ .time, #by-time:checked ~ .step { display: none; }
-""" + "".join(
-    f".c{i} {{ stroke: var(--c{i}); }} b.c{i} {{ color: var(--c{i}); }} "
-    f"rect.c{i} {{ fill: var(--c{i}); stroke: none; }}\n"
-    for i in range(6)
+"""
+    + ANSWER_STYLE
+    + "".join(
+        f".c{i} {{ stroke: var(--c{i}); }} b.c{i} {{ color: var(--c{i}); }} "
+        f"rect.c{i}, polygon.c{i} {{ fill: var(--c{i}); stroke: none; }}\n"
+        for i in range(6)
+    )
 )
 
 ABLATION_NAMES = {
@@ -56,100 +67,41 @@ ABLATION_NAMES = {
 }
 
 
-def metric_lines(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl; one cut short by a kill, or that is not ours, is left out."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if (
-            isinstance(values, dict)
-            and isinstance(values.get("kind"), str)
-            and (isinstance(values.get("step"), int))
-        ):
-            lines.append(values)
-    return lines
-
-
-def read_metrics(run: Path) -> dict[str, list[dict]]:
-    """{"train": [...], "eval": [...], "answers": [...]} of metrics.jsonl, in the order written.
-
-    Each line gets `minutes`, of training alone: evaluating and saving are left out.
-    """
-    lines: dict[str, list[dict]] = {"train": [], "eval": [], "answers": []}
-    minutes, samples = 0.0, 0
-    for values in metric_lines(run):
-        if values["kind"] == "train":
-            rate = values["samples_per_s"]
-            minutes += (values["samples"] - samples) / rate / 60 if rate else 0.0
-            samples = values["samples"]
-        lines.setdefault(values["kind"], []).append({**values, "minutes": minutes})
-    return lines
-
-
-class Run:
-    """What the report shows of one run directory; `css` is its colour among several."""
-
-    def __init__(self, path: Path, number: int):
-        self.path, self.name, self.css = path, path.resolve().name, f"c{number % 6}"
-        self.lines = read_metrics(path)
-        config = path / "config.toml"
-        self.config = config.read_text(encoding="utf-8") if config.exists() else ""
-
-    @property
-    def last(self) -> dict:
-        """The figures of the last evaluation, empty if there was none."""
-        return (self.lines["eval"] or [{}])[-1]
-
-    def column(self, kind: str, key: str, x: str, scale: float = 1.0) -> list[tuple[float, float]]:
-        """Points (x, scaled value) of a figure in the lines of one kind."""
-        return [(line[x], line[key] * scale) for line in self.lines[kind] if key in line]
-
-
 def curves(runs: list[Run], x: str) -> str:
     """All charts over "step" or "minutes"."""
     single = len(runs) == 1
 
-    def lines(title: str, *columns: tuple[str, str, str, float]) -> str:
-        """A column is (kind, key, name, scale); the second of a run is dashed, or coloured."""
-        series = [
-            (
-                f"c{i}" if single else f"{run.css}{' dashed' * (i > 0)}",
-                name if single else f"{run.name}{', ' * bool(name)}{name}",
-                run.column(kind, key, x, scale),
-            )
-            for run in runs
-            for i, (kind, key, name, scale) in enumerate(columns)
-        ]
-        return chart(title, series, x)
+    def lines(title: str, *columns: tuple[str, str, str], scale: float = 1.0) -> str:
+        """A column is (kind, key, name); those of one run alone differ in colour. A figure with an
+        interval has a band around it."""
+        series, bands = [], []
+        for run in runs:
+            for i, (kind, key, name) in enumerate(columns):
+                css = f"c{i}" if single else f"{run.css}{' dashed' * (i > 0)}"
+                whole = name if single else f"{run.name}{', ' * bool(name)}{name}"
+                series.append((css, whole, run.column(kind, key, x, scale)))
+                bands.append((css, run.band(key, x) if kind == "eval" else []))
+        return chart(title, series, x, bands)
 
+    rates = [("eval", "cer", "mean over answers"), ("eval", "cer_corpus", "all answers as one")]
+    if single:
+        rates.append(("eval", "cer_median", "median"))
     return "".join(
         (
             lines(
-                "Loss, nats per scored token",
-                ("train", "loss", "training" if single else "", 1.0),
-                ("eval", "loss", "held out", 1.0),
+                "Loss, nats per token", ("train", "loss", "training"), ("eval", "loss", "held out")
             ),
             lines(
                 "Does it read: rise of the loss without the right page",
-                ("eval", "reads/shuffled", "another page", 1.0),
-                ("eval", "reads/blank", "an empty page", 1.0),
+                ("eval", "reads/shuffled", "another page"),
+                ("eval", "reads/blank", "an empty page"),
             ),
-            lines(
-                "Character error rate of answers",
-                ("eval", "cer", "mean" if single else "", 1.0),
-                ("eval", "cer_median", "median", 1.0),
-            ),
-            lines("ROUGE-L of answers", ("eval", "rougeL", "", 1.0)),
-            lines("Learning rate", ("train", "lr", "", 1.0)),
-            lines("Gradient norm, before clipping", ("train", "grad_norm", "", 1.0)),
-            lines("Samples per second", ("train", "samples_per_s", "", 1.0)),
-            lines("Peak memory of rank 0, MiB", ("train", "peak_memory_bytes", "", 2.0**-20)),
+            lines("Character error rate", *rates),
+            lines("ROUGE-L of answers", ("eval", "rougeL", "")),
+            lines("Learning rate", ("train", "lr", "")),
+            lines("Gradient norm, before clipping", ("train", "grad_norm", "")),
+            lines("Samples per second", ("train", "samples_per_s", "")),
+            lines("Peak memory of rank 0, MiB", ("train", "peak_memory_bytes", ""), scale=2.0**-20),
         )
     )
 
@@ -192,52 +144,75 @@ def table(head: list[str], rows: list[list[str]], number: bool = False) -> str:
     return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
 
 
+def _figure(name: str, values: dict) -> str:
+    """A figure, with its interval if it has one."""
+    if name not in values:
+        return ""
+    ends = [values.get(f"{name}_{end}") for end in ("low", "high")]
+    interval = "" if None in ends else '<div class="what">{:.3g} to {:.3g}</div>'.format(*ends)
+    return f"{values[name]:.6g}{interval}"
+
+
 def figures(runs: list[Run]) -> str:
-    """Every figure of the last evaluations, a column for each run."""
-    names = list(dict.fromkeys(n for run in runs for n in run.last if n not in ("kind", "minutes")))
-    if not names:
+    """Every figure of the last evaluations, and of the best ones that are others, with what it is;
+    a column for each."""
+    columns = []
+    for run in runs:
+        name = "" if len(runs) == 1 else f"{html.escape(run.name)}, "
+        if run.last:
+            columns.append((f"{name}step {run.last['step']} (last)", run.last))
+        if run.best and run.best["step"] != run.last["step"]:
+            by = html.escape(str(run.metric))
+            columns.append((f"{name}step {run.best['step']} (best by {by})", run.best))
+    there = dict.fromkeys(name for _, values in columns for name in values)
+    names = [name for name in DEFINITIONS if name in there]
+    names += [name for name in there if name not in DEFINITIONS]
+    intervals = {f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high")}
+    shown = [name for name in names if name not in {"kind", "minutes", "step"} | intervals]
+    if not shown:
         return ""
-    rows = [
-        [name, *(f"{run.last[name]:.6g}" if name in run.last else "" for run in runs)]
-        for name in names
-    ]
-    head = ["last evaluation", *(html.escape(run.name) for run in runs)]
-    return "<h2>Figures</h2>" + table(head, rows, number=True)
+    rows = []
+    for name in shown:
+        what = html.escape(DEFINITIONS.get(name, ""))
+        cells = [_figure(name, values) for _, values in columns]
+        rows.append([f'{html.escape(name)}<div class="what">{what}</div>', *cells])
+    note = (
+        "<p>Below a mean over answers: its 95 % bootstrap interval, which says how far the figure "
+        "may be off because so few answers were scored.</p>"
+    )
+    drawn = table(["", *(title for title, _ in columns)], rows, number=True)
+    return f"<h2>Figures</h2>{note if intervals & set(names) else ''}{drawn}"
 
 
-def _image(path: Path) -> str:
-    if not path.exists():
-        return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(path.name)}" src="data:image/png;base64,{data}">'
+def pages_and_answers(run: Run) -> str:
+    """Pages beside reference and answer, of the last evaluation and of the best one."""
+    kept, parts = run.path / "pages", []
+    last, best = run.last, run.best
+    if last and (shown := run.answers(last["step"], "last")):
+        parts.append(f"<h3>Answers at step {last['step']}, the last evaluation</h3>")
+        parts.append(HOW_TO_READ + answers(shown, kept))
+    if best and best["step"] != last["step"] and (shown := run.answers(best["step"], "best")):
+        title = f"Answers of the best checkpoint, step {best['step']}"
+        parts.append(f"<details><summary>{title}</summary>{answers(shown, kept)}</details>")
+    if not parts:
+        parts = [f'<div class="pages">{"".join(map(image, sorted(kept.glob("*.png"))))}</div>']
+    return f"<h2>Pages and answers: {html.escape(run.name)}</h2>{''.join(parts)}"
 
 
-def answers(run: Run) -> str:
-    """Pages beside the reference and what the model wrote at the last evaluation."""
-    shown = (run.lines["answers"] or [{"shown": []}])[-1]
-    rows = [
-        [
-            _image(run.path / "pages" / f"held-out-{i}.png"),
-            html.escape(found["reference"]),
-            html.escape(found["answer"]),
-        ]
-        for i, found in enumerate(shown["shown"])
-    ]
-    if not rows:
-        pages = sorted((run.path / "pages").glob("*.png"))
-        return f'<div class="answers">{"".join(map(_image, pages))}</div>' if pages else ""
-    head = ["first page, as the model sees it", "reference", f"answer at step {shown['step']}"]
-    return f'<div class="answers">{table(head, rows)}</div>'
+def ends(run: Run) -> str:
+    """The held-out loss at first and at last, and the best checkpoint if that is another one."""
+    first, last = run.lines["eval"][0], run.last
+    reached = f"{run.name}: held-out loss {first['loss']:.4f} at step {first['step']}"
+    if last["step"] != first["step"]:
+        reached += f", {last['loss']:.4f} at step {last['step']}"
+    beside = best_beside_last(run.best, last, run.metric) if run.best else ""
+    return html.escape(f"{reached}; {beside}" if beside else f"{reached}.")
 
 
 def differences(runs: list[Run]) -> str:
     """The settings in which the runs differ."""
     tables = [
-        {
-            f"{t}.{name}": value
-            for t, table in tomllib.loads(run.config).items()
-            for name, value in table.items()
-        }
+        {f"{t}.{name}": value for t, table in run.settings.items() for name, value in table.items()}
         for run in runs
     ]
     names = dict.fromkeys(name for table in tables for name in table)
@@ -253,14 +228,9 @@ def page(*paths: Path) -> str:
     """The whole report of one run, or of several side by side."""
     runs = [Run(Path(path), number) for number, path in enumerate(paths)]
     title = html.escape(" · ".join(run.name for run in runs))
-    ends = [
-        f"{html.escape(run.name)}: held-out loss {run.lines['eval'][0]['loss']:.4f} at step "
-        f"{run.lines['eval'][0]['step']}, {run.last['loss']:.4f} at step {run.last['step']}."
-        for run in runs
-        if run.lines["eval"]
-    ]
+    lines = [ends(run) for run in runs if run.lines["eval"]]
     parts = [
-        f"<h1>{title}</h1><p>{'<br>'.join(ends)}</p><h2>Curves</h2>",
+        f"<h1>{title}</h1><p>{'<br>'.join(lines)}</p><h2>Curves</h2>",
         '<input type="radio" name="over" id="by-step" checked><label for="by-step">over steps'
         '</label> <input type="radio" name="over" id="by-time"><label for="by-time">over '
         "minutes of training</label>",
@@ -271,7 +241,7 @@ def page(*paths: Path) -> str:
         differences(runs) if len(runs) > 1 else "",
     ]
     for run in runs:
-        parts.append(f"<h2>Pages and answers: {html.escape(run.name)}</h2>{answers(run)}")
+        parts.append(pages_and_answers(run))
         parts.append(
             f"<details><summary>Settings: {html.escape(run.name)}</summary>"
             f"<pre>{html.escape(run.config)}</pre></details>"

@@ -16,10 +16,12 @@ from ..data.rows import View
 from ..errors import UserError
 from ..evaluation import ablations
 from ..evaluation.evaluator import NO_ROUGE
+from ..evaluation.figures import best_beside_last
 from ..model.deepseek_ocr import summary_table
 from ..model.presets import PRESETS
 from ..pages.scripts import complaints, kerning_complaint
 from ..pages.style import PageStyle
+from ..reports.runs import best_evaluation
 from ..settings import Settings
 from .distributed import World, with_lost_ranks
 from .run_directory import RunDirectory
@@ -79,14 +81,19 @@ def refuse_missing(rows: Sequence[Row], settings: Settings, style: PageStyle) ->
         raise UserError(f"--on-missing error: {'; '.join(faults)}")
 
 
-def conclude(directory: RunDirectory, step: int, last: dict | None, has_rouge: bool) -> None:
-    """Prints what a finished run has reached. last: its newest evaluation, if it made one."""
+def conclude(
+    directory: RunDirectory, step: int, last: dict | None, metric: str, has_rouge: bool
+) -> None:
+    """Prints what a finished run has reached. last: its newest evaluation, if it made one; metric:
+    the figure by which a checkpoint is the best."""
     if last is None:
         print(f"nothing left to do: --max-steps {step} are done")
         return
     if scored := directory.evaluations():
-        first = scored[0]  # perhaps of the run that this one goes on with
-        print(f"held-out loss {first['loss']:.4f} -> {last['loss']:.4f} nats per token")
+        first, best = scored[0], best_evaluation(directory.path, scored)
+        reached = f"held-out loss {first['loss']:.4f} -> {last['loss']:.4f} nats per token"
+        beside = best and best_beside_last(best, scored[-1], metric)
+        print(f"{reached}; {beside}" if beside else reached)
     for note in filter(None, (ablations.warning(last), None if has_rouge else NO_ROUGE)):
         print(f"warning: {note}")
 

@@ -9,6 +9,7 @@ exact global mean. Gradients travel in flat buckets while backward still compute
 (`GradientReducer`); a parameter without a gradient counts as zeros.
 """
 
+import json
 import os
 import re
 import signal
@@ -154,6 +155,11 @@ def gather_text(world: World, text: str) -> list[str]:
     found = [torch.empty_like(padded) for _ in range(world.size)]
     dist.all_gather(found, padded)
     return [bytes(f[: int(n)].tolist()).decode() for f, n in zip(found, lengths)]
+
+
+def gather_lists(world: World, values: list) -> list:
+    """The values of all ranks, which JSON can hold, in one list, on every rank."""
+    return [v for text in gather_text(world, json.dumps(values)) for v in json.loads(text)]
 
 
 class GradientReducer:

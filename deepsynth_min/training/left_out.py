@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files.index import Fault
 from ..settings import DataSettings
-from .distributed import World, broadcast_text, gather_text
+from .distributed import World, broadcast_text, gather_lists
 from .run_directory import warn
 
 FILE = "skipped.jsonl"
@@ -63,11 +63,10 @@ class LeftOut:
     def add(self, faults: Sequence[Fault]) -> None:
         """Those that this rank found in a step. Raises UserError on all ranks if they are too many
         by now."""
-        texts = gather_text(self.world, json.dumps([list(fault) for fault in faults]))
+        found = gather_lists(self.world, [list(fault) for fault in faults])
         message = ""
         if self.world.is_main:
-            every = [Fault(*fault) for text in texts for fault in json.loads(text)]
-            for fault in self._list(every):
+            for fault in self._list([Fault(*fault) for fault in found]):
                 warn(f"left out: {fault.where}: {fault.reason}")
             if len(self.listed) > self.settings.max_bad * self.total:
                 message = (

@@ -97,8 +97,9 @@ class Meter:
         if self.world.is_main and missing and not self.warned:
             warn(
                 f"{missing:.0f} characters since the last line could not be drawn as they should "
-                "(no font has them, or their script needs shaping); --font FILE adds a font; "
-                "counted as missing_glyphs in metrics.jsonl"
+                "(no font has them, or their script needs shaping); of which scripts and what "
+                "mends it: the warnings at the start, or python -m deepsynth_min.check; counted as "
+                "missing_glyphs in metrics.jsonl"
             )
             self.warned = True
         if self.world.is_main:

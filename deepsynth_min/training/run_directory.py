@@ -6,7 +6,8 @@ In: settings and what the loop measures. Out: files, written by rank 0 alone:
     pages/             a few rendered pages as PNG
     checkpoints/       step-NNNNNN/, each a model directory with training state
     last, best         the name of the newest and of the best checkpoint
-    report.html        curves and pages, to open in a browser
+    answers/           last.jsonl, best.jsonl: all answers of the newest and of the best evaluation
+    report.html        curves, pages and answers, to open in a browser
 
 The one idea: a directory that holds a run is never written over; only `--resume` goes on in it.
 """
@@ -30,11 +31,12 @@ from ..files.disk import undo_all_unfinished, write_text
 from ..options import to_toml
 from ..pages.png import png
 from ..reports import page as report
+from ..reports.runs import metric_lines
 from ..reports.sinks import numbers_of, open_sinks
 from ..settings import Settings, load
 from . import checkpoint
 
-PREVIEWS = 4
+PREVIEWS = 4  # pages that are kept, and answers of each evaluation in metrics.jsonl
 
 
 def warn(text: str) -> None:
@@ -168,7 +170,7 @@ class RunDirectory:
         if scored:
             self.mark("best", min(scored, key=scored.get))
         if self.metrics_path.exists():
-            lines = report.metric_lines(self.path)
+            lines = metric_lines(self.path)
             kept = [json.dumps(line) for line in lines if line["step"] <= step]
             write_text(self.metrics_path, "".join(line + "\n" for line in kept))
 
@@ -183,9 +185,31 @@ class RunDirectory:
         for sink in self.sinks:
             sink(numbers_of(kind, values), values["step"])
 
+    def log_answers(self, step: int, answers: list[dict]) -> None:
+        """The first answers of an evaluation for metrics.jsonl, all of them for answers/."""
+        self.log("answers", step=step, shown=answers[:PREVIEWS])
+        lines = [json.dumps({"step": step, **a}, ensure_ascii=False) + "\n" for a in answers]
+
+        def write() -> None:
+            (self.path / "answers").mkdir(exist_ok=True)
+            write_text(self.path / "answers" / "last.jsonl", "".join(lines))
+
+        if answers:
+            self._try(write, "the answers")
+
+    def keep_best_answers(self) -> None:
+        """The newest evaluation is the best one so far."""
+        last = self.path / "answers" / "last.jsonl"
+
+        def copy() -> None:
+            write_text(last.with_name("best.jsonl"), last.read_text("utf-8"))
+
+        if last.exists():
+            self._try(copy, "the best answers")
+
     def evaluations(self) -> list[dict]:
         """What has been logged of them, the first one first."""
-        return [line for line in report.metric_lines(self.path) if line["kind"] == "eval"]
+        return [line for line in metric_lines(self.path) if line["kind"] == "eval"]
 
     def mark(self, marker: str, name: str) -> None:
         write_text(self.path / marker, name + "\n")

@@ -23,7 +23,8 @@ from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
-from ..evaluation.evaluator import Evaluator, check_metric, cost, describe
+from ..evaluation.evaluator import Evaluator, check_metric
+from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
 from ..files.index import Fault
 from ..model.presets import find_shape
@@ -247,12 +248,14 @@ class Training:
     def evaluate(self) -> dict[str, float]:
         """Scores the held-out rows, and writes down what came out."""
         with shard.filled(self.eval_model, self.model):
-            result, shown = self.evaluator()
+            result, answers = self.evaluator()
+        answers = dist.gather_lists(self.world, answers)
         if "skip" in (self.settings.data.on_bad_row, self.settings.data.on_too_long):
             self.left_out.add(list(self.evaluator.left_out.values()))
         if self.world.is_main:
             self.directory.log("eval", step=self.step, **result)
-            self.directory.log("answers", step=self.step, shown=shown)
+            answers.sort(key=lambda answer: answer["number"])
+            self.directory.log_answers(self.step, answers)
             self.directory.write_report()
             tqdm.write(f"step {self.step:>6}: {describe(result)}")
         return result
@@ -261,6 +264,8 @@ class Training:
         """Whether this evaluation is the best one so far; counts those since."""
         score = cost(result, self.settings.evaluation.best)
         better = self.best is None or score < self.best
+        if better and self.world.is_main:
+            self.directory.keep_best_answers()
         self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
         return better
 

@@ -1,6 +1,10 @@
 """Does it read? The ablations on models of which it is known, and what training makes of them."""
 
 import json
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import mean, median
 
 import jiwer
@@ -16,6 +20,8 @@ from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import encode, load_tokenizer
 from deepsynth_min.evaluation import ablations, evaluator
+from deepsynth_min.evaluation.figures import DEFINITIONS, WITH_INTERVAL, describe
+from deepsynth_min.evaluation.text_metrics import bootstrap_interval
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.generation import greedy
 from deepsynth_min.options import change
@@ -136,9 +142,54 @@ def test_figures_about_answers_are_those_of_the_answers_taken_one_by_one():
         ids = greedy(model, collate([builder.prompt(row)], builder.special), 12)[0]
         texts.append(builder.tokenizer.decode(ids))
     rates = [jiwer.cer(row.summary, text) for row, text in zip(data, texts)]
+    references = [row.summary for row in data[:4]]
+    assert result["cer_corpus"] == pytest.approx(jiwer.cer(references, texts))
+    assert [found["cer"] for found in shown] == pytest.approx(rates)
+    assert (result["cer_low"], result["cer_high"]) == bootstrap_interval(rates)
+    assert result["rougeL_low"] <= result["rougeL"] <= result["rougeL_high"]
     assert [found["answer"] for found in shown] == texts and result["answers"] == 4
     assert result["cer"] == pytest.approx(mean(rates)) and result["exact_match"] == 0
     assert result["cer_median"] == pytest.approx(median(rates))
+
+
+class Thread(World):
+    """One of two ranks that are threads of this process."""
+
+    barrier, given = threading.Barrier(2, timeout=60), [(), ()]
+
+    def sum(self, *values: float) -> list[float]:
+        self.given[self.rank] = values
+        self.barrier.wait()
+        found = [math.fsum(pair) for pair in zip(*self.given, strict=True)]
+        self.barrier.wait()
+        return found
+
+
+def test_two_ranks_find_the_figures_of_one_and_the_same_intervals():
+    model, builder = make(max_new_tokens=12, answer_samples=7, ablation_samples=2)
+    data = [replace(row, summary=row.summary * (i + 1)) for i, row in enumerate(rows(7))]
+    one, shown = evaluator.Evaluator(model, data, builder, WORLD)()
+    with ThreadPoolExecutor(2) as pool:
+        ranks = [Thread(rank, 2, WORLD.device) for rank in range(2)]
+        each = [pool.submit(evaluator.Evaluator(model, data, builder, rank)) for rank in ranks]
+        (first, some), (second, others) = (future.result() for future in each)
+    assert first == second == pytest.approx(one, rel=1e-12)
+    assert one["cer_low"] < one["cer"] < one["cer_high"] and some and others
+    assert sorted([*some, *others], key=lambda answer: answer["number"]) == shown
+
+
+def test_a_line_of_training_says_over_how_many_answers_and_how_far_they_spread():
+    figures = {"loss": 1.0, "perplexity": math.e, "eos_rate": 1.0, "cer": 0.557, "answers": 8}
+    line = describe(figures | {"cer_low": 0.412, "cer_high": 0.697})
+    assert line.endswith("CER 0.557 (0.41-0.70, 8 answers), ended 100%")
+    assert "CER 0.557 (1 answer)" in describe(figures | {"answers": 1})
+
+
+def test_every_figure_of_an_evaluation_is_defined():
+    model, builder = make(answer_samples=3)
+    result, _ = evaluator.Evaluator(model, rows(3), builder, WORLD)()
+    ends = {f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high")}
+    assert set(result) == set(DEFINITIONS) | ends
 
 
 def test_rows_of_images_have_no_text_to_put_in_the_place_of_their_page(tmp_path):
@@ -203,6 +254,7 @@ def test_two_processes_find_exactly_the_figures_of_one(stopped, start):
     one = evaluate.run(options)
     assert {name: two[name] for name in one} == one
     assert one == {name: evaluations[-1][name] for name in one} and "rougeL" in one
+    assert one["cer_low"] < one["cer"] < one["cer_high"]
 
 
 def test_the_best_checkpoint_is_the_one_with_the_best_metric(tmp_path, capsys):
@@ -210,8 +262,25 @@ def test_the_best_checkpoint_is_the_one_with_the_best_metric(tmp_path, capsys):
     evaluations = train_with(tmp_path / "r", *arguments)
     best = max(evaluations[1:], key=lambda line: line["reads/blank"])
     assert (tmp_path / "r" / "best").read_text() == f"step-{best['step']:06}\n"
-    printed = capsys.readouterr()
-    assert "nats per token" in printed.out
+    last, printed = evaluations[-1], capsys.readouterr().out.splitlines()
+    line = next(p for p in printed if p.startswith("held-out loss"))
+    assert f" -> {last['loss']:.4f} nats per token" in line
+    report = (tmp_path / "r" / "report.html").read_text("utf-8")
+    beside = (
+        f"; best reads/blank {best['reads/blank']:.4f} at step {best['step']} "
+        f"({last['reads/blank']:.4f} at step 4): checkpoints/step-{best['step']:06} "
+        "(--checkpoint best)"
+    )
+    assert best is not last and line.endswith(beside) and beside in report
+    kept = {name: answers_in(tmp_path / "r", name) for name in ("last", "best")}
+    assert [{a["step"] for a in kept[name]} for name in kept] == [{4}, {best["step"]}]
+    assert [a["number"] for a in kept["last"]] == list(range(5))
+    shown = lines(tmp_path / "r", "answers")[-1]["shown"]
+    assert [{"step": 4, **answer} for answer in shown] == kept["last"][:4]
+
+
+def answers_in(run, which) -> list[dict]:
+    return [json.loads(line) for line in (run / f"answers/{which}.jsonl").open(encoding="utf-8")]
 
 
 def test_a_metric_that_will_not_be_there_is_a_users_mistake(tmp_path, capsys):

@@ -15,12 +15,13 @@ from deepsynth_min.pages.style import PageStyle
 CASES = Path(__file__).parents[1] / "cases" / "scripts.jsonl"
 TEXTS = [json.loads(line)["text"] for line in CASES.read_text("utf-8").splitlines()]
 MENDS = {  # script -> what its line ends in, where nothing is installed
-    "Han": "pip install 'deepsynth-min[cjk]' or --font FILE",
-    "Kana and full width": "pip install 'deepsynth-min[cjk]' or --font FILE",
-    "Hangul": "pip install 'deepsynth-min[cjk]' or --font FILE",
+    **dict.fromkeys(
+        ("Han", "Hiragana", "Katakana", "Hangul", "CJK signs", "full width"),
+        "pip install 'deepsynth-min[cjk]' or --font FILE",
+    ),
     "Bengali": "pip install 'deepsynth-min[scripts]' or --font FILE",
     "Tamil": "pip install 'deepsynth-min[scripts]' or --font FILE",
-    "Emoji": "pip install 'deepsynth-min[emoji]' or --font FILE",
+    "emoji": "pip install 'deepsynth-min[emoji]' or --font FILE",
 }
 
 
@@ -29,7 +30,7 @@ def test_each_script_that_no_font_has_is_named_with_what_mends_it():
     assert {line.split(":")[0] for line in lines} == set(MENDS)
     for line in lines:
         assert line.endswith(f": {MENDS[line.split(':')[0]]}"), line
-    assert lines[0].startswith("Han: 27 characters no font has (")
+    assert lines[0].startswith("Han: 25 characters no font has (")
 
 
 def test_they_are_the_characters_that_the_renderer_reports():
@@ -55,14 +56,34 @@ def test_without_the_libraries_of_shaping_their_extra_is_named(monkeypatch):
     assert lines[0].endswith(": pip install 'deepsynth-min[shaping]'")
 
 
+def test_what_no_extra_mends_is_said_too():
+    lines = complaints(["\x01 \ue000 ⴰ"], PageStyle())
+    assert sorted(lines) == [
+        "Tifinagh: 1 character no font has (ⴰ): --font FILE, such as one of the Noto fonts",
+        "control characters: 1 character no font has (U+0001): take them out of the texts: no font "
+        "has them",
+        "private use: 1 character no font has (U+E000): --font FILE: the font that the text was "
+        "made with",
+    ]
+
+
 def test_plain_text_has_nothing_to_mend():
     assert complaints(["Plain, “quoted” – naïve Ελλάδα Россия ∑ → ★ سلام\n\t"], PageStyle()) == []
 
 
 @pytest.mark.parametrize(
     ("char", "script"),
-    [("字", "Han"), ("か", "Kana and full width"), ("한", "Hangul"), ("🪑", "Emoji")]
-    + [("த", "Tamil"), ("\x01", "Control"), ("\ud800", "Control"), ("\U000e0fff", "Unknown")],
+    [("字", "Han"), ("か", "Hiragana"), ("ｱ", "Katakana"), ("한", "Hangul"), ("Ａ", "full width")]
+    + [("㈱", "CJK signs"), ("、", "CJK signs"), ("🪑", "emoji"), ("🌡", "emoji"), ("🇩", "emoji")]
+    + [
+        ("த", "Tamil"),
+        ("।", "Devanagari"),
+        ("€", "symbols"),
+        ("ⴰ", "Tifinagh"),
+        ("\ue000", "private use"),
+    ]
+    + [("\x01", "control characters"), ("\ud800", "halves of characters")]
+    + [("\U000e0fff", "unassigned")],
 )
 def test_scripts_have_the_names_that_people_know(char, script):
     assert script_of(char) == script
@@ -83,14 +104,14 @@ def run(tmp_path, *more):
 def test_training_warns_of_what_its_rows_lack(tmp_path, capsys):
     assert run(tmp_path) == 0
     error = capsys.readouterr().err
-    assert "warning: Han: 27 characters no font has" in error
+    assert "warning: Han: 25 characters no font has" in error
     assert "warning: Tamil: 15 characters no font has" in error
 
 
 def test_with_on_missing_error_it_ends_before_training(tmp_path, capsys):
     assert run(tmp_path, "--on-missing", "error") == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: --on-missing error: Han: 27 characters no font has")
+    assert last.startswith("error: --on-missing error: Han: 25 characters no font has")
     assert "pip install 'deepsynth-min[cjk]'" in last and not (tmp_path / "run").exists()
 
 
