@@ -27,8 +27,8 @@ Tune = Literal[
 class ModelSettings:
     model: str = fixed(
         "tiny-reader",
-        "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, tiny-unlimited, "
-        "deepseek-ocr, unlimited-ocr",
+        "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, tiny-2, "
+        "tiny-unlimited, deepseek-ocr, deepseek-ocr-2, unlimited-ocr",
     )
     mode: str = fixed("auto", "page: tiny|small|base|large|gundam, a multiple of 64 px, or auto")
     revision: str = fixed("", "of a hub id: branch, tag or commit; empty: the default branch")

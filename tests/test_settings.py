@@ -8,9 +8,10 @@ import pytest
 
 from deepsynth_min import export, settings as S
 from deepsynth_min.errors import UserError
+from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.options import option_of, to_toml
 from deepsynth_min.other_names import OTHER_NAMES
-from deepsynth_min.pages.modes import page_side
+from deepsynth_min.pages.modes import PageFormat, page_side
 
 
 def test_what_a_run_writes_is_what_it_reads(tmp_path):
@@ -124,7 +125,23 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, message):
 
 @pytest.mark.parametrize("mode, side", [("tiny", 512), ("base", 1024), ("256", 256), ("auto", 320)])
 def test_a_mode_is_a_name_or_a_multiple_of_64(mode, side):
-    assert page_side(mode, native=320) == side
+    assert page_side(mode, PageFormat(320)) == side
+
+
+@pytest.mark.parametrize(
+    "mode, side", [("auto", 1024), ("base", 1024), ("gundam", 1024), ("768", 768), ("1024", 1024)]
+)
+def test_modes_of_a_model_with_learned_queries_are_the_sizes_that_it_has_them_for(mode, side):
+    assert page_side(mode, PRESETS["deepseek-ocr-2"].page_format) == side
+
+
+@pytest.mark.parametrize("mode, px", [("tiny", 512), ("large", 1280), ("832", 832)])
+def test_other_modes_of_such_a_model_are_refused_with_those_that_it_reads(mode, px):
+    known = (
+        f"--mode {mode}: pages of {px} px; this model reads pages of 768 and 1024 px, and gundam"
+    )
+    with pytest.raises(UserError, match=known):
+        page_side(mode, PRESETS["deepseek-ocr-2"].page_format)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +149,7 @@ def test_a_mode_is_a_name_or_a_multiple_of_64(mode, side):
 )
 def test_any_other_mode_is_an_error(mode):
     with pytest.raises(UserError, match="--mode"):
-        page_side(mode, native=256)
+        page_side(mode, PageFormat(256))
 
 
 NAMES_ELSEWHERE = {

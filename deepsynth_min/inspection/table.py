@@ -14,7 +14,6 @@ import numpy as np
 from ..data.order import rows_per_epoch
 from ..data.rows import LISTED
 from ..errors import number_of
-from ..model.batch import visual_tokens
 from ..model.presets import PRESETS
 from ..pages.scripts import mends_missing, mends_unshaped, script_of, shown_character
 from ..settings import Settings
@@ -50,10 +49,10 @@ def sections(statistics: Statistics, settings: Settings, processes: int) -> list
 
 
 def _setting(statistics: Statistics, settings: Settings) -> Section:
-    side, model = statistics.builder.side, settings.model
+    builder, model = statistics.builder, settings.model
     line = (
-        f"{model.model}, --mode {model.mode}: pages of {side} px, {visual_tokens(side, side)} "
-        f"visual tokens each; a context of {statistics.builder.context:,} tokens"
+        f"{model.model}, --mode {model.mode}: pages of {builder.side} px, "
+        f"{builder.visual_tokens()} visual tokens each; a context of {builder.context:,} tokens"
     )
     if model.model in PRESETS:
         line += "; tokens are those of the embedded tokenizer"

@@ -28,6 +28,7 @@ from ..evaluation.evaluator import Evaluator, check_held_out, check_metric
 from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
 from ..files.index import Fault
+from ..model.presets import find_shape
 from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
@@ -82,7 +83,8 @@ class Training:
         world = self.world
         name = settings.run.out or dist.broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
-        page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
+        # A wrong mode, or a model of another kind, should not wait for the rest.
+        page_side(settings.model.mode, find_shape(settings.model).page_format)
         found = self.directory.looks_like(settings.run.resume)
         # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
         self.asked, before = settings, self.directory.before
@@ -162,7 +164,8 @@ class Training:
     def _prepare_parameters(self) -> None:
         """Freezes; then `eval_model` is the model itself, or beside shards an undivided one."""
         optim, world = self.settings.optim, self.world
-        self.policy = freeze.freeze(self.model, self.settings.model.tune)
+        sides = {self.builder.side} | ({self.builder.format.tile} if self.builder.gundam else set())
+        self.policy = freeze.freeze(self.model, self.settings.model.tune, sides)
         if self.sharded:
             self.eval_model = shard.shard(self.model, world, self.settings)
         else:
