@@ -184,7 +184,7 @@ def open_data(settings: DataSettings, seed: int, progress: bool = False) -> Data
         data.train = Mixture(train, [weight for _, weight in given])
     if settings.val_data:
         held_out = [_held_out(settings, progress, opened, data)]
-    data.held_out = held_out[0] if held_out else ()
+    data.held_out = held_out[0] if held_out else View(data.train, 0, 0)
     order = None
     if len(held_out) > 1:
         data.held_out = Mixture(held_out, [1.0] * len(held_out))
