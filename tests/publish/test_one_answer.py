@@ -136,7 +136,7 @@ def test_weights_stored_in_bf16_are_held_and_multiplied_as_in_training(
     assert ours.settings.optim.precision == precision
     assert ours.precision().fast_dtype == theirs.precision().fast_dtype
     error = (logits(ours) - logits(theirs)).norm() / logits(theirs).norm()
-    assert 0 < error < 0.02
+    assert 0 < error < 0.04  # 8 bits in each weight and, of a bf16 run, in each product
 
 
 def test_figures_of_an_export_are_those_of_its_run(folder, tmp_path):
