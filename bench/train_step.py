@@ -41,7 +41,7 @@ PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 
 def random_batch(config, side: int, size: int, answer: int) -> Batch:
     """`size` samples of one page each, with `answer` scored tokens."""
-    visual = visual_tokens(side, side)
+    visual = visual_tokens(side, side, newlines=config.page_format.newlines)
     T = 1 + visual + PROMPT + answer
     ids = torch.randint(3, config.decoder.vocab_size - 1, (size, T))
     image_mask = torch.zeros(size, T, dtype=torch.bool)
@@ -58,7 +58,7 @@ class Step:
     def __init__(self, options, world: World):
         self.options, self.world = options, world
         self.config = SIZES[options.preset]
-        self.side = page_side(options.mode, self.config.page_size)
+        self.side = page_side(options.mode, self.config.page_format)
         torch.manual_seed(0)
         with torch.device(world.device):
             self.model = DeepseekOCR(self.config)

@@ -7,6 +7,7 @@ the answers beside their references.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .data.sources import open_all, open_data
 from .errors import UserError, exit_code
 from .evaluation import ablations
 from .evaluation.evaluator import NO_ROUGE, Evaluator
+from .files.disk import check_file, write_text, writing
 from .options import OneLineParser
 from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
 from .training.distributed import gather_lists, let_first_speak, stop
@@ -62,7 +64,8 @@ def run(arguments: list[str]) -> dict[str, float]:
         values = {"val_samples": 0} | values
     if given.out:
         values = {"answer_samples": sys.maxsize // 2} | values
-        if Path(given.out).exists():
+        check_file("--out", given.out)
+        if os.path.lexists(given.out):
             raise UserError(f"--out {given.out}: File exists")
     opened = open_model(given, values)
     settings, world = opened.settings, opened.world
@@ -71,6 +74,8 @@ def run(arguments: list[str]) -> dict[str, float]:
     else:
         check_found(Path(given.run) / "config.toml", settings, "data", "val_data")
         rows = open_data(settings.data, settings.optim.seed).held_out
+        if not len(rows):
+            raise UserError(f"{given.run}: holds nothing out (--val-fraction 0); give --data")
     evaluator = Evaluator(opened.model, rows, opened.builder, world, opened.precision)
     figures, answers = evaluator()
     answers = gather_lists(world, answers) if given.out else []
@@ -85,7 +90,8 @@ def run(arguments: list[str]) -> dict[str, float]:
         if given.out:
             answers.sort(key=lambda answer: answer["number"])
             lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers]
-            Path(given.out).write_text("".join(lines), encoding="utf-8")
+            with writing("--out", given.out):
+                write_text(Path(given.out), "".join(lines))
     return figures
 
 

@@ -5,6 +5,7 @@ In: a run directory. Out: DIR2, a checkpoint in the official layout or the run's
 one on standard error about which of the run's checkpoints it is.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ def run(arguments: list[str]) -> None:
         raise UserError("--base: only with --merge")
     if adapted and not given.merge and given.dtype != "bf16":
         raise UserError(f"--dtype {given.dtype}: an adapter is written as it is; only with --merge")
-    if to.exists():
+    if os.path.lexists(to):
         raise UserError(f"--to {to}: exists already")
     device = start(given.device, settings.run.threads).device
     if adapted and not given.merge:

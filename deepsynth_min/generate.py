@@ -11,6 +11,7 @@ that says why, and the rest goes on. A single answer is printed token by token.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -24,7 +25,8 @@ from .data.inputs import Input, open_inputs
 from .data.row import Row, TooLong
 from .data.samples import Sample, collate
 from .data.tokenizer import decode, ids_of
-from .errors import UserError, exit_code, one_line
+from .errors import UserError, exit_code, number_of, one_line
+from .files.disk import append_whole, check_file, write_text, writing
 from .model.generation import Answer, generate, tokens
 from .options import change
 from .pages.scripts import complaints
@@ -51,13 +53,13 @@ class Reader:
         if len(sample.ids) >= context:
             raise TooLong(
                 row.where,
-                f"{len(sample.pages)} pages ({sample.visual} visual tokens) and the instruction "
-                f"make {len(sample.ids)} tokens; the model's context is {context} "
+                f"{number_of(len(sample.pages), 'page')} ({sample.visual} visual tokens) and the "
+                f"instruction make {len(sample.ids)} tokens; the model's context is {context} "
                 "(--max-pages N --overflow truncate|shrink limits the pages)",
             )
         if sample.missing:
             why = "; ".join(complaints([row.text], self.builder.style))
-            some = f"{sample.missing} character{'s' * (sample.missing > 1)}"
+            some = number_of(sample.missing, "character")
             warn(f"{row.where}: {some} could not be drawn as they should: {why}")
         return sample
 
@@ -97,7 +99,8 @@ def warn(text: str) -> None:
 
 
 def warn_cut(where: str, length: int) -> None:
-    warn(f"{where}: cut off after {length} tokens (--max-new-tokens, or the context is full)")
+    cut = f"cut off after {number_of(length, 'token')}"
+    warn(f"{where}: {cut} (--max-new-tokens, or the context is full)")
 
 
 # -- outputs --------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ def answered(path: Path) -> dict[str, str]:
     """Input -> its line, of those that an interrupted --out has answers to ("summary" in files of
     before); the others, and a line that was cut off, are gone from the file. Raises UserError."""
     lines = {}
-    try:
+    with writing("--out", path):
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             try:
                 entry = json.loads(line)
@@ -176,11 +179,7 @@ def answered(path: Path) -> dict[str, str]:
                     lines[entry["input"]] = line
             except (ValueError, TypeError, KeyError):
                 continue
-        kept = path.with_name(f".{path.name}.partial")
-        kept.write_text("".join(lines.values()), encoding="utf-8")
-        kept.replace(path)
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}") from None
+        write_text(path, "".join(lines.values()))
     return lines
 
 
@@ -218,6 +217,8 @@ def run(arguments: list[str]) -> None:
     values = options.checked(vars(given), (PageSettings, GenerationSettings))
     if given.resume and not given.out:
         raise UserError("--resume: there is nothing to go on with without --out")
+    if given.out:
+        check_file("--out", given.out)
     opened = open_model(given, values)
     metric = opened.settings.evaluation.best
     if given.run and better(Path(given.run), opened.checkpoint, metric):
@@ -227,14 +228,12 @@ def run(arguments: list[str]) -> None:
         opened = replace(opened, settings=longest)
     reader = Reader(opened)
     inputs = list(enumerate(open_inputs(given.files, reader.settings)))
-    done, mode = {}, "x"
-    if given.resume and Path(given.out).exists():
-        done, mode = answered(Path(given.out)), "a"
+    done, mode = {}, "xb"
+    if given.resume and os.path.exists(given.out):
+        done, mode = answered(Path(given.out)), "ab"
         inputs = [(n, i) for n, i in inputs if i.where not in done]
-    try:
-        target = open(given.out, mode, encoding="utf-8") if given.out else nullcontext()
-    except OSError as error:
-        raise UserError(f"--out {given.out}: {error.strerror}") from None
+    with writing("--out", given.out):
+        target = open(given.out, mode, buffering=0) if given.out else nullcontext()
     with target as file:
         if len(inputs) == 1 and not file:
             show_one(reader, inputs[0][1])
@@ -243,10 +242,10 @@ def run(arguments: list[str]) -> None:
         for line in answer_all(reader, inputs, size, show=not file):
             failed += "error" in line
             if file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
+                with writing("--out", given.out):
+                    append_whole(file, json.dumps(line, ensure_ascii=False) + "\n")
     if failed:
-        raise UserError(f"{failed} of {len(inputs)} documents could not be read")
+        raise UserError(f"{failed} of {number_of(len(inputs), 'document')} could not be read")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,8 @@ values in the fields' types.
 
 The one idea: a field says everything once. Its name gives the option (`batch_size` ->
 `--batch-size`) and the TOML key, its annotation the type and the choices, `setting(...)` the
-default, the help text and the limits.
+default, the help text and the limits. A name that is none is looked up among those of other
+trainers (other_names.py) before one that is spelt like it is suggested.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from .errors import UserError, read_text
+from .other_names import OTHER_NAMES
 
 Group = TypeVar("Group")  # a dataclass whose fields are dataclasses of settings
 
@@ -117,9 +119,22 @@ class OneLineParser(argparse.ArgumentParser):
         if unknown:
             name = unknown[1].split("=")[0]
             options = [o for action in self._actions for o in action.option_strings]
-            close = difflib.get_close_matches(name, options, 1)
-            message = f"unknown setting {name}" + (f"; did you mean {close[0]}?" if close else "")
+            message = f"unknown setting {name}{suggestion(name, options)}"
+        message = re.sub(r"invalid int value: (.*)", r"\1 is not a whole number", message)
+        message = re.sub(r"invalid float value: (.*)", r"\1 is not a number", message)
         raise UserError(message)
+
+
+def suggestion(name: str, options: Collection[str]) -> str:
+    """ "; ..." about an unknown setting: which option has another trainer's name for it here, or
+    which is spelt like it; "" if none is."""
+    plain = name.lstrip("-").lower().replace("_", "-")
+    here = OTHER_NAMES.get(plain, "")
+    meant = re.findall(r"--[a-z0-9-]+", here)
+    if meant and meant[0] in options:
+        return f"; here it is {here}" if here.startswith("--") else f"; {here}"
+    close = difflib.get_close_matches(f"--{plain}", options, 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -198,11 +213,20 @@ def values_of(
         known = {f.name: f for f in fields(concerns[title]) if not only or f.name in only}
         for name, value in table.items():
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                hint = _suggestion_in_file(name, concerns)
                 raise UserError(f"{path}: unknown setting [{title}] {name}{hint}")
             values[name] = check(known[name], value, f"{path}: ")
     return values
+
+
+def _suggestion_in_file(name: str, concerns: dict[str, type]) -> str:
+    """The same about a key: with the table that the setting stands in, and its name there."""
+    tables = {option_of(f.name): (t, f.name) for t, c in concerns.items() for f in fields(c)}
+    if option_of(name) in tables:
+        return f"; it stands in [{tables[option_of(name)][0]}]"
+    text = suggestion(name, tables)
+    found = re.search(r"--[a-z0-9-]+", text)
+    return text + (" ([{}] {})".format(*tables[found[0]]) if found else "")
 
 
 def checked(given: dict[str, object], concerns: Iterable[type]) -> dict[str, object]:

@@ -25,8 +25,8 @@ from .data.row import Row, RowError
 from .data.samples import SampleBuilder, draw
 from .data.sources import open_all, pinned
 from .data.tokenizer import EMBEDDED, load_tokenizer
-from .errors import UserError, exit_code, read_text
-from .files.disk import write_text
+from .errors import UserError, exit_code, not_utf8, number_of, read_text
+from .files.disk import check_name, write_bytes, write_text, writing
 from .model.batch import visual_tokens
 from .model.config import ModelConfig
 from .model.presets import PRESETS, find_checkpoint, shape_of
@@ -87,10 +87,11 @@ def read_input(name: str) -> str:
     """Content of a UTF-8 file or of standard input (-). Raises UserError."""
     if name != "-":
         return read_text(name)
+    data = sys.stdin.buffer.read()
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 at byte {error.start}") from None
+        raise UserError(f"{name}: {not_utf8(data, error)}") from None
 
 
 def fitted(text: str, style: PageStyle, pages: int) -> PageStyle:
@@ -98,7 +99,9 @@ def fitted(text: str, style: PageStyle, pages: int) -> PageStyle:
     enough = min(pages, len(text) + 1)  # no text needs more
     size = fit(text, style, enough, style.min_font_size)
     if size is None:
-        raise UserError(f"--fit: no font size from {style.min_font_size} on fits {pages} pages")
+        raise UserError(
+            f"--fit: no font size from {style.min_font_size} on fits {number_of(pages, 'page')}"
+        )
     print(f"font size {size}")
     return style.at_size(size)
 
@@ -114,27 +117,25 @@ def describe(pages: Pages, number: int, name: str) -> str:
     missing, unshaped = (
         int(np.count_nonzero((at >= start) & (at < end))) for at in (pages.missing, pages.unshaped)
     )
-    line = f"{name}: characters {start}..{end} ({end - start}), {density}, {missing} missing glyphs"
-    return line + (f", {unshaped} characters unshaped" if unshaped else "")
+    line = f"{name}: characters {start}..{end} ({end - start}), {density}, "
+    line += number_of(missing, "missing glyph")
+    return line + (f", {number_of(unshaped, 'character')} unshaped" if unshaped else "")
 
 
 def write(pages: Pages, folder: Path, force: bool) -> None:
     """Writes page-0001.png, ... and prints a line about each. Raises UserError, before anything is
     written, if there is a file of that name, unless `force`; also if the folder takes no files."""
     files = [folder / f"page-{number + 1:04d}.png" for number in range(len(pages))]
-    try:
+    with writing("--out", folder):
         for file in files:
             if os.path.lexists(file) and not (force and file.is_file()):
                 hint = "; --force overwrites" if file.is_file() else ", and is no file"
                 raise UserError(f"{file}: exists{hint}")
         folder.mkdir(parents=True, exist_ok=True)
-        for number, (file, image) in enumerate(zip(files, pages.images())):
-            file.write_bytes(png(image))
-            print(describe(pages, number, str(file)))
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        raise UserError(f"--out {folder}: {error}") from None
+    for number, (file, image) in enumerate(zip(files, pages.images())):
+        with writing("--out", folder):
+            write_bytes(file, png(image))
+        print(describe(pages, number, str(file)))
 
 
 # -- pages of rows --------------------------------------------------------------------------------
@@ -221,6 +222,7 @@ def write_rows(arguments: list[str]) -> None:
             raise UserError(f"{option_of(name)}: {numbers[name]} is below {least[name]}")
     if bool(given.width) != bool(given.height):
         raise UserError("--width, --height: give both")
+    check_name("--to", given.to)
     if not given.to.endswith(".parquet"):
         raise UserError(f"--to {given.to}: the name must end in .parquet")
     asked = options.checked(vars(given), CONCERNS.values())
@@ -263,13 +265,15 @@ def write_rows(arguments: list[str]) -> None:
     left_out = [*data.faults, *done.left_out]
     for file in done.files:
         print(file)
-    print(f"{done.rows:,} rows with {done.pages:,} pages in {len(done.files)} file(s)")
+    rows, pages = number_of(done.rows, "row"), number_of(done.pages, "page")
+    print(f"{rows} with {pages} in {number_of(len(done.files), 'file')}")
     if left_out:
         note = Path(f"{given.to}.left-out.txt")
-        write_text(note, "".join(f"{fault.where}: {fault.reason}\n" for fault in left_out))
-        print(f"{len(left_out):,} rows are left out; they are listed in {note}")
+        with writing("--to", note):
+            write_text(note, "".join(f"{fault.where}: {fault.reason}\n" for fault in left_out))
+        print(f"left out: {number_of(len(left_out), 'row')}; listed in {note}")
     if done.missing:
-        print(f"{done.missing:,} characters are not drawn as they should")
+        print(f"not drawn as they should: {number_of(done.missing, 'character')}")
     for line in drawing_faults(data.train, builder.style):
         print(f"warning: {line}")
 
@@ -294,9 +298,9 @@ def run(arguments: list[str]) -> None:
     except MemoryError:
         raise UserError("not enough memory for so many pages; see --max-pages") from None
     if pages.truncated:
-        print(f"truncated: {pages.truncated} characters are on no page")
+        print(f"truncated: {number_of(pages.truncated, 'character')} on no page")
     if pages.clipped:
-        print(f"clipped: the page's edge cuts {pages.clipped} glyphs")
+        print(f"clipped: the page's edge cuts {number_of(pages.clipped, 'glyph')}")
 
 
 def main(arguments: list[str] | None = None) -> int:

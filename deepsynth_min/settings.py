@@ -27,8 +27,8 @@ Tune = Literal[
 class ModelSettings:
     model: str = fixed(
         "tiny-reader",
-        "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, tiny-unlimited, "
-        "deepseek-ocr, unlimited-ocr",
+        "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, tiny-2, "
+        "tiny-unlimited, deepseek-ocr, deepseek-ocr-2, unlimited-ocr",
     )
     mode: str = fixed("auto", "page: tiny|small|base|large|gundam, a multiple of 64 px, or auto")
     revision: str = fixed("", "of a hub id: branch, tag or commit; empty: the default branch")
@@ -60,7 +60,7 @@ class DataSettings:
     )
     val_revision: str = fixed("", "the same for a hub id in --val-data")
     val_fraction: float = fixed(
-        0.05, "share held out where nothing else is, chosen by --seed, at least one row", 0, 0.9
+        0.05, "share held out where nothing else is, chosen by --seed; 0: none", 0, 0.9
     )
     val_samples: int = fixed(128, "at most this many held-out samples are scored; 0: all", 0)
     limit: int = fixed(0, "at most this many training rows of each --data; 0: all", 0)
@@ -258,7 +258,7 @@ class RunSettings:
     max_skips: int = free(50, "end after so many steps in a row without a finite gradient", 1)
     timeout: int = free(600, "seconds that a process waits for another, then gives up", 1, 10**7)
     log_every: int = free(10, "steps between lines of metrics.jsonl", 1)
-    resume: str = free("none", "auto (go on in --out, as its run), a checkpoint, or none")
+    resume: str = free("none", "auto (go on in --out as its run), a checkpoint, a run, or none")
     push_to_hub: str = free("", "upload model or adapter at the end, to this owner/name")
     private: bool = free(False, "make that repository private, if it is new")
     tensorboard: bool = free(False, "log to TensorBoard too, in tensorboard/ of --out")

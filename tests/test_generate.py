@@ -170,7 +170,7 @@ def huge_png() -> bytes:
         ("none.txt", None, "none.txt: No such file"),
         ("empty.txt", b"", "empty.txt: no text in it"),
         ("blank.txt", b" \n\t\n", "blank.txt: no text in it"),
-        ("latin.txt", b"caf\xe9", "latin.txt: neither an image nor text (not UTF-8 at byte 3)"),
+        ("latin.txt", b"caf\xe9", "latin.txt: neither an image nor text (not UTF-8 at byte 3; "),
         ("long.txt", b"All work and no play. " * 9_091, "context of 2048 tokens (--max-pages"),
         ("broken.png", b"\x89PNG\r\n\x1a\n broken", "broken.png: not a readable image"),
         ("huge.png", huge_png(), "huge.png: not a readable image (Image size (900000000 pixels)"),

@@ -48,7 +48,7 @@ def documents(tmp_path) -> list[Path]:
 
 
 WRONG = {
-    "latin.txt": "neither an image nor text (not UTF-8 at byte 3)",
+    "latin.txt": "neither an image nor text (not UTF-8 at byte 3; it looks like Latin-1",
     "rows.jsonl:2": "not JSON",
     "cut.png": "not a readable image",
     "long.txt": "context of 2048 tokens",

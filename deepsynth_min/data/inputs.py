@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, not_utf8
 from ..options import change
 from ..pages.images import is_image
 from ..settings import Settings
@@ -55,7 +55,7 @@ def read_document(name: str) -> Row:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        reason = f"neither an image nor text (not UTF-8 at byte {error.start})"
+        reason = f"neither an image nor text ({not_utf8(data, error)})"
         raise UserError(f"{where}: {reason}") from None
     if "\0" in text:
         raise UserError(f"{where}: neither an image nor text (a NUL at {text.index(chr(0))})")

@@ -71,7 +71,7 @@ def _asking(settings: Settings, base: str, adapter: bool) -> str:
     return text
 
 
-def _loading_instructions(adapter: bool, base: str) -> str:
+def _loading_instructions(adapter: bool, base: str, family: str) -> str:
     if adapter:
         return (
             "With PEFT, over the base model's modules under their official names:\n\n"
@@ -82,7 +82,7 @@ def _loading_instructions(adapter: bool, base: str) -> str:
             f"--adapter {HERE}\n```\n"
         )
     return (
-        "The files have the layout of deepseek-ai/DeepSeek-OCR: whatever loads that model loads "
+        f"The files have the layout of the official {family}: whatever loads that model loads "
         "this one. To train on, with deepsynth_min:\n\n"
         f"```\npython -m deepsynth_min.train --model {HERE}\n```\n"
     )
@@ -161,7 +161,7 @@ def model_card(builder: SampleBuilder, run: Path, checkpoint: Path, adapter: boo
     builder: makes the run's prompts, with its settings; adapter: whether the repository holds an
     adapter, not a whole model. Paths of the machine are left out: of files, only the name is given.
     """
-    settings = builder.settings
+    settings, family = builder.settings, builder.config.family
     name = settings.model.model
     from_hub = is_hub_id(name)
     base = name if from_hub else Path(name).name
@@ -171,7 +171,7 @@ def model_card(builder: SampleBuilder, run: Path, checkpoint: Path, adapter: boo
         f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: image-text-to-text",
         "tags:",
-        "- deepseek-ocr",
+        f"- {family.lower()}",
         "- rendered-text",
         *(["- lora"] if adapter else []),
         "---",
@@ -182,11 +182,11 @@ def model_card(builder: SampleBuilder, run: Path, checkpoint: Path, adapter: boo
     to_load = base if from_hub or name == TINY_READER else BASE
     note = f"{BASE} is {base}, which is not on the hub.\n\n" if adapter and to_load == BASE else ""
     return (
-        "\n".join(head) + f"\n\n# {what} DeepSeek-OCR that reads rendered text\n\n"
+        "\n".join(head) + f"\n\n# {what} {family} that reads rendered text\n\n"
         "Made with deepsynth_min: text is drawn on pages, which the model reads as images.\n\n"
         f"{table}\n\nThe instruction after the page, as JSON:\n\n"
         f"{_quoted(settings.data.instruction)}\n"
         f"## How to ask it\n\n{_asking(settings, to_load, adapter)}{note}"
         f"{'' if adapter else _serving(builder)}"
-        f"## How to load it\n\n{_loading_instructions(adapter, to_load)}"
+        f"## How to load it\n\n{_loading_instructions(adapter, to_load, family)}"
     )

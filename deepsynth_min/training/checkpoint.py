@@ -179,7 +179,7 @@ def newest_whole(checkpoints: Path, report: Callable[[str], None] = print) -> Pa
         report(f"{path} is damaged ({wrong}); trying the one before it")
     if paths:
         raise UserError(
-            f"{checkpoints}: none of the {len(paths)} checkpoints is whole; remove them "
+            f"{checkpoints}: no whole checkpoint among {len(paths)}; remove what is there "
             "to start afresh, or give another --out"
         )
     return None

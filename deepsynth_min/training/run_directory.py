@@ -29,7 +29,7 @@ from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
 from ..data.sources import weighted
 from ..errors import UserError, read_text
-from ..files.disk import undo_all_unfinished, write_text
+from ..files.disk import append_whole, undo_all_unfinished, write_bytes, write_text, writing
 from ..model.presets import PRESETS
 from ..pages.font_file import parse
 from ..pages.png import png
@@ -161,6 +161,12 @@ class RunDirectory:
         path = Path(resume)
         if not os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
             raise UserError(f"--resume {resume}: no such checkpoint directory")
+        ours = (checkpoint.MANIFEST, "training.json")
+        if not any(os.path.lexists(path / name) for name in ours):  # a run, or its checkpoints/?
+            inner = path / "checkpoints" if (path / "config.toml").is_file() else path
+            if newest := checkpoint.newest_whole(inner):
+                return newest
+            raise UserError(f"--resume {resume}: neither a checkpoint nor a run that has one")
         if wrong := checkpoint.damage(path):
             raise UserError(f"--resume {resume}: damaged ({wrong})")
         return path
@@ -168,7 +174,8 @@ class RunDirectory:
     def save_previews(self, rows: Sequence[Row], builder: SampleBuilder) -> None:
         """The first pages of the first held-out rows."""
         folder = self.path / "pages"
-        folder.mkdir(exist_ok=True)
+        with writing("--out", self.path):
+            folder.mkdir(exist_ok=True)
         for i in range(min(PREVIEWS, len(rows))):
             try:
                 pages = builder.prompt(rows[i]).pages  # [n, C, h, w]
@@ -179,7 +186,8 @@ class RunDirectory:
             if not len(pages):
                 continue
             grey = pages[0].mean(0).round().astype("uint8")
-            (folder / f"held-out-{i}.png").write_bytes(png(grey))
+            with writing("--out", self.path):
+                write_bytes(folder / f"held-out-{i}.png", png(grey))
 
     def go_on_after(self, step: int, metric: str = "loss") -> None:
         """Drops what belongs to steps that will be run again; sets the markers to what is there.
@@ -216,10 +224,10 @@ class RunDirectory:
         line = json.dumps({"kind": kind, **values}) + "\n"
 
         def append() -> None:
-            with open(self.metrics_path, "a", encoding="utf-8") as file:
-                file.write(line)
+            with open(self.metrics_path, "ab", buffering=0) as file:
+                append_whole(file, line)
 
-        self._try(append, "a line of metrics")
+        self.attempt(append, "a line of metrics")
         for sink in self.sinks:
             sink(numbers_of(kind, values), values["step"])
 
@@ -256,9 +264,9 @@ class RunDirectory:
         def write() -> None:
             write_text(self.path / "report.html", report.page(self.path))
 
-        self._try(write, "the report")
+        self.attempt(write, "the report")
 
-    def _try(self, write: Callable, what: str) -> None:
+    def attempt(self, write: Callable, what: str) -> None:
         """A full disk must not end a training: warns, and goes on without."""
         try:
             write()

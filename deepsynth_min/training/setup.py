@@ -23,11 +23,12 @@ from ..data.rows import is_skipped, refuse_bad_rows
 from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
-from ..errors import UserError
-from ..evaluation.evaluator import Evaluator, check_metric
+from ..errors import UserError, number_of
+from ..evaluation.evaluator import Evaluator, check_held_out, check_metric
 from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
 from ..files.index import Fault
+from ..model.presets import find_shape
 from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
@@ -38,9 +39,10 @@ from .announce import announce, drawing_faults, refuse_missing
 from .build import as_before, build_model, keep_preset, resolve
 from .left_out import LeftOut
 from .metrics import Meter
-from .optim import LossScaler, make_adamw
+from .optim import LossScaler, make_adamw, prepare_state
 from .precision import autocast, set_parameter_types
 from .recorded import FILE, as_toml
+from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 
@@ -81,7 +83,8 @@ class Training:
         world = self.world
         name = settings.run.out or dist.broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
-        page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
+        # A wrong mode, or a model of another kind, should not wait for the rest.
+        page_side(settings.model.mode, find_shape(settings.model).page_format)
         found = self.directory.looks_like(settings.run.resume)
         # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
         self.asked, before = settings, self.directory.before
@@ -96,6 +99,7 @@ class Training:
         self.rows, self.held_out = self.data.train, self.data.held_out
         for check in CHECKS:
             check(settings)
+        check_held_out(self.held_out, settings)
         if before and found:
             settings = as_before(settings, self.directory.asked, before)
         settings = change(settings, out=name)
@@ -160,7 +164,8 @@ class Training:
     def _prepare_parameters(self) -> None:
         """Freezes; then `eval_model` is the model itself, or beside shards an undivided one."""
         optim, world = self.settings.optim, self.world
-        self.policy = freeze.freeze(self.model, self.settings.model.tune)
+        sides = {self.builder.side} | ({self.builder.format.tile} if self.builder.gundam else set())
+        self.policy = freeze.freeze(self.model, self.settings.model.tune, sides)
         if self.sharded:
             self.eval_model = shard.shard(self.model, world, self.settings)
         else:
@@ -178,6 +183,7 @@ class Training:
         self.optimizer = make_adamw(
             self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed
         )
+        prepare_state(self.optimizer)  # now: a memory or disk that is too small shows before a step
         self.scaler = LossScaler(optim.precision == "fp16", self.world.device)
         self.checkpoints = CheckpointManager(
             self.directory,
@@ -248,6 +254,11 @@ class Training:
         self.reducer = dist.GradientReducer(reduced_over, list(self.trainable.values()), dtype)
 
     def _announce(self) -> None:
+        parts = (self.model, self.eval_model, self.optimizer, self.scaler, self.base)
+        room = "", ""
+        if not self.finished:
+            keep = self.settings.run.keep
+            room = check_room(checkpoint_bytes(*parts), self.directory.checkpoints, keep)
         self.directory.create(self.asked, self.settings, has_ended=self.finished)
         optim = self.asked.optim
         if optim.max_steps and optim.epochs != OptimSettings().epochs:
@@ -260,7 +271,9 @@ class Training:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         counts = len(self.rows), len(self.held_out), self.builder.side, self.facts["global_batch"]
-        announce(self.settings, self.model, *counts, self.world, self.directory)
+        announce(self.settings, self.model, *counts, self.world, self.directory, room[0])
+        if room[1]:
+            warn(room[1])
 
     # -- beside the steps --------------------------------------------------------------------------
 
@@ -270,8 +283,10 @@ class Training:
         patience = self.settings.evaluation.patience
         return self.step >= self.settings.optim.max_steps or 0 < patience <= self.stale
 
-    def evaluate(self) -> dict[str, float]:
-        """Scores the held-out rows, and writes down what came out."""
+    def evaluate(self) -> dict[str, float] | None:
+        """Scores the held-out rows, and writes down what came out; None if there are none."""
+        if not len(self.held_out):
+            return None
         with shard.filled(self.eval_model, self.model):
             result, answers = self.evaluator()
         answers = dist.gather_lists(self.world, answers)
@@ -285,8 +300,10 @@ class Training:
             tqdm.write(f"step {self.step:>6}: {describe(result)}")
         return result
 
-    def is_best(self, result: dict[str, float]) -> bool:
+    def is_best(self, result: dict[str, float] | None) -> bool:
         """Whether this evaluation is the best one so far; counts those since."""
+        if result is None:
+            return False
         score = cost(result, self.settings.evaluation.best)
         better = self.best is None or score < self.best
         if better and self.world.is_main:
@@ -311,8 +328,8 @@ class Training:
         if self.world.is_main:
             chosen = {step: order.step(step) for step in range(self.step - streak, self.step)}
             where = {step: [self.rows[i].where for i in rows] for step, rows in chosen.items()}
-            write_text(path, json.dumps(where, indent=1))
+            self.directory.attempt(lambda: write_text(path, json.dumps(where, indent=1)), path.name)
         raise RuntimeError(
-            f"{streak} steps in a row had a loss or gradient that is not finite and were "
-            f"skipped; the rows they were made of: {path}"
+            f"{number_of(streak, 'step')} in a row had a loss or gradient that is not finite and "
+            f"were skipped; the rows they were made of: {path}"
         )

@@ -1,6 +1,7 @@
 """Checkpoints that several processes wrote, each its part: read by one, by several, and broken."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def runs(tmp_path_factory) -> Path:
         lines.append(line(tune, "c", 1, "--shard", *step(tune, "b", 2)))
     lines.append(line("decoder", "full", 1, "--shard", *step("decoder", "b", 2), "limited"))
     entries = [(free_port(), line) for line in lines]
-    ranks(2, workers.__file__, "command-line", json.dumps(entries))
+    printed = ranks(2, workers.__file__, "command-line", json.dumps(entries))
+    (folder / "printed.txt").write_text(printed)
     return folder
 
 
@@ -87,6 +89,14 @@ def test_each_rank_has_written_about_half_of_a_checkpoint(runs):
     for kind in ("model", "optimizer"):
         sizes = [file.stat().st_size for file in checkpoint.glob(f"{kind}-*-of-*.safetensors")]
         assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes), kind
+
+
+def test_the_size_of_a_checkpoint_in_shards_is_known_before_the_first_step(runs):
+    told = re.findall(r"a checkpoint takes ([\d.]+) MB", (runs / "printed.txt").read_text())
+    for tune, megabytes in zip(TUNES, told[::3]):
+        written = (runs / tune / "a/checkpoints/step-000003").iterdir()
+        size = sum(file.stat().st_size for file in written)
+        assert float(megabytes) == pytest.approx(size / 1e6, rel=0.02, abs=0.06)
 
 
 def test_a_part_that_cannot_be_written_costs_the_checkpoint_and_not_the_run(runs):
