@@ -241,7 +241,7 @@ class RunDirectory:
             write_text(self.path / "answers" / "last.jsonl", "".join(lines))
 
         if answers:
-            self._try(write, "the answers")
+            self.attempt(write, "the answers")
 
     def keep_best_answers(self) -> None:
         """The newest evaluation is the best one so far."""
@@ -251,7 +251,7 @@ class RunDirectory:
             write_text(last.with_name("best.jsonl"), last.read_text("utf-8"))
 
         if last.exists():
-            self._try(copy, "the best answers")
+            self.attempt(copy, "the best answers")
 
     def evaluations(self) -> list[dict]:
         """What has been logged of them, the first one first."""

@@ -20,7 +20,6 @@ from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import collate
 from deepsynth_min.pages.font_file import font_bytes, font_digest
-from deepsynth_min.publish.official import TOLERANCE
 from deepsynth_min.training import recorded
 from deepsynth_min.training.open_model import open_model
 
@@ -136,8 +135,8 @@ def test_weights_stored_in_bf16_are_held_and_multiplied_as_in_training(
     assert {n: p.dtype for n, p in ours.model.named_parameters()}.items() <= held.items()
     assert ours.settings.optim.precision == precision
     assert ours.precision().fast_dtype == theirs.precision().fast_dtype
-    a, b = (logits(found).float() for found in (ours, theirs))
-    assert 0 < (a - b).norm() / b.norm() < TOLERANCE
+    error = (logits(ours) - logits(theirs)).norm() / logits(theirs).norm()
+    assert 0 < error < 0.04  # 8 bits in each weight and, of a bf16 run, in each product
 
 
 def test_figures_of_an_export_are_those_of_its_run(folder, tmp_path):
