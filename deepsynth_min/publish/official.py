@@ -50,7 +50,7 @@ from ..settings import Settings
 from ..training import recorded
 from ..training.build import load_run_model
 from ..training.checkpoint import copy_base_files
-from ..training.precision import autocast
+from ..training.precision import autocast, hold_as_trained
 from ..tuning import adapter
 from ..tuning.lora import LoraExperts, LoraLinear
 from ..tuning.quant import Packed
@@ -211,7 +211,8 @@ def export_model(
         del model  # two models need not fit
         gc.collect()
         check_tensors(partial, digests)
-        written = DeepseekOCR.from_pretrained(partial, held, device)
+        written = DeepseekOCR.from_pretrained(partial, device=device)
+        hold_as_trained(written, settings)
         text = compare(page_logits(written, batch, precision), expected, to)
     return text + ("; the weights are rounded to bf16 (--dtype float32: they are not)" * rounded)
 
