@@ -23,7 +23,7 @@ README, CODE, CLUSTERS, DATA = ((ROOT / path).read_text(encoding="utf-8") for pa
 OTHERS = """
 --standalone --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --max-restarts
 --nodes --ntasks-per-node --gpus-per-node --cpus-per-task --signal --requeue
---help --config --run --run-dir --checkpoint --to --merge --preset --count --split
+--help --config --run --run-dir --checkpoint --to --merge --dtype --preset --count --split
 """.split()
 
 

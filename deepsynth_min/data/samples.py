@@ -16,14 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
+from ..errors import UserError, number_of
 from ..model.batch import Batch, visual_tokens
 from ..model.config import ModelConfig
 from ..model.loss import IGNORE
 from ..pages.font import FontChain
 from ..pages.images import cut_tiles, grids, open_images, prepare
 from ..pages.modes import PageFormat, page_side
-from ..pages.renderer import PageStyle, TooManyPages, render_pages
+from ..pages.renderer import Pages, PageStyle, TooManyPages, render_pages
 from ..settings import Settings
 from .row import Row, RowError, TooLong, prompt_after_pages
 from .rows import is_skipped
@@ -45,11 +45,25 @@ class Sample:
     newlines: bool = True  # whether a visual token ends each row of a page
 
 
+def draw(text: str, style: PageStyle, where: str) -> tuple[Pages, int]:
+    """(pages of a text, characters drawn as a box or without the shaping that they need).
+
+    Raises TooLong for more pages than the style allows, RowError for what cannot be drawn.
+    """
+    try:
+        drawn = render_pages(text, style)
+    except TooManyPages as error:
+        raise TooLong(where, str(error)) from None
+    except ValueError as error:
+        raise RowError(where, str(error), "cannot be drawn") from None
+    return drawn, len(drawn.missing) + len(drawn.unshaped)
+
+
 class SampleBuilder:
     """Turns rows into samples; holds no state that changes, so threads may share it."""
 
     def __init__(self, settings: Settings, config: ModelConfig, tokenizer: Any):
-        self.format = config.page_format
+        self.config, self.format = config, config.page_format
         self.side = page_side(settings.model.mode, self.format)
         self.gundam = settings.model.mode == "gundam"
         self.settings, self.tokenizer = settings, tokenizer
@@ -102,25 +116,25 @@ class SampleBuilder:
         canvases = [(whole, self.style), *self.canvases]
         try:
             for grid, style in canvases[:-1]:  # noqa: B007, used below
-                drawn = render_pages(text, replace(style, max_pages=1, overflow="truncate"))
+                one = replace(style, max_pages=1, overflow="truncate")
+                drawn, missing = draw(text, one, where)
                 if not drawn.truncated:
                     break
             else:  # several of the largest, within limits
                 grid, style = canvases[-1]
                 if max_pages:
                     style = replace(style, max_pages=max_pages, overflow="truncate")
-                drawn = render_pages(text, style)
-        except TooManyPages as error:
+                drawn, missing = draw(text, style, where)
+        except TooLong:
             if self.settings.page.max_pages:
-                raise TooLong(where, str(error)) from None
+                raise
             raise TooLong(
                 where,
-                f"the text needs more than {self.most_pages} pages, which alone exceed the model's "
-                f"context of {self.context} tokens (--max-pages N --overflow truncate|shrink)",
+                f"the text needs more than {number_of(self.most_pages, 'page')}, which alone "
+                f"exceed the model's context of {self.context} tokens "
+                "(--max-pages N --overflow truncate|shrink)",
             ) from None
-        except ValueError as error:
-            raise RowError(where, str(error), "cannot be drawn") from None
-        pages, missing = drawn.pages, len(drawn.missing) + len(drawn.unshaped)
+        pages = drawn.pages
         if grid == whole:
             return pages[:, None], [], [grid] * len(pages), missing
         tiles = [cut_tiles(page[None], grid) for page in pages]
@@ -135,11 +149,13 @@ class SampleBuilder:
             if len(prepared) == most:
                 if max_pages:
                     break
-                reason = f"more than {most} pages, which alone exceed the model's context"
+                reason = (
+                    f"more than {number_of(most, 'page')}, which alone exceed the model's context"
+                )
                 raise TooLong(row.where, f"{reason} of {self.context} tokens")
-            max_tiles = self.settings.page.max_tiles
-            tiles = max_tiles if self.gundam else 0
-            prepared.append(prepare(image, self.side, self.format, tiles))
+            page = self.settings.page
+            tiles = page.max_tiles if self.gundam else 0
+            prepared.append(prepare(image, self.side, self.format, tiles, page.fit))
         if not prepared:
             return np.empty((0, 1, self.side, self.side), np.uint8), [], [], 0
         views = np.stack([view for view, _, _ in prepared])
@@ -175,8 +191,8 @@ class SampleBuilder:
         if 1 + asked + answer > self.context:
             raise TooLong(
                 row.where,
-                f"an instruction of {asked} tokens and an answer of {answer} make more than the "
-                f"model's context of {self.context}, without any page",
+                f"an instruction of {number_of(asked, 'token')} and an answer of {answer} make "
+                f"more than the model's context of {self.context}, without any page",
             )
 
     def placeholder(self) -> Sample:
@@ -217,9 +233,9 @@ class SampleBuilder:
             hint = " (--max-pages N --overflow truncate|shrink limits the pages)"
         raise TooLong(
             row.where,
-            f"{len(sample.pages)} pages ({sample.visual} visual tokens), an instruction of {asked} "
-            f"tokens and an answer of {len(answer)} make {length}; the model's context is "
-            f"{self.context}{hint}",
+            f"{number_of(len(sample.pages), 'page')} ({sample.visual} visual tokens), an "
+            f"instruction of {number_of(asked, 'token')} and an answer of {len(answer)} make "
+            f"{length}; the model's context is {self.context}{hint}",
         )
 
     def _cut(self, row: Row, answer: list[int]) -> Sample:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..data.order import rows_per_epoch
 from ..data.rows import LISTED
+from ..errors import number_of
 from ..model.presets import PRESETS
 from ..pages.scripts import mends_missing, mends_unshaped, script_of, shown_character
 from ..settings import Settings
@@ -189,8 +190,9 @@ def _epoch(statistics: Statistics, settings: Settings, processes: int) -> Sectio
         total = statistics.per_epoch(name)
         table.append((title, f"{total:,.0f}", f"{total / steps:,.0f}"))
     line = (
-        f"a step has {optim.batch_size} samples x {optim.accumulate} micro-steps x {processes} "
-        f"processes = {batch:,}"
+        f"a step has {number_of(optim.batch_size, 'sample')} x "
+        f"{number_of(optim.accumulate, 'micro-step')} x {processes} "
+        f"process{'' if processes == 1 else 'es'} = {batch:,}"
     )
     return Section("An epoch", [line], table)
 

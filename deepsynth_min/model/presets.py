@@ -135,7 +135,7 @@ def find_checkpoint(
         return SHIPPED
     if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
-    described = ["*.json", "*.txt"]
+    described = ["*.json", "*.txt", "*.toml"]
     if not weights:
         return fetch(name, "model", revision, described, _is_described)
     looked_at = fetch(name, "model", revision, list(_KINDS), _has_kind)

@@ -7,7 +7,8 @@ gundam mode the tiles [w*h, 3, s, s] with their grid.
 The one idea: do what the model's own training did. The image is turned as its EXIF data says, made
 RGB, and shows white paper where it is transparent; small pages are stretched to the square, large
 ones fitted into it and padded with grey (127); gundam adds tiles (of 640 px, DeepSeek-OCR-2: 768)
-where the image is larger than one, on the grid whose shape is nearest to the image's.
+where the image is larger than one, on the grid whose shape is nearest to the image's, to which it
+is stretched. `fit` asks for either kind of view at any size.
 Sources: the official processors of DeepSeek-OCR and DeepSeek-OCR-2 (Wei et al. 2025, 2026).
 """
 
@@ -90,11 +91,11 @@ def open_images(source: Path | bytes, where: str) -> Iterator["PillowImage"]:
         raise UserError(
             f"{where}: images need Pillow: pip install 'deepsynth-min[images]'"
         ) from None
-    name, file = "the image", None
     if isinstance(source, bytes):
-        file = io.BytesIO(source)
+        name, file = f"{where}: the image", io.BytesIO(source)
     else:
-        name, file = source, open(find_file(source, f"{where}: ", "no such image"), "rb")
+        place = "" if str(source) == where else f"{where}: "  # an image may be its own place
+        name, file = f"{place}{source}", open(find_file(source, place, "no such image"), "rb")
     # Pillow's plugins raise what they like for a damaged file.
     damage = (
         OSError,
@@ -119,9 +120,9 @@ def open_images(source: Path | bytes, where: str) -> Iterator["PillowImage"]:
             file.seek(0)
             yield from _pdf_pages(file) if head.startswith(b"%PDF-") else _frames(file, head)
         except UserError as error:
-            raise UserError(f"{where}: {name}: {error}") from None
+            raise UserError(f"{name}: {error}") from None
         except damage as error:
-            raise UserError(f"{where}: {name}: not a readable image ({error})") from None
+            raise UserError(f"{name}: not a readable image ({error})") from None
 
 
 def _frames(file: IO[bytes], head: bytes) -> Iterator["PillowImage"]:
@@ -194,13 +195,17 @@ def _array(image: "PillowImage") -> np.ndarray:
 
 
 def prepare(
-    image: "PillowImage", side: int, page_format: PageFormat, max_tiles: int
+    image: "PillowImage", side: int, page_format: PageFormat, max_tiles: int, fit: str = "auto"
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
     """Image -> (global view [3, side, side], tiles [w*h, 3, s, s] or None, grid (w, h)); both
-    uint8. max_tiles: 0 for no tiles."""
+    uint8.
+
+    max_tiles: 0 for no tiles. fit: how the image becomes the square view: stretch, pad, or auto: as
+    the official code does.
+    """
     from PIL import Image, ImageOps
 
-    if side <= page_format.stretched_up_to:
+    if fit == "stretch" or (fit == "auto" and side <= page_format.stretched_up_to):
         view = image.resize((side, side), Image.Resampling.BICUBIC)
     else:
         view = ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=PADDING)

@@ -44,6 +44,37 @@ def test_foreign_images_are_prepared_as_the_official_processor_does(tmp_path):
     assert grid == (2, 1) and tiles.shape == (2, 3, 640, 640)
 
 
+def test_an_image_is_padded_or_stretched_as_asked_and_else_as_the_official_code_does():
+    """256 x 64, its left half black: padded, its rows stand in the middle between grey ones."""
+    Image = pytest.importorskip("PIL.Image")
+    pixels = np.full((64, 256, 3), 200, np.uint8)
+    pixels[:, :128] = 0
+    image = Image.fromarray(pixels)
+
+    def view(side: int, *fit) -> np.ndarray:
+        found, tiles, grid = prepare(image, side, PageFormat(), 0, *fit)
+        assert tiles is None and grid == (1, 1) and found.shape == (3, side, side)
+        assert (found == found[:1]).all()
+        return found[0]
+
+    padded = view(256, "pad")  # as large as it was: no pixel changes
+    assert (padded[96:160] == pixels[..., 0]).all()
+    assert (padded[:96] == 127).all() and (padded[160:] == 127).all()
+    stretched = view(256, "stretch")  # four times as high: every row is the same
+    assert (stretched == pixels[:1, :, 0]).all()
+    assert (view(256) == stretched).all() and (view(640, "auto") == view(640, "stretch")).all()
+    assert (view(1024) == view(1024, "pad")).all()
+    assert (view(1024, "stretch")[0, :500] == 0).all() and (view(1024)[0] == 127).all()
+
+
+def test_fit_leaves_the_tiles_of_gundam_as_they_are():
+    Image = pytest.importorskip("PIL.Image")
+    image = Image.effect_noise((800, 400), 90).convert("RGB")
+    pad, stretch = (prepare(image, 1024, PageFormat(), 6, fit) for fit in ("pad", "stretch"))
+    assert (pad[1] == stretch[1]).all() and pad[2] == stretch[2] == (2, 1)
+    assert (pad[0] != stretch[0]).any()
+
+
 def test_foreign_images_are_prepared_as_the_released_processor_of_deepseek_ocr_2_does():
     """Sizes around a tile's and of all shapes; its view and its tiles, to the pixel."""
     Image = pytest.importorskip("PIL.Image")
