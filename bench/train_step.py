@@ -41,7 +41,8 @@ PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 
 def random_batch(config, side: int, size: int, answer: int) -> Batch:
     """`size` samples of one page each, with `answer` scored tokens."""
-    visual = visual_tokens(side, side, newlines=config.page_format.newlines)
+    newlines = config.page_format.newlines
+    visual = visual_tokens(side, side, newlines=newlines)
     T = 1 + visual + PROMPT + answer
     ids = torch.randint(3, config.decoder.vocab_size - 1, (size, T))
     image_mask = torch.zeros(size, T, dtype=torch.bool)
@@ -49,7 +50,8 @@ def random_batch(config, side: int, size: int, answer: int) -> Batch:
     labels = ids.clone()
     labels[:, : T - answer] = -100
     pages = torch.randint(0, 256, (size, 1, side, side), dtype=torch.uint8)
-    return Batch(ids, torch.ones_like(image_mask), image_mask, labels, pages)
+    everywhere = torch.ones_like(image_mask)
+    return Batch(ids, everywhere, image_mask, labels, pages, newlines=newlines)
 
 
 class Step:

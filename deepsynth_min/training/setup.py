@@ -233,7 +233,8 @@ class Training:
 
     def _audit_start(self) -> None:
         """Policy, autograd and optimizer agree; all ranks hold the same; frozen bytes are noted."""
-        freeze.check_start(self.model, self.optimizer, self.policy)
+        tune = self.settings.model.tune
+        freeze.check_start(self.model, self.optimizer, self.policy, tune)
         dist.check_same_parameters(self.world, dict(self.model.named_parameters()))
         self.frozen = freeze.fingerprint(self.model)
         self.gradients_audited = False
