@@ -109,3 +109,12 @@ def test_a_planted_circle_within_a_folder_is_found(tmp_path):
     (tmp_path / "pages" / "b.py").write_text("from .a import y\n", encoding="utf-8")
     with pytest.raises(CycleError):
         assert_no_circle(graph(tmp_path))
+
+
+def test_no_file_is_longer_than_a_reader_bears():
+    long = {
+        path.name: lines
+        for path in PACKAGE.rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 320
+    }
+    assert not long
