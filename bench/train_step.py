@@ -26,9 +26,9 @@ from deepsynth_min.model import Batch, DeepseekOCR
 from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.deepseek_ocr import parameter_summary
 from deepsynth_min.pages.modes import page_side
+from deepsynth_min.runs.metrics import peak_memory
 from deepsynth_min.training.compile import compile_parts
 from deepsynth_min.training.distributed import GradientReducer, World, start, stop
-from deepsynth_min.training.metrics import peak_memory
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach, freeze

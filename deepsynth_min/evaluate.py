@@ -19,10 +19,10 @@ from .evaluation import ablations
 from .evaluation.evaluator import NO_ROUGE, Evaluator
 from .files.disk import check_file, write_text, writing
 from .options import OneLineParser
+from .runs.open_model import add_model_options, open_model
+from .runs.taken import which_checkpoint
 from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
 from .training.distributed import gather_lists, let_first_speak, stop
-from .training.open_model import add_model_options, open_model
-from .training.taken import which_checkpoint
 
 CONCERNS = {
     "data": DataSettings,

@@ -4,7 +4,7 @@
     torchrun --standalone --nproc-per-node N -m deepsynth_min.train [--setting value ...]
 
 `train` is the loop, `train_step` one optimizer step; what a run is made of, in the order in which
-it is made, is training/setup.py.
+it is made, is runs/setup.py.
 
 The one idea: one global step is the same whatever it is divided into. Its loss is the sum over its
 label tokens divided by their number, counted over all ranks and micro-steps before the first
@@ -24,13 +24,13 @@ from .errors import UserError, exit_code, number_of
 from .model.batch import Batch
 from .publish import upload
 from .publish.official import stage_for_hub
+from .runs.announce import conclude, explained
+from .runs.metrics import Meter
+from .runs.setup import Training
 from .settings import parse
 from .training import distributed as dist, feature_cache
-from .training.announce import conclude, explained
 from .training.build import load_run_model
-from .training.metrics import Meter
 from .training.optim import clip_and_step, cosine_rate, total_norm
-from .training.setup import Training
 from .training.stopping import Stopper
 from .tuning import freeze
 

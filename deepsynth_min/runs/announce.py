@@ -23,7 +23,7 @@ from ..pages.scripts import complaints, kerning_complaint
 from ..pages.style import PageStyle
 from ..reports.runs import best_evaluation
 from ..settings import Settings
-from .distributed import World, with_lost_ranks
+from ..training.distributed import World, with_lost_ranks
 from .run_directory import RunDirectory
 
 

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..files.disk import append_whole
 from ..files.index import Fault
 from ..settings import DataSettings
-from .distributed import World, broadcast_text, gather_lists
+from ..training.distributed import World, broadcast_text, gather_lists
 from .run_directory import warn
 
 FILE = "skipped.jsonl"

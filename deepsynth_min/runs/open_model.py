@@ -25,9 +25,9 @@ from ..settings import Settings, load_of_run
 from ..tuning.adapter import base_digest, load_adapter
 from ..tuning.lora import Base
 from . import recorded
-from .build import build_base, load_run_model, quant_config, usual_beams
-from .distributed import World, start
-from .precision import autocast, hold_as_trained
+from ..training.build import build_base, load_run_model, quant_config, usual_beams
+from ..training.distributed import World, start
+from ..training.precision import autocast, hold_as_trained
 from .run_directory import find_run_checkpoint, warn
 
 

@@ -37,7 +37,7 @@ from ..reports import page as report
 from ..reports.runs import metric_lines
 from ..reports.sinks import numbers_of, open_sinks
 from ..settings import Settings, load
-from . import checkpoint
+from ..training import checkpoint
 
 PREVIEWS = 4  # pages that are kept, and answers of each evaluation in metrics.jsonl
 

@@ -31,13 +31,14 @@ from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
 from ..settings import OptimSettings, Settings
 from ..tuning import freeze
-from . import checkpoint, compile as compiling, distributed as dist, feature_cache, same_run, shard
+from ..training import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
+from . import same_run
 from .announce import announce, drawing_faults, refuse_missing
-from .build import as_before, build_model, keep_preset, resolve
+from ..training.build import as_before, build_model, keep_preset, resolve
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
-from .optim import LossScaler, make_adamw, prepare_state
-from .precision import autocast, set_parameter_types
+from ..training.optim import LossScaler, make_adamw, prepare_state
+from ..training.precision import autocast, set_parameter_types
 from .recorded import FILE, as_toml
 from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn

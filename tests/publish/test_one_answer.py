@@ -20,8 +20,8 @@ from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import collate
 from deepsynth_min.pages.font_file import font_bytes, font_digest
-from deepsynth_min.training import recorded
-from deepsynth_min.training.open_model import open_model
+from deepsynth_min.runs import recorded
+from deepsynth_min.runs.open_model import open_model
 
 INSTRUCTION = "  In `short`:\n\n"
 # Everything that an answer depends on is not what it is by default.

@@ -14,9 +14,9 @@ from small_model import SMALL
 
 from deepsynth_min import evaluate, train
 from deepsynth_min.options import change
+from deepsynth_min.runs.recorded import FILE
 from deepsynth_min.settings import Settings
 from deepsynth_min.training.build import resolve
-from deepsynth_min.training.recorded import FILE
 from deepsynth_min.tuning.adapter import CONFIG, OTHERS, TENSORS
 
 KINDS = [
