@@ -25,8 +25,8 @@ from .data.inputs import Input, open_inputs
 from .data.row import Row, TooLong
 from .data.samples import Sample, collate
 from .data.tokenizer import decode, ids_of
-from .errors import UserError, exit_code, number_of, one_line
-from .files.disk import append_whole, check_file, write_text, writing
+from .errors import UserError, exit_code, find_file, number_of, one_line
+from .files.disk import append_whole, check_file, write_bytes, writing
 from .model.generation import Answer, generate, tokens
 from .options import change
 from .pages.scripts import complaints
@@ -43,6 +43,7 @@ class Reader:
         self.opened, self.model, self.settings = opened, opened.model, opened.settings
         self.builder, self.device = opened.builder, opened.world.device
         self.allowed = ids_of(self.builder.tokenizer, self.settings.generation.repeat_allow)
+        self.made_by = opened.fingerprint()
 
     def prompt(self, row: Row) -> Sample:
         """A document as a prompt; warns of characters that are not drawn as they should.
@@ -106,9 +107,9 @@ def warn_cut(where: str, length: int) -> None:
 # -- outputs --------------------------------------------------------------------------------------
 
 
-def record(row: Row, sample: Sample, answer: Answer, text: str) -> dict[str, object]:
+def record(row: Row, sample: Sample, answer: Answer, text: str, made_by: str) -> dict[str, object]:
     """A line of --out: where the document was, the answer, beside it the row's own if it has one,
-    and what they took."""
+    what they took, and which model with which settings answered."""
     reference = {"reference": row.summary} if row.summary else {}
     return {
         "input": row.where,
@@ -118,6 +119,7 @@ def record(row: Row, sample: Sample, answer: Answer, text: str) -> dict[str, obj
         "ended": answer.ended,
         "pages": len(sample.pages),
         "visual_tokens": sample.visual,
+        "made_by": made_by,
     }
 
 
@@ -162,25 +164,60 @@ def answer_all(
                     tqdm.write(f"==> {row.where} <==\n{text}\n")
                 if not answer.ended:
                     warn_cut(row.where, len(answer.ids))
-                records[number] = record(row, sample, answer, text)
+                records[number] = record(row, sample, answer, text, reader.made_by)
             yield from records.values()
             bar.update(len(records))
 
 
-def answered(path: Path) -> dict[str, str]:
+FIRST_KEY = b'{"input": '  # how each line of --out begins
+
+
+def answered(path: Path, made_by: str) -> dict[str, bytes]:
     """Input -> its line, of those that an interrupted --out has answers to ("summary" in files of
-    before); the others, and a line that was cut off, are gone from the file. Raises UserError."""
-    lines = {}
+    before); those with an error, and a last line that was cut off, are gone from the file.
+
+    Raises UserError, and leaves the file as it is, if something else stands in it, or answers of
+    another model or of other settings than `made_by` says; files of before do not name theirs.
+    """
+    kept, unknown = {}, 0
     with writing("--out", path):
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-                if line.endswith("\n") and ("answer" in entry or "summary" in entry):
-                    lines[entry["input"]] = line
-            except (ValueError, TypeError, KeyError):
+        *lines, rest = find_file(path, "--out ").read_bytes().split(b"\n")
+        if not (rest.startswith(FIRST_KEY) or FIRST_KEY.startswith(rest)):
+            lines.append(rest)  # was not cut off: it is something else
+        for number, line in enumerate(lines, 1):
+            entry, where = _entry(line), f"--out {path}:{number}"
+            if entry is None:
+                raise UserError(
+                    f"{where}: not a line of answers; --resume goes on only in a file that this "
+                    "command wrote"
+                )
+            if "error" in entry:
                 continue
-        write_text(path, "".join(lines.values()))
-    return lines
+            if entry.get("made_by", made_by) != made_by:
+                raise UserError(
+                    f"{where}: was answered by another model or with other settings; give the same "
+                    "ones, or another --out"
+                )
+            unknown += "made_by" not in entry
+            kept[entry["input"]] = line + b"\n"
+        write_bytes(path, b"".join(kept.values()))
+    if unknown:
+        warn(
+            f"--out {path}: {number_of(unknown, 'line')} of before, which may be of another model "
+            "or of other settings"
+        )
+    return kept
+
+
+def _entry(line: bytes) -> dict | None:
+    """A line of --out; None if it is something else."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("input"), str):
+        return None
+    return entry if entry.keys() & {"answer", "summary", "error"} else None
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -208,7 +245,9 @@ def parser() -> options.OneLineParser:
     )
     text = "an answer ends here at the latest (default: where the context does)"
     add("--max-new-tokens", metavar="N", type=int, help=text)
-    add("--resume", action="store_true", default=False, help="go on in an --out that is there")
+    text = "go on in an --out that is there, of the same model and settings; documents are known "
+    text += "by their names"
+    add("--resume", action="store_true", default=False, help=text)
     return out
 
 
@@ -230,7 +269,7 @@ def run(arguments: list[str]) -> None:
     inputs = list(enumerate(open_inputs(given.files, reader.settings)))
     done, mode = {}, "xb"
     if given.resume and os.path.exists(given.out):
-        done, mode = answered(Path(given.out)), "ab"
+        done, mode = answered(Path(given.out), reader.made_by), "ab"
         inputs = [(n, i) for n, i in inputs if i.where not in done]
     with writing("--out", given.out):
         target = open(given.out, mode, buffering=0) if given.out else nullcontext()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from adapter_runs import write_base
 from commands import words
+from safetensors.torch import load_file, save_file
 from small_model import SMALL
 
 from deepsynth_min import generate, train
@@ -109,6 +110,46 @@ def test_a_file_with_the_key_of_before_is_gone_on_with(trained, tmp_path):
     out.write_text(json.dumps(before) + "\n", "utf-8")
     assert run(trained, *options, out, "--resume", tmp_path / "rows.jsonl") == 0
     assert records(out) == [before, second]
+
+
+def test_only_answers_of_the_same_model_and_settings_are_gone_on_with(trained, tmp_path, capsys):
+    out, other = tmp_path / "out.jsonl", tmp_path / "other"
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    given = [*words("--max-new-tokens 5 --out"), out, "--resume", tmp_path / "rows.jsonl"]
+    assert run(trained, *given) == 0
+    before = out.read_bytes()
+    shutil.copytree(trained, other)
+    assert run(other, *given, "--threads", 1, "--batch-size", 1) == 0  # nothing that matters
+    weights = other / "checkpoints" / "step-000001" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["lm_head.weight"] += 0.01
+    save_file(tensors, weights, {"format": "pt"})
+    capsys.readouterr()
+    for directory, more in ((other, ()), (trained, ("--instruction", "Who?"))):
+        assert run(directory, *given, *more) == 2
+        assert f"{out}:1: was answered by another model or with" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_a_file_of_something_else_is_not_gone_on_with(trained, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("A text.")
+    line = b'{"input": "b", "answer": "2"}\n'
+    for content in (b"My notes.\n", b'{"text": "one"}\n', line + b"7\n", line + b"notes", b"[]"):
+        (tmp_path / "notes").write_bytes(content)
+        given = ("--resume", tmp_path / "a.txt", "--max-new-tokens", 3)
+        assert run(trained, "--out", tmp_path / "notes", *given) == 2
+        assert "not a line of answers; --resume goes on only" in capsys.readouterr().err
+        assert (tmp_path / "notes").read_bytes() == content
+
+
+def test_an_answer_may_hold_any_sign_and_a_line_may_end_anywhere(tmp_path, capsys):
+    """U+2028 and U+0085 end a line for Python, not in a file of JSON lines."""
+    line = json.dumps({"input": "a\x85", "answer": "b\u2028c é"}, ensure_ascii=False).encode()
+    for end in range(len(line)):
+        (tmp_path / "out").write_bytes(line + b"\n" + line[:end])
+        assert generate.answered(tmp_path / "out", "model") == {"a\x85": line + b"\n"}
+        assert (tmp_path / "out").read_bytes() == line + b"\n"
+    assert "1 line of before, which may be of another model" in capsys.readouterr().err
 
 
 def test_an_answer_may_be_as_long_as_the_context_and_one_that_is_cut_is_named(tmp_path, capsys):

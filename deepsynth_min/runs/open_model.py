@@ -9,6 +9,7 @@ file, then the base model's, then the defaults.
 """
 
 import argparse
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,16 @@ class OpenModel:
         mixed = len(dtypes) > 1 and torch.bfloat16 in dtypes
         kind = "bf16" if mixed else self.settings.optim.precision
         return autocast(self.world.device, kind)
+
+    def fingerprint(self) -> str:
+        """Tells apart models, by the first values of each weight, and settings on which answers
+        depend: 16 hex digits."""
+        digest = hashlib.sha256(repr(recorded.values(self.settings)).encode())
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_floating_point():  # not what is packed in 4 bits
+                some = parameter.detach().flatten()[:64].float().tolist()
+                digest.update(f"{name} {list(parameter.shape)} {some}\n".encode())
+        return digest.hexdigest()[:16]
 
 
 def add_model_options(out: OneLineParser) -> None:

@@ -39,9 +39,19 @@ _FONT = re.compile(r"([^/\\]{1,255}) sha256:([0-9a-f]{64})")
 def as_toml(settings: Settings) -> str:
     """The file's text. Font files are in it by name and digest. Raises ValueError if one cannot be
     read."""
+    return HEAD + to_toml(_with_noted_fonts(settings), only=NAMES)
+
+
+def values(settings: Settings) -> dict[str, object]:
+    """{setting: value} of those that the file has. Raises ValueError as above."""
+    parts = vars(_with_noted_fonts(settings)).values()
+    return {name: value for part in parts for name, value in vars(part).items() if name in NAMES}
+
+
+def _with_noted_fonts(settings: Settings) -> Settings:
     page = settings.page
     noted = {"main_font": _noted(page.main_font), "font": tuple(map(_noted, page.font))}
-    return HEAD + to_toml(change(settings, beams=usual_beams(settings), **noted), only=NAMES)
+    return change(settings, beams=usual_beams(settings), **noted)
 
 
 def _noted(font: str) -> str:
