@@ -17,7 +17,7 @@ from . import settings as S
 from .data.rows import is_skipped
 from .data.sources import open_data, pinned
 from .errors import UserError, exit_code, one_line
-from .files.disk import check_file, write_text, writing
+from .files.disk import check_page, write_text, writing
 from .inspection.page import data_page
 from .inspection.statistics import Statistics, collect
 from .inspection.table import as_text, sections
@@ -93,7 +93,7 @@ def run(arguments: list[str]) -> None:
     if processes < 1:
         raise UserError(f"--processes: {processes} is below 1")
     if out != "none":
-        check_file("--html", out)
+        check_page("--html", out)
     settings = S.complete(given)
     workers = settings.data.workers if "workers" in given else 0
     settings = replace(settings, data=pinned(settings.data))

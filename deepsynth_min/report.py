@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 from .errors import UserError, exit_code
-from .files.disk import check_file, write_text, writing
+from .files.disk import check_page, write_text, writing
 from .options import OneLineParser
 from .reports.page import page
 
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
             raise UserError(f"{directory}: not a run directory (no metrics.jsonl)")
     usual = given.runs[0] / "report.html" if len(given.runs) == 1 else Path("comparison.html")
     out = given.out or usual
-    check_file("--out", out)
+    check_page("--out", out)
     try:
         text = page(*given.runs)
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:

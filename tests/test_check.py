@@ -337,3 +337,13 @@ def test_the_options_of_a_training_are_taken(tmp_path, jsonl):
     given = ["--config", tmp_path / "run.toml", "--tune", "lora", "--html", "none"]
     assert check.main(list(map(str, given))) == 0
     assert change(S.parse(["--config", str(tmp_path / "run.toml")]), lr=1e-4).optim.lr == 1e-4
+
+
+def test_a_file_of_the_users_is_not_replaced_by_the_page(jsonl, capsys):
+    before = jsonl.read_bytes()
+    assert check.main(["--data", str(jsonl), "--html", str(jsonl)]) == 2
+    assert "exists, and is no page of this command" in capsys.readouterr().err
+    assert jsonl.read_bytes() == before
+    page = str(jsonl.with_suffix(".html"))
+    for _ in range(2):  # its own page is
+        assert check.main(["--data", str(jsonl), "--workers", "1", "--html", page]) == 0

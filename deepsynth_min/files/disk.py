@@ -91,6 +91,20 @@ def check_file(option: str, path: str | Path) -> None:
         raise UserError(f"{option} {path}: {folder} may not be written to")
 
 
+PAGE_HEAD = '<!doctype html><html lang="en">'  # of the pages that commands write
+
+
+def check_page(option: str, path: str | Path) -> None:
+    """`check_file` for an HTML page, which replaces one of before and no other file."""
+    check_file(option, path)
+    if not os.path.isfile(path):
+        return
+    with writing(option, path), open(path, "rb") as file:
+        head = file.read(len(PAGE_HEAD))
+    if head and head != PAGE_HEAD.encode():
+        raise UserError(f"{option} {path}: exists, and is no page of this command; give another")
+
+
 @contextmanager
 def writing(option: str, path: str | Path) -> Iterator[None]:
     """Around the writing of what an option names: what the system refuses is a WriteError."""

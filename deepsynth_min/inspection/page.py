@@ -11,6 +11,7 @@ import html
 
 from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
+from ..files.disk import PAGE_HEAD
 from ..pages.png import png
 from ..reports.answers import visible
 from ..reports.charts import histogram
@@ -46,7 +47,7 @@ def data_page(statistics: Statistics, found: list[Section], obstacle: str) -> st
         '<div class="answers">' + _strange_rows(statistics) + "</div>",
     ]
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
+        f'{PAGE_HEAD}<head><meta charset="utf-8"><title>{html.escape(title)}'
         '</title><meta name="viewport" content="width=device-width">'
         f"<style>{STYLE}{MORE_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )

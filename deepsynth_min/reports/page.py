@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..evaluation import ablations
 from ..evaluation.figures import DEFINITIONS, WITH_INTERVAL, best_beside_last
+from ..files.disk import PAGE_HEAD
 from .answers import ANSWER_STYLE, HOW_TO_READ, answers, image
 from .charts import bars, chart
 from .runs import Run
@@ -251,7 +252,7 @@ def page(*paths: Path) -> str:
             f"<pre>{html.escape(run.config)}</pre></details>"
         )
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'{PAGE_HEAD}<head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
         f"{''.join(parts)}</body></html>\n"
     )

@@ -78,3 +78,15 @@ def test_what_a_kill_left_beside_a_whole_directory_is_cleared_away(tmp_path, suf
     (tmp_path / f".d.{suffix}" / "file").write_text("left over")
     undo_all_unfinished(tmp_path)
     assert names(tmp_path) == ["d"] and (tmp_path / "d" / "file").read_text() == "whole"
+
+
+def test_a_page_replaces_a_page_and_no_other_file(tmp_path):
+    page = tmp_path / "page.html"
+    disk.check_page("--out", page)
+    for content in ("", disk.PAGE_HEAD + "<head>"):
+        page.write_text(content)
+        disk.check_page("--out", page)
+    for content in ("a;b\n", disk.PAGE_HEAD[:-1]):
+        page.write_text(content)
+        with pytest.raises(UserError, match="--out .*page.html: exists, and is no page"):
+            disk.check_page("--out", page)

@@ -217,3 +217,12 @@ def test_the_command_writes_one_file_and_names_mistakes(one, tmp_path, capsys):
         assert report.main(arguments) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and message in lines[0]
+
+
+def test_a_file_of_the_users_is_not_replaced_by_the_report(tmp_path, capsys):
+    run, notes = make_run(tmp_path / "a", 2.0), tmp_path / "notes.txt"
+    notes.write_text("mine")
+    assert report.main([str(run), "--out", str(notes)]) == 2
+    assert "exists, and is no page of this command" in capsys.readouterr().err
+    assert notes.read_text() == "mine"
+    assert report.main([str(run)]) == 0 and report.main([str(run)]) == 0
