@@ -21,6 +21,7 @@ from .runs.run_directory import find_run_checkpoint
 from .runs.taken import which_checkpoint
 from .settings import load_of_run
 from .training.build import is_adapted
+from .training.checkpoint import damage
 from .training.distributed import start, stop
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -79,6 +80,8 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--dtype {given.dtype}: an adapter is written as it is; only with --merge")
     if os.path.lexists(to):
         raise UserError(f"--to {to}: exists already")
+    if wrong := damage(checkpoint):
+        raise UserError(f"{checkpoint}: damaged ({wrong}); --checkpoint gives another")
     device = start(given.device, settings.run.threads).device
     if adapted and not given.merge:
         finding = export_adapter(settings, source, checkpoint, to, device=device)

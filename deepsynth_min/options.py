@@ -213,7 +213,8 @@ def values_of(
         known = {f.name: f for f in fields(concerns[title]) if not only or f.name in only}
         for name, value in table.items():
             if name not in known:
-                hint = _suggestion_in_file(name, concerns)
+                in_place = any(name == f.name for f in fields(concerns[title]))
+                hint = "; not in this file" if in_place else _suggestion_in_file(name, concerns)
                 raise UserError(f"{path}: unknown setting [{title}] {name}{hint}")
             values[name] = check(known[name], value, f"{path}: ")
     return values

@@ -229,8 +229,12 @@ def refuse_bad_rows(faults: Sequence[Fault], good: int, settings: DataSettings) 
     if settings.on_bad_row == "error":
         if len(faults) == 1:
             raise BadRows(f"{first} (--on-bad-row skip leaves it out)", [])
-        hint = "--on-bad-row skip leaves them out"
-        raise BadRows(f"{first}; in all {share}; {hint}", list_faults(faults))
+        hint = "; --on-bad-row skip leaves them out" if good else ""
+        if good and len(faults) > settings.max_bad * total:
+            hint += f", with a --max-bad above {settings.max_bad:g}"
+        if not good and all(fault.kind.startswith("no field ") for fault in faults):
+            hint = "; --text-field, --image-field, --summary-field say which fields are meant"
+        raise BadRows(f"{first}; in all {share}{hint}", list_faults(faults))
     if len(faults) > settings.max_bad * total:
         raise BadRows(
             f"{first}; in all {share}, more than --max-bad {settings.max_bad:g}",

@@ -179,6 +179,11 @@ def config_from_dict(official: dict, where: str = "config.json") -> ModelConfig:
 
 def config_from_file(path: Path, where: str = "") -> ModelConfig:
     """Raises UserError naming the file, or `where` it came from."""
+    if not path.exists() and (path.parent / "adapter_config.json").exists():
+        raise UserError(
+            f"{path.parent}: holds an adapter, not a model: give its base as --model, and this as "
+            "--adapter"
+        )
     official = read_json(path)
     if not isinstance(official, dict):
         raise UserError(f"{where or path}: not a JSON object")

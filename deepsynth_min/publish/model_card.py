@@ -71,14 +71,14 @@ def _asking(settings: Settings, base: str, adapter: bool) -> str:
     return text
 
 
-def _loading_instructions(adapter: bool, base: str, family: str) -> str:
+def _loading_instructions(adapter: bool, base: str, family: str, tune: str) -> str:
     if adapter:
         return (
             "With PEFT, over the base model's modules under their official names:\n\n"
             "```python\nfrom peft import PeftModel\n\n"
             f'model = PeftModel.from_pretrained(base_model, "{HERE}")\n```\n\n'
             "To train on, with deepsynth_min:\n\n"
-            f"```\npython -m deepsynth_min.train --model {base} --tune lora "
+            f"```\npython -m deepsynth_min.train --model {base} --tune {tune} "
             f"--adapter {HERE}\n```\n"
         )
     return (
@@ -162,6 +162,7 @@ def model_card(builder: SampleBuilder, run: Path, checkpoint: Path, adapter: boo
     adapter, not a whole model. Paths of the machine are left out: of files, only the name is given.
     """
     settings, family = builder.settings, builder.config.family
+    tune = settings.model.tune
     name = settings.model.model
     from_hub = is_hub_id(name)
     base = name if from_hub else Path(name).name
@@ -188,5 +189,5 @@ def model_card(builder: SampleBuilder, run: Path, checkpoint: Path, adapter: boo
         f"{_quoted(settings.data.instruction)}\n"
         f"## How to ask it\n\n{_asking(settings, to_load, adapter)}{note}"
         f"{'' if adapter else _serving(builder)}"
-        f"## How to load it\n\n{_loading_instructions(adapter, to_load, family)}"
+        f"## How to load it\n\n{_loading_instructions(adapter, to_load, family, tune)}"
     )

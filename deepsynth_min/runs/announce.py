@@ -5,6 +5,8 @@ to do about it. Nothing here computes anything.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,13 +20,15 @@ from ..evaluation import ablations
 from ..evaluation.evaluator import NO_ROUGE
 from ..evaluation.figures import best_beside_last
 from ..model.deepseek_ocr import summary_table
-from ..model.presets import PRESETS
+from ..model.presets import PRESETS, find_checkpoint
 from ..pages.scripts import complaints, kerning_complaint
 from ..pages.style import PageStyle
 from ..reports.runs import best_evaluation
-from ..settings import Settings
+from ..settings import PageSettings, Settings
 from ..training.distributed import World, with_lost_ranks
+from . import recorded
 from .run_directory import RunDirectory
+from .same_run import difference
 
 
 def announce(
@@ -92,6 +96,27 @@ def refuse_missing(rows: Sequence[Row], settings: Settings, style: PageStyle) ->
         return
     if faults := [line for line in drawing_faults(rows, style) if not line.startswith("--")]:
         raise UserError(f"--on-missing error: {'; '.join(faults)}")
+
+
+def asked_otherwise(settings: Settings, base: Path) -> list[str]:
+    """A line for the model and one for the adapter that a run starts from, if it was trained with
+    other pages or another instruction than this run's: its own are not taken over."""
+    names = {"mode", "instruction", *(f.name for f in fields(PageSettings))} - {*recorded.FONTS}
+    now, lines = recorded.values(settings), []
+    starts = {settings.model.model: base}
+    if settings.adapter.adapter:
+        starts[settings.adapter.adapter] = find_checkpoint(settings.adapter.adapter)
+    for name, directory in starts.items():
+        try:
+            found = recorded.read(directory)
+        except UserError as error:
+            lines.append(f"{error} (training does not need this file)")
+            continue
+        changed = [n for n in found if n in names and found[n] != now[n]]
+        if changed:
+            what = "; ".join(difference(n, found[n], now[n]) for n in changed)
+            lines.append(f"{name} was trained with {what}")
+    return lines
 
 
 def conclude(

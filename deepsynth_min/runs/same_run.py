@@ -124,7 +124,7 @@ def check(
     settings = fixed_settings(now)
     compared = [name for name in FIXED if name in before.settings and name not in _NAMES]
     found = [
-        _difference(name, before.settings[name], settings[name])
+        difference(name, before.settings[name], settings[name])
         for name in compared
         if not _same(before.settings[name], settings[name])
     ]
@@ -142,7 +142,7 @@ def check(
             named_now = _shown(names[0], settings[names[0]])
             changed.append(f"{named_now}, of which the {what} have changed")
         elif is_known or not alike.issuperset(names):
-            found += [_difference(name, before.settings[name], settings[name]) for name in named]
+            found += [difference(name, before.settings[name], settings[name]) for name in named]
     if before.global_batch not in (None, global_batch):
         given = "--batch-size x --accumulate x processes"
         found.append(f"a global batch ({given}) of {before.global_batch}, now {global_batch}")
@@ -170,7 +170,8 @@ def _named_alike(one: object, other: object) -> bool:
     return _same(one, other) or (names and os.path.abspath(one) == os.path.abspath(other))
 
 
-def _difference(name: str, before: object, now: object) -> str:
+def difference(name: str, before: object, now: object) -> str:
+    """--mode '128', now 'auto'."""
     after = _shown(name, now)
     return f"{_shown(name, before)}, now {after.removeprefix(f'{option_of(name)} ')}"
 

@@ -33,7 +33,7 @@ from ..settings import OptimSettings, Settings
 from ..tuning import freeze
 from ..training import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
 from . import same_run
-from .announce import announce, drawing_faults, refuse_missing
+from .announce import announce, asked_otherwise, drawing_faults, refuse_missing
 from ..training.build import as_before, build_model, keep_preset, resolve
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
@@ -245,7 +245,8 @@ class Training:
             print(f"--max-steps {optim.max_steps} wins over --epochs {optim.epochs:g}")
         for line in self.data.notes:
             print(line)
-        for line in drawing_faults(self.rows, self.builder.style):
+        otherwise = [] if self.step else asked_otherwise(self.settings, self.base)
+        for line in (*otherwise, *drawing_faults(self.rows, self.builder.style)):
             warn(line)
         if self.model.adapter is not None and self.model.adapter.base is None:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)

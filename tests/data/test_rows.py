@@ -56,6 +56,22 @@ def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path, line, mes
     assert str(raised.value).startswith(f"{path}:3: ") and message in str(raised.value)
 
 
+def test_what_is_advised_for_bad_rows_helps(tmp_path):
+    other, number = '{"Text": "a", "Antwort": "b"}\n', '{"text": 1, "summary": "a"}\n'
+    for content, advice in (
+        (
+            GOOD + "\n" + number * 2,
+            "--on-bad-row skip leaves them out, with a --max-bad above 0.01",
+        ),
+        (other * 2, "--text-field, --image-field, --summary-field say which fields are meant"),
+        (number * 2, "2 of 2 rows cannot be used (2 field 'text' is not a text)"),
+    ):
+        path = write(tmp_path, content)
+        with pytest.raises(UserError) as raised:
+            open_files(path, DataSettings())
+        assert str(raised.value).endswith(advice)
+
+
 def test_bytes_that_are_not_utf8_are_an_error(tmp_path):
     path = write(tmp_path, GOOD.encode() + b'{"text": "\xff", "summary": "a"}\n')
     with pytest.raises(UserError, match=r"rows.jsonl:2: not UTF-8 at byte 10"):

@@ -15,7 +15,7 @@ from official_tree import official_tree
 from safetensors.torch import load_file, save_file
 from small_model import SMALL
 
-from deepsynth_min import export
+from deepsynth_min import export, generate, train
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
@@ -184,7 +184,10 @@ def test_an_adapter_exported_without_merging_is_the_checkpoints(folder, tmp_path
     newest = folder / "qlora" / "checkpoints" / "step-000002"
     assert (to / TENSORS).read_bytes() == (newest / TENSORS).read_bytes()
     assert "--merge makes a model that has it" in capsys.readouterr().out
-    assert (to / "README.md").read_text().startswith("---\nlibrary_name: peft\n")
+    card = (to / "README.md").read_text()
+    assert (
+        card.startswith("---\nlibrary_name: peft\n") and "--tune projector+qlora --adapter" in card
+    )
 
 
 def test_an_export_that_computes_something_else_is_withdrawn(folder, tmp_path, monkeypatch, capsys):
@@ -245,3 +248,40 @@ def test_merging_over_another_base_is_refused(folder, tmp_path, capsys):
     assert "trained over another base model" in capsys.readouterr().err
     shutil.rmtree(other)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_not_exported(folder, tmp_path, capsys):
+    """One bit of a weight: a model that loads, and is another."""
+    shutil.copytree(folder / "full", tmp_path / "run")
+    weights = tmp_path / "run" / "checkpoints" / "step-000001" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    assert export.main(["--run", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
+    assert "damaged (model.safetensors is not as it was written)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_given_as_a_model_is_told_apart(folder, tmp_path, capsys):
+    adapter, rows = folder / "lora" / "checkpoints" / "step-000002", folder / "rows.jsonl"
+    for command, more in ((train, ["--data", rows, "--out", tmp_path / "r"]), (generate, [rows])):
+        assert command.main(["--model", str(adapter), *map(str, more)]) == 2
+        said = f"{adapter}: holds an adapter, not a model: give its base as --model"
+        assert said in capsys.readouterr().err
+
+
+def test_a_run_that_asks_otherwise_than_the_model_it_starts_from_says_so(folder, tmp_path, capsys):
+    instruction = ["--instruction", "Who?", "--max-steps", 1]
+    whole = exported(folder, tmp_path, "full")
+    adapter = folder / "lora" / "checkpoints" / "step-000002"
+    run(tmp_path, "--model", whole, "--data", folder / "rows.jsonl", out="same")
+    assert "was trained with" not in capsys.readouterr().err
+    start = ["--model", folder / "base", "--tune", "lora", "--adapter", adapter]
+    for given, name in ((["--model", whole], whole), (start, adapter)):
+        run(
+            tmp_path, *given, "--data", folder / "rows.jsonl", *instruction, out=f"from-{name.name}"
+        )
+        said = (
+            "was trained with --instruction 'Summarize the document in one sentence.', now 'Who?'"
+        )
+        assert f"warning: {name} {said}\n" in capsys.readouterr().err

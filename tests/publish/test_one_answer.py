@@ -207,7 +207,7 @@ def test_a_font_file_travels_by_name_and_digest_and_must_be_given(folder, tmp_pa
     [
         ('[data]\ndata = ["/etc/passwd"]\n', "unknown setting [data] data"),
         ("[data]\nimages_anywhere = true\n", "unknown setting [data] images_anywhere"),
-        ('[run]\nout = "/tmp/x"\n', "unknown setting [run] out"),
+        ('[run]\nout = "/tmp/x"\n', "unknown setting [run] out; not in this file"),
         ('[model]\nmodel = "other/model"\n', "unknown setting [model] model"),
         ('[adapter]\nadapter = "other/model"\n', "unknown setting [adapter] adapter"),
         ("[optim]\nbatch_size = 65536\n", "unknown setting [optim] batch_size"),
