@@ -70,7 +70,10 @@ def run(arguments: list[str]) -> dict[str, float]:
     opened = open_model(given, values)
     settings, world = opened.settings, opened.world
     if "data" in values:
-        rows = open_all(settings.data, world.is_main, "val").train
+        data = open_all(settings.data, world.is_main, "val")
+        rows = data.train
+        for note in data.notes if world.is_main else ():
+            print(note, file=sys.stderr)
     else:
         check_found(Path(given.run) / "config.toml", settings, "data", "val_data")
         rows = open_data(settings.data, settings.optim.seed).held_out

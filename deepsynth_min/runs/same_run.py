@@ -152,6 +152,8 @@ def check(
     found = list(dict.fromkeys(found or changed))
     if found:
         values = "value" if len(found) == 1 else "values"
+        if where.startswith("--resume "):
+            values += " (--config FILE reads them from its run's config.toml)"
         raise UserError(
             f"{where}: was trained with {'; '.join(found)}; give the old {values}, or "
             "another --out without --resume to start a new run"

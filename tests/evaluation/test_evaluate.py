@@ -307,6 +307,8 @@ def test_any_model_is_scored_on_any_data(tmp_path, capsys):
     options += ["--max-new-tokens", "4"]
     found = evaluate.run(["--model", str(checkpoint), *options])
     assert found == pytest.approx(own)
+    taken = "val.jsonl: page: drawn from 'text'; answer: 'summary'; 5 rows\n"
+    assert taken in capsys.readouterr().err
     answers = [json.loads(line) for line in (tmp_path / "a").read_text().splitlines()]
     assert [a["reference"] for a in answers] == [row["summary"] for row in rows]
     assert found["wer"] == pytest.approx(
