@@ -25,7 +25,7 @@ from common import SIZES, environment, finish, interleaved, median, product_rate
 from deepsynth_min.model import Batch, DeepseekOCR
 from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.deepseek_ocr import parameter_summary
-from deepsynth_min.pages.modes import page_side
+from deepsynth_min.pages.modes import TILE, page_side
 from deepsynth_min.training.compile import compile_parts
 from deepsynth_min.training.distributed import GradientReducer, World, start, stop
 from deepsynth_min.training.metrics import peak_memory
@@ -39,9 +39,11 @@ PROMPT = 12  # text tokens of the instruction
 PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 
 
-def random_batch(config, side: int, size: int, answer: int) -> Batch:
-    """`size` samples of one page each, with `answer` scored tokens."""
-    visual = visual_tokens(side, side)
+def random_batch(config, side: int, size: int, answer: int, grid: tuple = (1, 1)) -> Batch:
+    """`size` samples of one page each, cut into a grid (w, h) of tiles, with `answer` scored
+    tokens."""
+    tile, tiles = min(TILE, side), grid[0] * grid[1] if grid != (1, 1) else 0
+    visual = visual_tokens(side, side, grid, tile)
     T = 1 + visual + PROMPT + answer
     ids = torch.randint(3, config.decoder.vocab_size - 1, (size, T))
     image_mask = torch.zeros(size, T, dtype=torch.bool)
@@ -49,7 +51,11 @@ def random_batch(config, side: int, size: int, answer: int) -> Batch:
     labels = ids.clone()
     labels[:, : T - answer] = -100
     pages = torch.randint(0, 256, (size, 1, side, side), dtype=torch.uint8)
-    return Batch(ids, torch.ones_like(image_mask), image_mask, labels, pages)
+    real, cut = torch.ones_like(image_mask), {}
+    if tiles:
+        cut["tiles"] = torch.randint(0, 256, (size * tiles, 1, tile, tile), dtype=torch.uint8)
+        cut["grids"] = torch.tensor([grid] * size)
+    return Batch(ids, real, image_mask, labels, pages, **cut)
 
 
 class Step:
@@ -57,7 +63,7 @@ class Step:
 
     def __init__(self, options, world: World):
         self.options, self.world = options, world
-        self.config = SIZES[options.preset]
+        self.config = SIZES[options.preset].with_attention(options.attention_window)
         self.side = page_side(options.mode, self.config.page_size)
         torch.manual_seed(0)
         with torch.device(world.device):
@@ -78,9 +84,11 @@ class Step:
         self.reducer = GradientReducer(world, trainable)
         torch.manual_seed(world.rank)
         self.batches = [
-            random_batch(self.config, self.side, options.batch_size, options.answer)
+            random_batch(self.config, self.side, options.batch_size, options.answer, options.grid)
             for _ in range(4)
         ]
+        if options.pack:
+            self.batches = [batch.packed() for batch in self.batches]
         self.done = 0
         if options.cached:
             self._fill_cache()
@@ -156,8 +164,15 @@ class Step:
         )
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def grid(text: str) -> tuple[int, int]:
+    """WxH as in `--grid 2x3`."""
+    w, h = text.split("x")
+    return int(w), int(h)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of a step, for every bench that takes one."""
+    parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
     add("--preset", choices=SIZES, default="tiny")
     add("--tune", choices=freeze.TUNED_PARTS, default="decoder")
@@ -165,6 +180,9 @@ def options() -> argparse.Namespace:
     add("--mode", default="auto", help="page size, as in training")
     add("--batch-size", type=int, default=8, help="samples per process")
     add("--answer", type=int, default=100, help="scored tokens per sample")
+    add("--grid", type=grid, default=(1, 1), help="tiles of each page, WxH (gundam)")
+    add("--pack", action="store_true", help="samples one after another, as in training")
+    add("--attention-window", type=int, default=0, help="as in training")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     add("--weights", choices=("fp32", "bf16"), default="fp32", help="of what trains")
     add("--optimizer", choices=("adamw", "adamw8bit", "paged_adamw8bit"), default="adamw")
@@ -175,11 +193,11 @@ def options() -> argparse.Namespace:
     add("--warmup", type=int, default=3)
     add("--device", default="auto")
     add("--threads", type=int, default=0)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    given = options()
+    given = parser(__doc__.splitlines()[0]).parse_args()
     world = start(given.device, given.threads)
     step = Step(given, world)
     for _ in range(given.warmup):

@@ -9,6 +9,8 @@ encoder's blocks, the decoder's norms, its MLPs and experts. The decoder's atten
 packed samples take a call each, and their lengths are new in every step.
 """
 
+from torch import nn
+
 from ..errors import UserError
 from ..model.decoder import MixtureOfExperts
 from ..model.deepseek_ocr import DeepseekOCR
@@ -21,15 +23,24 @@ def check(settings: Settings) -> None:
         raise UserError("--compile: not with --shard, whose layers come and go")
 
 
-def compile_parts(model: DeepseekOCR, precision: str, backend: str = "inductor") -> None:
-    """precision: the compute type, for torch traces grouped products of bf16 alone (2.13): in any
-    other the routed experts stay as they are. backend: as torch.compile takes it."""
+def parts_to_compile(model: DeepseekOCR, precision: str) -> dict[nn.Module, bool]:
+    """Module -> whether the number of its rows changes from step to step.
+
+    precision: the compute type, for torch traces grouped products of bf16 alone (2.13): in any
+    other the routed experts stay as they are.
+    """
     trunk = model.model
-    for block in (*trunk.sam_model.blocks, *trunk.vision_model.transformer.layers):
-        block.compile(backend=backend)
+    parts = {b: False for b in (*trunk.sam_model.blocks, *trunk.vision_model.transformer.layers)}
     for layer in trunk.layers:
         whole = precision == "bf16" or not isinstance(layer.mlp, MixtureOfExperts)
         inner = (layer.mlp,) if whole else (layer.mlp.gate, layer.mlp.shared_experts)
         for part in (layer.input_layernorm, layer.post_attention_layernorm, *inner):
             if part is not None:  # not every model has shared experts
-                part.compile(backend=backend, dynamic=True)
+                parts[part] = True
+    return parts
+
+
+def compile_parts(model: DeepseekOCR, precision: str, backend: str = "inductor") -> None:
+    """backend: as torch.compile takes it."""
+    for part, dynamic in parts_to_compile(model, precision).items():
+        part.compile(backend=backend, **({"dynamic": True} if dynamic else {}))
