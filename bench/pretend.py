@@ -96,7 +96,10 @@ class _Grouped(torch.autograd.Function):
 
 # Autocast's rules, as far as the models need them (ATen/autocast_mode.h).
 IN_16_BIT = {F.linear, F.conv2d, torch.einsum, torch.matmul, torch.mm, torch.bmm, torch.addmm}
-IN_16_BIT |= {Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm, torch.addmm}
+IN_16_BIT |= {Tensor.matmul, Tensor.__matmul__, Tensor.mm, F.scaled_dot_product_attention}
+# It does not know grouped products, which transformers would compute in float32 where float32
+# weights train; to its favour it does here.
+IN_16_BIT |= {torch._grouped_mm}
 IN_FLOAT32 = {F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, F.log_softmax}
 IN_FLOAT32 |= {F.cross_entropy, Tensor.pow, torch.pow, torch.rsqrt, Tensor.rsqrt, Tensor.cumsum}
 
@@ -117,7 +120,7 @@ class PretendCuda(TorchFunctionMode):
             return told if func == Tensor.device.__get__ else told.type == "cuda"
         args, kwargs = tree_map_only(torch.device, _on_meta, (args, kwargs))
         if torch.is_autocast_enabled("cuda"):
-            if func in IN_16_BIT or func is F.scaled_dot_product_attention:
+            if func in IN_16_BIT:
                 dtype = torch.get_autocast_dtype("cuda")
                 args, kwargs = tree_map_only(Tensor, lambda t: self._cast(t, dtype), (args, kwargs))
             elif func in IN_FLOAT32:

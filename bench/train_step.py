@@ -25,7 +25,7 @@ from common import SIZES, environment, finish, interleaved, median, product_rate
 from deepsynth_min.model import Batch, DeepseekOCR
 from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.deepseek_ocr import parameter_summary
-from deepsynth_min.pages.modes import TILE, page_side
+from deepsynth_min.pages.modes import page_side
 from deepsynth_min.training.compile import compile_parts
 from deepsynth_min.training.distributed import GradientReducer, World, start, stop
 from deepsynth_min.training.metrics import peak_memory
@@ -42,8 +42,8 @@ PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 def random_batch(config, side: int, size: int, answer: int, grid: tuple = (1, 1)) -> Batch:
     """`size` samples of one page each, cut into a grid (w, h) of tiles, with `answer` scored
     tokens."""
-    tile, tiles = min(TILE, side), grid[0] * grid[1] if grid != (1, 1) else 0
-    visual = visual_tokens(side, side, grid, tile)
+    tile, tiles = min(config.page_format.tile, side), grid[0] * grid[1] if grid != (1, 1) else 0
+    visual = visual_tokens(side, side, grid, tile, config.page_format.newlines)
     T = 1 + visual + PROMPT + answer
     ids = torch.randint(3, config.decoder.vocab_size - 1, (size, T))
     image_mask = torch.zeros(size, T, dtype=torch.bool)
@@ -64,7 +64,7 @@ class Step:
     def __init__(self, options, world: World):
         self.options, self.world = options, world
         self.config = SIZES[options.preset].with_attention(options.attention_window)
-        self.side = page_side(options.mode, self.config.page_size)
+        self.side = page_side(options.mode, self.config.page_format)
         torch.manual_seed(0)
         with torch.device(world.device):
             self.model = DeepseekOCR(self.config)

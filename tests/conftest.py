@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 
 import pytest
 
@@ -44,17 +43,6 @@ def extra_fonts():
     yield
     font_file._PACKAGES.clear()
     forget()
-
-
-HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-
-
-@pytest.fixture(autouse=True)
-def signals_as_before():
-    """A run in this process handles SIGTERM, which must still end the processes that fork later."""
-    yield
-    for number, handler in HANDLERS.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -255,6 +255,17 @@ def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
 
 
 def check_metric(settings: Settings) -> None:
-    """Raises UserError if --best names a figure that will not be there."""
+    """Raises UserError if --best names a figure that will not be there, or if there will be no
+    evaluations for --patience to count."""
+    if settings.evaluation.patience and not settings.run.eval_every:
+        raise UserError("--patience: counts evaluations, and --eval-every 0 makes none on the way")
     if settings.evaluation.best.startswith("rouge") and text_metrics.rouge_scorer() is None:
         raise UserError(f"--best {settings.evaluation.best}: {NO_ROUGE}")
+
+
+def check_held_out(rows: Sequence[Row], settings: Settings) -> None:
+    """Raises UserError if no row is held out and a setting asks for what is measured on them."""
+    chosen = settings.evaluation
+    for option, given in (("--patience", chosen.patience), ("--best", chosen.best != "loss")):
+        if given and not len(rows):
+            raise UserError(f"{option}: nothing is held out (--val-fraction 0); give --val-data")

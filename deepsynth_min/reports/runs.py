@@ -11,6 +11,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from ..config_file import to_show
+
 
 def _objects(path: Path) -> list[dict]:
     """The objects of a file of JSON lines that have a whole `step`; [] if it is not there."""
@@ -66,8 +68,9 @@ class Run:
         self.path, self.name, self.css = path, path.resolve().name, f"c{number % 6}"
         self.lines = read_metrics(path)
         config = path / "config.toml"
-        self.config = config.read_text(encoding="utf-8") if config.exists() else ""
-        self.settings = tomllib.loads(self.config)  # {table: {setting: value}}
+        self.config = to_show(config.read_text(encoding="utf-8")) if config.exists() else ""
+        self.settings = tomllib.loads(self.config)  # {table: {setting: value}}, as asked for
+        self.resolved = self.settings.pop("resolved", {})  # {setting: what it became}
         self.metric = self.settings.get("evaluation", {}).get("best", "loss")
         self.best = best_evaluation(path, self.lines["eval"]) or {}
 

@@ -30,7 +30,9 @@ def parts_to_compile(model: DeepseekOCR, precision: str) -> dict[nn.Module, bool
     other the routed experts stay as they are.
     """
     trunk = model.model
-    parts = {b: False for b in (*trunk.sam_model.blocks, *trunk.vision_model.transformer.layers)}
+    reader = trunk.towers[1]  # CLIP or Qwen2
+    second = reader.layers if model.config.qwen is not None else reader.transformer.layers
+    parts = {block: False for block in (*trunk.sam_model.blocks, *second)}
     for layer in trunk.layers:
         whole = precision == "bf16" or not isinstance(layer.mlp, MixtureOfExperts)
         inner = (layer.mlp,) if whole else (layer.mlp.gate, layer.mlp.shared_experts)

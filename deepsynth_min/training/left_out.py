@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from ..files.disk import append_whole
 from ..files.index import Fault
 from ..settings import DataSettings
 from .distributed import World, broadcast_text, gather_lists
@@ -47,18 +48,24 @@ class LeftOut:
                     self.listed[entry["row"]] = entry["reason"]
                 except (ValueError, KeyError, TypeError):  # the line that a kill cut off
                     continue
-            self._write(self.listed, "w")
+            self._write(self.listed, "wb")
         new = {f.where: f.reason for f in faults if f.where not in self.listed}
         self.listed |= new
-        self._write(new, "a")
+        self._write(new, "ab")
         return [f for f in faults if f.where in new]
 
     def _write(self, entries: dict[str, str], mode: str) -> None:
-        if entries:
-            with open(self.path, mode, encoding="utf-8") as file:
-                for row, reason in entries.items():
-                    line = json.dumps({"row": row, "reason": reason}, ensure_ascii=False)
-                    file.write(line + "\n")
+        """A disk that refuses costs the lines and not the run."""
+        lines = (
+            json.dumps({"row": row, "reason": reason}, ensure_ascii=False) + "\n"
+            for row, reason in entries.items()
+        )
+        try:
+            if entries:
+                with open(self.path, mode, buffering=0) as file:
+                    append_whole(file, "".join(lines))
+        except OSError as error:
+            warn(f"{self.path}: rows that are left out could not be listed: {error.strerror}")
 
     def add(self, faults: Sequence[Fault]) -> None:
         """Those that this rank found in a step. Raises UserError on all ranks if they are too many
