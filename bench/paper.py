@@ -33,6 +33,7 @@ class Kernel:
     flops: int = 0
     dtype: torch.dtype = torch.float32  # that it computes in
     launches: int = 1
+    share: float = 1.0  # of the usual rate of its kind
     groups: int = 1  # products that it is in one, where torch has it as one kernel
 
 
@@ -150,7 +151,7 @@ class Count(TorchDispatchMode):
             if (name == "_grouped_mm")
             else 1
         )
-        self.add(Kernel(name, kind, size, work, dtype, _launches(name, args), groups))
+        self.add(Kernel(name, kind, size, work, dtype, _launches(name, args), groups=groups))
         return out
 
     def add(self, kernel: Kernel) -> None:

@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from deepsynth_min.model import relative_attention
+from deepsynth_min.training import compile as compiling
+
 CUDA = torch.device("cuda")
 
 
@@ -29,7 +32,10 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, mask, causal, count):
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        # As torch lays it out: a head's rows apart, as in what usually came in.
+        out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)
+        if q.shape[-1] != v.shape[-1]:
+            out = out[..., : v.shape[-1]]
         scales = q.new_empty(q.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, mask, out, scales)
         ctx.count = count
@@ -94,13 +100,32 @@ class _Grouped(torch.autograd.Function):
         return *grads, None
 
 
+FLEX = 0.6  # of the rate of other fused attention: an assumption, for it looks up each score's bias
+
+
+def _flex(count: Count):
+    """flex_attention's kernel; what its `score_mod` looks things up in is read too."""
+
+    def attention(q, k, v, score_mod):
+        out = torch.empty_like(q)  # laid out as queries are
+        held = [cell.cell_contents for cell in score_mod.__closure__]
+        tensors = [t for t in (q, k, v, out, *held) if isinstance(t, Tensor)]
+        work = 4 * q.numel() * k.shape[-2]
+        kernel = Kernel("flex attention", "attention", sum(map(extent, tensors)), work, q.dtype)
+        kernel.share = FLEX
+        count.add(kernel)
+        return out
+
+    return attention
+
+
 # Autocast's rules, as far as the models need them (ATen/autocast_mode.h).
 IN_16_BIT = {F.linear, F.conv2d, torch.einsum, torch.matmul, torch.mm, torch.bmm, torch.addmm}
 IN_16_BIT |= {Tensor.matmul, Tensor.__matmul__, Tensor.mm, F.scaled_dot_product_attention}
 # It does not know grouped products, which transformers would compute in float32 where float32
 # weights train; to its favour it does here.
 IN_16_BIT |= {torch._grouped_mm}
-IN_FLOAT32 = {F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, F.log_softmax}
+IN_FLOAT32 = {F.layer_norm, F.rms_norm, F.softmax, torch.softmax, Tensor.softmax, F.log_softmax}
 IN_FLOAT32 |= {F.cross_entropy, Tensor.pow, torch.pow, torch.rsqrt, Tensor.rsqrt, Tensor.cumsum}
 
 
@@ -174,5 +199,7 @@ def on_paper():
         stack.enter_context(patch.object(torch.cuda, "is_bf16_supported", lambda: True))
         stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0)))
         count = stack.enter_context(Count())
+        stack.enter_context(patch.object(relative_attention, "_kernel", lambda: _flex(count)))
+        stack.enter_context(patch.object(compiling, "has_compiler", lambda device: True))
         pretend = stack.enter_context(PretendCuda(count))
         yield count, pretend.casts.clear

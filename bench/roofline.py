@@ -76,6 +76,7 @@ def seconds(kernel: Kernel, gpu: Gpu) -> float:
         return kernel.bytes / gpu.host
     peak = gpu.float32 if kernel.dtype == torch.float32 else gpu.product
     rate = peak * (gpu.of_attention if kernel.kind == "attention" else gpu.of_product)
+    rate *= kernel.share
     by_memory = kernel.bytes / (gpu.memory * gpu.of_memory)
     return max(by_memory, kernel.flops / rate, LAUNCH * launches(kernel, gpu))
 

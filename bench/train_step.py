@@ -26,7 +26,7 @@ from deepsynth_min.model import Batch, DeepseekOCR
 from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.deepseek_ocr import parameter_summary
 from deepsynth_min.pages.modes import page_side
-from deepsynth_min.training.compile import compile_parts
+from deepsynth_min.training.compile import compile_parts, use_flex
 from deepsynth_min.training.distributed import GradientReducer, World, start, stop
 from deepsynth_min.training.metrics import peak_memory
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
@@ -76,6 +76,8 @@ class Step:
         freeze.freeze(self.model, options.tune)
         set_parameter_types(self.model, options.precision, options.weights)
         self.model.recompute = options.checkpoint_layers
+        if options.flex:
+            use_flex(self.model, world.device)
         if options.compile:
             compile_parts(self.model, options.precision)
         self.optimizer = make_adamw(self.model, (0.9, 0.95), 0.01, kind=options.optimizer)
@@ -188,6 +190,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--optimizer", choices=("adamw", "adamw8bit", "paged_adamw8bit"), default="adamw")
     add("--checkpoint-layers", type=int, default=0, help="as in training")
     add("--compile", action="store_true", help="as in training")
+    add("--flex", action=argparse.BooleanOptionalAction, default=True, help="as in training")
     add("--cached", action="store_true", help="the encoder's features are known already")
     add("--repeats", type=int, default=9)
     add("--warmup", type=int, default=3)

@@ -139,7 +139,7 @@ def main() -> None:
     given = parser.parse_args()
     world = start(given.device, given.threads)
     same = {"weights": "fp32", "optimizer": "adamw", "checkpoint_layers": 0, "cached": False}
-    same |= {"grid": (1, 1), "pack": False, "attention_window": 0}
+    same |= {"flex": True, "grid": (1, 1), "pack": False, "attention_window": 0}
     results = [
         measure(Namespace(**vars(given) | same | {"preset": preset, "tune": tune}), world)
         for preset in given.preset

@@ -7,8 +7,14 @@ The one idea: norms, gates, routers and sums are small kernels, each of which re
 activations; compiled, they become few. Compiled is what depends on the number of tokens alone: the
 encoder's blocks, the decoder's norms, its MLPs and experts. The decoder's attention stays as it is:
 packed samples take a call each, and their lengths are new in every step.
+
+`--flex`, on by default on a GPU: a single kernel, SAM's attention, is compiled alone, in seconds.
+What is chosen here was chosen by arithmetic (bench/roofline.py), not yet measured on a GPU.
 """
 
+from importlib.util import find_spec
+
+import torch
 from torch import nn
 
 from ..errors import UserError
@@ -21,6 +27,18 @@ def check(settings: Settings) -> None:
     """Raises UserError for what has not been shown to work."""
     if settings.optim.compile and settings.optim.shard:
         raise UserError("--compile: not with --shard, whose layers come and go")
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile can write kernels for it: a GPU, and Triton."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def use_flex(model: DeepseekOCR, device: torch.device) -> None:
+    """SAM adds its bias inside a compiled kernel, wherever it runs without gradients; does nothing
+    on a device without a compiler."""
+    for block in model.model.sam_model.blocks:
+        block.attn.by_score = has_compiler(device)
 
 
 def parts_to_compile(model: DeepseekOCR, precision: str) -> dict[nn.Module, bool]:

@@ -113,14 +113,14 @@ def test_kernels_bytes_and_flops_are_those_recorded(words):
 
 
 def test_a_copy_more_in_the_encoder_is_seen(monkeypatch):
-    attend = encoder._attend_with_columns
+    attend = encoder.attend_by_score
     copied = lambda q, k, v, *bias: attend(q.clone(), k.clone(), v.clone(), *bias)  # noqa: E731
-    monkeypatch.setattr(encoder, "_attend_with_columns", copied)
+    monkeypatch.setattr(encoder, "attend_by_score", copied)
     assert differs(figures(paper("--tune lora")), RECORDED["--tune lora"]) == ["encode"]
 
 
 def test_flops_of_the_encoder_are_those_of_the_formula():
-    found = figures(paper("--precision fp32 --tune lora"))["encode"][2]
+    found = figures(paper("--precision fp32 --tune lora --no-flex"))["encode"][2]
     projector = 2 * 4 * SMALL.feature_width * SMALL.decoder.hidden_size
     assert found == 3 * (flops.encoder_flops(SMALL, 128, as_done=True) + projector)
 
