@@ -86,7 +86,8 @@ def _traffic(func, args, kwargs, out) -> tuple[list, list]:
     for argument in func._schema.arguments:
         tensors = [t for t in tree_leaves(given.get(argument.name)) if isinstance(t, Tensor)]
         changed = argument.alias_info is not None and argument.alias_info.is_write
-        if changed and argument.name != "grads":  # AdamW's, which it only reads
+        # AdamW writes its gradients where it scales them, else it only reads them.
+        if changed and (argument.name != "grads" or given.get("grad_scale") is not None):
             written += tensors
         if not (argument.is_out or changed and name in OVERWRITE | SCATTER):
             read += tensors
