@@ -122,7 +122,7 @@ class PageSettings:
     on_missing: Literal["box", "error"] = fixed("box", "for characters that no font has")
     max_pages: int = fixed(0, "pages per document; 0: as many as the text needs", 0)
     overflow: Literal["error", "truncate", "shrink"] = fixed("error", "if max_pages are too few")
-    max_tiles: int = fixed(6, "gundam: most tiles of a page (servers agree up to 6)", 2, 9)
+    max_tiles: int = fixed(0, "gundam: most tiles of a page; 0: as served, 6 or 32", 0, 32)
     fit: Literal["auto", "pad", "stretch"] = fixed(
         "auto", "images become square by grey edges, or stretched; auto: stretched up to 640 px"
     )

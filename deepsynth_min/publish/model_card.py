@@ -113,7 +113,7 @@ def _serving(builder: SampleBuilder) -> str:
 
 def _mode(builder: SampleBuilder) -> str:
     name = builder.settings.model.mode
-    tiles = f" and tiles, at most {builder.settings.page.max_tiles}" if builder.gundam else ""
+    tiles = f" and tiles, at most {builder.most_tiles}" if builder.gundam else ""
     return f"{name}: {builder.side} px{tiles}"
 
 
