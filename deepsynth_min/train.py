@@ -88,6 +88,7 @@ def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
                 bar.set_postfix(loss=f"{loss:.3f}")
                 if world.is_main and not shown:  # a log file wants lines, not a bar
                     print(meter.line(training.step, steps, loss), flush=True)
+                training.status.write("running", training.step)
                 training.check_skipped_steps()
 
             # -- evaluate
@@ -236,9 +237,10 @@ def run(arguments: list[str]) -> None:
         training = Training(settings)
         try:
             with Stopper(training.world.is_main) as stopper:
-                last = train(training, stopper)
-            if training.world.is_main:
-                _conclude(training, last)
+                with training.status.followed(training, stopper):
+                    last = train(training, stopper)
+                    if training.world.is_main:
+                        _conclude(training, last)
             dist.barrier(training.world)  # no process leaves while another still talks to it
         finally:
             training.directory.release()

@@ -43,6 +43,7 @@ from .recorded import FILE, as_toml
 from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
+from .status import Status
 
 CHECKS = (
     check_metric,
@@ -73,6 +74,8 @@ class Training:
         self.left_out = LeftOut(
             self.directory.path, self.data.faults, total, self.settings.data, self.world
         )
+        steps = self.settings.optim.max_steps
+        self.status = Status(self.directory, steps, self.world.is_main)
 
     # -- set-up, in order -------------------------------------------------------------------------
 
