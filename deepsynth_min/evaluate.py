@@ -13,7 +13,7 @@ from . import options
 from .data.sources import open_all, open_data
 from .errors import UserError, exit_code
 from .evaluation import ablations
-from .evaluation.evaluator import NO_ROUGE, Evaluator
+from .evaluation.evaluator import Evaluator
 from .options import OneLineParser
 from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
 from .training.distributed import gather_lists, let_first_speak, stop
@@ -71,8 +71,7 @@ def run(arguments: list[str]) -> dict[str, float]:
     answers = gather_lists(world, answers) if given.out else []
     if world.is_main:
         print(json.dumps({"checkpoint": str(opened.checkpoint), **figures}))
-        notes = [ablations.warning(figures), None if evaluator.scorer else NO_ROUGE]
-        for note in filter(None, notes):
+        if note := ablations.warning(figures):
             print(f"warning: {note}", file=sys.stderr)
         if given.out:
             answers.sort(key=lambda answer: answer["number"])

@@ -49,14 +49,15 @@ class ModelSettings:
 @dataclass(frozen=True)
 class DataSettings:
     data: tuple[str, ...] = setting(
-        ("embedded",),
-        "embedded; or a file, a folder or a hub id (owner/name) of rows: JSON lines, JSON, CSV, "
-        "TSV, Parquet, an image folder; several with weights: a.jsonl b.parquet:0.3",
+        ("embedded:notices",),
+        "embedded:notices, embedded:reports; or a file, a folder or a hub id (owner/name) of rows: "
+        "JSON lines, JSON, CSV, TSV, Parquet, an image folder; several with weights: a.jsonl "
+        "b.parquet:0.3",
     )
     val_data: str = setting(
         "",
-        "held-out rows, given like --data, one name; empty: those of the embedded corpus (256), or "
-        "a set's validation split, else --val-fraction of its rows",
+        "held-out rows, given like --data, one name; empty: those of the embedded documents, or a "
+        "set's validation split, else --val-fraction of its rows",
     )
     data_subset: str = setting("", "subset (configuration) of a data set that has several")
     data_split: str = setting("", "split that trains; empty: train, or all of a set without splits")
@@ -192,8 +193,8 @@ class OptimSettings:
     epochs: float = setting(1.0, "passes over the training data, unless --max-steps is given", 0)
     lr: float = setting(
         0.0,
-        "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader and of "
-        "adapters 1e-4, else 2e-5",
+        "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader 1e-3, "
+        "of adapters 1e-4, else 2e-5",
         0,
     )
     warmup_ratio: float = setting(0.05, "share of the steps in which the rate rises from 0", 0, 1)
@@ -220,7 +221,10 @@ Metric = Literal[LossMetric, AnswerMetric]
 class EvaluationSettings:
     ablation_samples: int = setting(32, "held-out rows scored again with another page, or none", 0)
     answer_samples: int = setting(
-        8, "held-out rows answered; cer and rougeL come with a 95 % bootstrap interval over them", 0
+        -1,
+        "held-out rows answered; cer and rougeL come with a 95 % bootstrap interval over them; "
+        "-1: 32 for tiny-reader, else 8",
+        -1,
     )
     best: Metric = setting(
         "loss",
@@ -239,7 +243,9 @@ class EvaluationSettings:
 @dataclass(frozen=True)
 class GenerationSettings:
     max_new_tokens: int = setting(200, "an answer ends here at the latest", 1)
-    beams: int = setting(0, "width of beam search; 0: 4 for tiny-reader unless sampling, else 1", 0)
+    beams: int = setting(
+        0, "width of beam search; 0: 1, but 4 of --model tiny-reader outside training", 0
+    )
     temperature: float = setting(0.0, "of sampling; 0: greedy, or beam search", 0)
     top_p: float = setting(1.0, "nucleus sampling: the likeliest of this total probability", 0, 1)
     no_repeat_ngram: int = setting(0, "no run of so many tokens twice in an answer; 0: it may", 0)
@@ -312,7 +318,8 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser = make_parser(
         "python -m deepsynth_min.train",
         "Fine-tune DeepSeek-OCR on rendered text. Without arguments: the small model that "
-        "comes with the package, on the embedded corpus. With torchrun: several processes.",
+        "comes with the package, on documents of a kind new to it. With torchrun: several "
+        "processes.",
     )
     return complete(vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments)))
 

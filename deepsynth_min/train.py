@@ -26,7 +26,7 @@ from .publish import upload
 from .publish.official import stage_for_hub
 from .settings import parse
 from .training import distributed as dist, feature_cache
-from .training.announce import conclude, explained
+from .training.announce import conclude, explained, show_answers
 from .training.build import load_run_model
 from .training.metrics import Meter
 from .training.optim import clip_and_step, cosine_rate, total_norm
@@ -207,8 +207,8 @@ def _conclude(training: Training, last: dict | None) -> None:
         return
     if training.step < training.settings.optim.max_steps:
         print(f"ended early: {metric} was not better in {training.stale} evaluations (--patience)")
-    has_rouge = training.evaluator.scorer is not None
-    conclude(training.directory, training.step, last, metric, has_rouge)
+    show_answers(training.directory, training.held_out)
+    conclude(training.directory, training.step, last, metric)
     print(f"frozen parameters unchanged: {len(training.frozen)} tensors")
     if newest is not None:
         print(f"checkpoint: {newest}")

@@ -19,7 +19,7 @@ from ..options import OneLineParser, change
 from ..settings import Settings, load_of_run
 from ..tuning.adapter import base_digest, load_adapter
 from ..tuning.lora import Base
-from .build import load_run_model, usual_beams
+from .build import load_run_model, usual_answers
 from .distributed import World, start
 from .precision import autocast
 from .run_directory import find_run_checkpoint
@@ -96,7 +96,7 @@ def open_model(given: argparse.Namespace, values: dict[str, object]) -> OpenMode
         model, base = _of_checkpoint(given, world.device)
         checkpoint, settings = Path(given.adapter or base), change(settings, model=given.model)
     model.eval().requires_grad_(False)
-    settings = change(settings, beams=usual_beams(settings))
+    settings = usual_answers(settings)
     builder = SampleBuilder(settings, model.config, load_tokenizer(base))
     return OpenModel(model, builder, settings, world, checkpoint)
 

@@ -23,7 +23,7 @@ from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
-from ..evaluation.evaluator import Evaluator, check_metric
+from ..evaluation.evaluator import Evaluator
 from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
 from ..files.index import Fault
@@ -43,14 +43,7 @@ from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 
 LONGEST = 20_000  # rows whose answers are measured before training
-CHECKS = (
-    check_metric,
-    check_augment,
-    check_sinks,
-    feature_cache.check,
-    shard.check,
-    compiling.check,
-)
+CHECKS = (check_augment, check_sinks, feature_cache.check, shard.check, compiling.check)
 
 
 class Training:
