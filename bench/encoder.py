@@ -125,7 +125,7 @@ def build(name: str, given, device: torch.device) -> nn.Module:
 
 
 def random_pages(given, device: torch.device) -> list[Tensor]:
-    side = page_side(given.mode, SIZES[given.preset].page_size)
+    side = page_side(given.mode, SIZES[given.preset].page_format)
     dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
     size = (given.pages, 3, side, side)
     return [torch.rand(size, device=device, dtype=dtype) * 2 - 1 for _ in range(4)]
@@ -215,7 +215,8 @@ def compare(given) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--preset", choices=SIZES, default="deepseek-ocr")
+    with_clip = [name for name, config in SIZES.items() if config.clip]
+    add("--preset", choices=with_clip, default="deepseek-ocr")
     add("--mode", default="auto", help="page size, as in training")
     add("--pages", type=int, default=1)
     add("--precision", choices=("fp32", "bf16"), default="fp32")

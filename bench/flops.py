@@ -12,7 +12,7 @@ the tests hold the formulas to that counter.
 """
 
 from deepsynth_min.model import ModelConfig
-from deepsynth_min.model.config import ClipConfig, DecoderConfig, SamConfig
+from deepsynth_min.model.config import ClipConfig, DecoderConfig, QwenConfig, SamConfig
 
 
 def sam_flops(config: SamConfig, side: int, as_done: bool = False) -> int:
@@ -40,9 +40,20 @@ def clip_flops(config: ClipConfig, side: int) -> int:
     return config.layers * (2 * places * width * 12 * width + 4 * places**2 * width)
 
 
+def qwen_flops(config: QwenConfig, side: int) -> int:
+    """Forward of one page's SAM features and as many queries. Features attend to themselves,
+    queries to all, as computed: what is masked counts too."""
+    features, width = (side // 64) ** 2, config.dim
+    narrow = width * config.key_value_heads // config.heads
+    weights = 2 * width * (width + narrow) + 3 * width * config.mlp_dim
+    attention = 4 * width * (features**2 + features * 2 * features)
+    return config.layers * (2 * 2 * features * weights + attention)
+
+
 def encoder_flops(config: ModelConfig, side: int, as_done: bool = False) -> int:
     """Forward of one page, projector left out."""
-    return sam_flops(config.sam, side, as_done) + clip_flops(config.clip, side)
+    second = qwen_flops(config.qwen, side) if config.qwen else clip_flops(config.clip, side)
+    return sam_flops(config.sam, side, as_done) + second
 
 
 def mlp_weights(config: DecoderConfig, layer: int) -> int:

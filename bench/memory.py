@@ -117,7 +117,7 @@ def measured(options, tune: str) -> dict:
     optimizer, scaler = make_adamw(model, (0.9, 0.95), 0.01), LossScaler(False, world.device)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    side = page_side(options.mode, model.config.page_size)
+    side = page_side(options.mode, model.config.page_format)
     for _ in range(3):
         batch = random_batch(model.config, side, options.batch_size, 100).to(world.device)
         with autocast(world.device, options.precision):

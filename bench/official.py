@@ -134,7 +134,7 @@ def run(arguments: list[str]) -> None:
     modules = {"deepsynth_min": Ours(directory, given, device)}
     modules["official"] = Official(directory, given, device)
     config = modules["deepsynth_min"].model.config
-    side = page_side(given.mode, config.page_size)
+    side = page_side(given.mode, config.page_format)
     batches = [
         random_batch(config, side, given.batch_size, given.answer).to(device) for _ in range(4)
     ]

@@ -1,18 +1,20 @@
 """Peer (a): transformers' own `deepseek_ocr2` at our sizes, with our weights copied into it.
 
 In: a model of ours. Out: modules of the library that compute the same thing, which the benches
-check before anything is timed. DeepSeek-OCR itself is in no release of transformers; its successor
-has the same decoder (`deepseek_ocr2_text`) and the same SAM; CLIP-L comes from the library's
-`clip`.
+check before anything is timed. DeepSeek-OCR-2 is there as it is (`deepseek_ocr2`). DeepSeek-OCR
+itself is in no release of transformers; its successor has the same decoder (`deepseek_ocr2_text`)
+and the same SAM; CLIP-L comes from the library's `clip`.
 
 The decoder has several implementations of its experts: `eager` (a loop over experts), `grouped_mm`
 and `batched_mm`. The benches time the first two and are measured against the better one; the third
 copies a whole expert's weights for every token, which is meant for single rows.
 """
 
+import re
+
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, PreTrainedConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.models.deepseek_ocr2 import (
     configuration_deepseek_ocr2 as configuration,
@@ -24,7 +26,7 @@ from transformers.models.unlimited_ocr import (
 )
 
 from deepsynth_min.model import DeepseekOCR, ModelConfig
-from deepsynth_min.model.config import ClipConfig, DecoderConfig, SamConfig
+from deepsynth_min.model.config import ClipConfig, DecoderConfig, QwenConfig, SamConfig
 from deepsynth_min.model.encoder import ClipEmbeddings
 from deepsynth_min.tuning.lora import pairs
 
@@ -102,27 +104,37 @@ def adapted(peer: nn.Module, model: DeepseekOCR) -> nn.Module:
     return wrapped
 
 
-def whole_peer(model: DeepseekOCR, experts: str = "eager") -> nn.Module:
-    """transformers' `UnlimitedOcrForConditionalGeneration` with all weights of ours.
-
-    Without a cache it attends to everything, whatever its window: then it is DeepSeek-OCR. Call it
-    with input_ids, and pixel_values as `normalised` makes them.
-    """
-    config = model.config
+def whole_config(config: ModelConfig, experts: str = "eager") -> PreTrainedConfig:
+    """The configuration of `whole_peer`."""
     text = text_config(config.decoder, experts).to_dict()
     text["sliding_window"] = config.decoder.sliding_window or config.decoder.max_position_embeddings
-    vision = {
-        "sam_config": sam_config(config.sam).to_dict(),
-        "encoder_config": clip_config(config.clip).to_dict(),
-    }
+    second = qwen_config(config.qwen) if config.qwen else clip_config(config.clip)
+    vision = {"sam_config": sam_config(config.sam).to_dict(), "encoder_config": second.to_dict()}
     vision["sam_config"]["mlp_dim"] = 4 * config.sam.width
     for part in (text, *vision.values()):
         for name in ("model_type", "architectures", "use_cache"):
             part.pop(name, None)
-    made = unlimited_configuration.UnlimitedOcrConfig(text_config=text, vision_config=vision)
+    if config.qwen is not None:
+        del text["sliding_window"]
+        made = configuration.DeepseekOcr2Config(text_config=text, vision_config=vision)
+    else:
+        made = unlimited_configuration.UnlimitedOcrConfig(text_config=text, vision_config=vision)
     made._attn_implementation, made._experts_implementation = "sdpa", experts
+    return made
+
+
+def whole_peer(model: DeepseekOCR, experts: str = "eager") -> nn.Module:
+    """transformers' `DeepseekOcr2ForConditionalGeneration` with all weights of ours; of a model
+    with CLIP its `UnlimitedOcrForConditionalGeneration`.
+
+    The latter attends to everything without a cache, whatever its window: then it is DeepSeek-OCR.
+    Call it with input_ids, and pixel_values as `normalised` makes them.
+    """
+    peer_class = unlimited.UnlimitedOcrForConditionalGeneration
+    if model.config.qwen is not None:
+        peer_class = modeling.DeepseekOcr2ForConditionalGeneration
     with torch.device(model.lm_head.weight.device):
-        peer = unlimited.UnlimitedOcrForConditionalGeneration(made)
+        peer = peer_class(whole_config(model.config, experts))
     peer.load_state_dict(whole_state(model.state_dict()))
     return peer.to(model.lm_head.weight.dtype)
 
@@ -135,6 +147,7 @@ def whole_state(ours: dict[str, Tensor]) -> dict[str, Tensor]:
             continue  # SAM's features take its place
         if name.startswith("model.sam_model."):
             (name,) = renamed({name: tensor}, _SAM_NAMES)
+        name = re.sub(r"qwen2_model\.(query_\d+)", r"vision_tower.\1_resolution", name)
         for part, pair in renamed({name: tensor}, _WHOLE_NAMES).items():
             if "qkv_proj" in part and "vision_encoder" in part:
                 for kind, piece in zip("qkv", pair.chunk(3)):
@@ -148,6 +161,7 @@ _WHOLE_NAMES = {
     "model.sam_model.": "model.vision_tower.sam_encoder.",
     "model.vision_model.transformer.": "model.vision_tower.vision_encoder.encoder.",
     "model.vision_model.": "model.vision_tower.vision_encoder.",
+    "model.qwen2_model.model.model.": "model.vision_tower.vision_encoder.",
     "model.projector.layers.": "model.multi_modal_projector.",
     "model.view_seperator": "model.view_separator",
     "model.embed_tokens.": "model.language_model.embed_tokens.",
@@ -206,6 +220,19 @@ def clip_config(config: ClipConfig) -> CLIPVisionConfig:
         patch_size=config.patch_size,
         hidden_act="quick_gelu",
         layer_norm_eps=1e-5,
+        attn_implementation="sdpa",
+    )
+
+
+def qwen_config(config: QwenConfig) -> configuration.DeepseekOcr2VisionEncoderConfig:
+    return configuration.DeepseekOcr2VisionEncoderConfig(
+        hidden_size=config.dim,
+        intermediate_size=config.mlp_dim,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.key_value_heads,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         attn_implementation="sdpa",
     )
 

@@ -91,7 +91,7 @@ def main() -> None:
     given = parser.parse_args()
     world = start(given.device)
     config = PRESETS[given.preset]
-    side = page_side(given.mode, config.page_size)
+    side = page_side(given.mode, config.page_format)
     torch.manual_seed(1 + world.rank)
     batches = [random_batch(config, side, given.batch_size, given.answer) for _ in range(4)]
     ours, ddp = Contender(given, world, False), Contender(given, world, True)

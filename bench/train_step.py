@@ -26,9 +26,9 @@ from deepsynth_min.model import Batch, DeepseekOCR
 from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.deepseek_ocr import parameter_summary
 from deepsynth_min.pages.modes import page_side
+from deepsynth_min.runs.metrics import peak_memory
 from deepsynth_min.training.compile import compile_parts
 from deepsynth_min.training.distributed import GradientReducer, World, start, stop
-from deepsynth_min.training.metrics import peak_memory
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach, freeze
@@ -41,7 +41,8 @@ PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 
 def random_batch(config, side: int, size: int, answer: int) -> Batch:
     """`size` samples of one page each, with `answer` scored tokens."""
-    visual = visual_tokens(side, side)
+    newlines = config.page_format.newlines
+    visual = visual_tokens(side, side, newlines=newlines)
     T = 1 + visual + PROMPT + answer
     ids = torch.randint(3, config.decoder.vocab_size - 1, (size, T))
     image_mask = torch.zeros(size, T, dtype=torch.bool)
@@ -49,7 +50,8 @@ def random_batch(config, side: int, size: int, answer: int) -> Batch:
     labels = ids.clone()
     labels[:, : T - answer] = -100
     pages = torch.randint(0, 256, (size, 1, side, side), dtype=torch.uint8)
-    return Batch(ids, torch.ones_like(image_mask), image_mask, labels, pages)
+    everywhere = torch.ones_like(image_mask)
+    return Batch(ids, everywhere, image_mask, labels, pages, newlines=newlines)
 
 
 class Step:
@@ -58,7 +60,7 @@ class Step:
     def __init__(self, options, world: World):
         self.options, self.world = options, world
         self.config = SIZES[options.preset]
-        self.side = page_side(options.mode, self.config.page_size)
+        self.side = page_side(options.mode, self.config.page_format)
         torch.manual_seed(0)
         with torch.device(world.device):
             self.model = DeepseekOCR(self.config)

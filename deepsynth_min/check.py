@@ -17,7 +17,7 @@ from . import settings as S
 from .data.rows import is_skipped
 from .data.sources import open_data, pinned
 from .errors import UserError, exit_code, one_line
-from .files.disk import write_text
+from .files.disk import check_file, write_text, writing
 from .inspection.page import data_page
 from .inspection.statistics import Statistics, collect
 from .inspection.table import as_text, sections
@@ -82,7 +82,7 @@ def obstacle(settings: Settings, statistics: Statistics) -> str:
             f"{len(statistics.bad):,} of {rows:,} rows cannot be used, more than "
             f"--max-bad {data.max_bad:g}"
         )
-    if not len(statistics.held_out.numbers):
+    if len(statistics.data.held_out) and not len(statistics.held_out.numbers):
         return "no held-out row can be used; give others with --val-data"
     return ""
 
@@ -92,6 +92,8 @@ def run(arguments: list[str]) -> None:
     processes, out = given.pop("processes", 1), given.pop("html", PAGE)
     if processes < 1:
         raise UserError(f"--processes: {processes} is below 1")
+    if out != "none":
+        check_file("--html", out)
     settings = S.complete(given)
     workers = settings.data.workers if "workers" in given else 0
     settings = replace(settings, data=pinned(settings.data))
@@ -101,10 +103,9 @@ def run(arguments: list[str]) -> None:
         print("\n".join(one_line(line) for line in as_text(section).split("\n")) + "\n")
     stopped_by = obstacle(settings, statistics)
     if out != "none":
-        try:
-            write_text(Path(out), data_page(statistics, found, stopped_by))
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-            raise UserError(f"--html {out}: {getattr(error, 'strerror', error)}") from None
+        page = data_page(statistics, found, stopped_by)
+        with writing("--html", out):
+            write_text(Path(out), page)
         print(f"histograms and the strangest rows: {out}")
     if stopped_by:
         raise UserError(stopped_by)

@@ -1,22 +1,29 @@
 """`python -m deepsynth_min.export --run DIR --to DIR2`: a run's model for others.
 
 In: a run directory. Out: DIR2, a checkpoint in the official layout or the run's adapter in PEFT's
-(publish/official.py), and one line about how its logits compare with those of the model in memory.
+(publish/official.py), one line about how its logits compare with those of the model in memory, and
+one on standard error about which of the run's checkpoints it is.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
+
+import torch
 
 from .errors import UserError, exit_code
 from .model.presets import find_checkpoint
 from .options import OneLineParser
 from .publish import upload
 from .publish.official import export_adapter, export_model
+from .runs.run_directory import find_run_checkpoint
+from .runs.taken import which_checkpoint
 from .settings import load_of_run
 from .training.build import is_adapted
 from .training.distributed import start, stop
-from .training.run_directory import find_run_checkpoint
+
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 
 
 def parse_size(text: str) -> int:
@@ -49,6 +56,8 @@ def parser() -> OneLineParser:
         metavar="WHICH",
         help="last, best or a step number (default: last)",
     )
+    text = "of the weights: bf16, as the official files, or float32, which rounds nothing"
+    add("--dtype", choices=DTYPES, default="bf16", help=f"{text} (default: bf16)")
     add("--shard-size", default="5GB", metavar="SIZE", help="largest file (default: 5GB)")
     add("--push-to-hub", metavar="OWNER/NAME", help="then upload it to this repository")
     add("--private", action="store_true", help="make the repository private, if it is new")
@@ -66,7 +75,9 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--merge, --base: {source} trained no adapter; its model is whole")
     if given.base and not given.merge:
         raise UserError("--base: only with --merge")
-    if to.exists():
+    if adapted and not given.merge and given.dtype != "bf16":
+        raise UserError(f"--dtype {given.dtype}: an adapter is written as it is; only with --merge")
+    if os.path.lexists(to):
         raise UserError(f"--to {to}: exists already")
     device = start(given.device, settings.run.threads).device
     if adapted and not given.merge:
@@ -74,9 +85,17 @@ def run(arguments: list[str]) -> None:
     else:
         base = find_checkpoint(given.base) if given.base else None
         finding = export_model(
-            settings, source, checkpoint, to, device=device, base=base, shard_bytes=shard_bytes
+            settings,
+            source,
+            checkpoint,
+            to,
+            device=device,
+            base=base,
+            shard_bytes=shard_bytes,
+            dtype=DTYPES[given.dtype],
         )
     print(f"{to}: {finding}")
+    print(which_checkpoint(source, checkpoint, settings.evaluation.best), file=sys.stderr)
     if given.push_to_hub:
         upload.push(to, given.push_to_hub, given.private)
 

@@ -5,34 +5,35 @@ PDFs, or anything else as UTF-8 text; - is standard input. Out: the answers on s
 with --out as JSON lines; a progress bar on standard error.
 
 The one idea: a document becomes a prompt as it did in training, by `SampleBuilder.prompt`, with the
-run's own page settings, mode and instruction; the command line takes precedence over them. What
-cannot be read becomes a record that says why, and the rest goes on. A single answer is printed
-token by token.
+page settings, mode, instruction and generation of the run, or those that lie beside an exported
+model or adapter; the command line takes precedence over them. What cannot be read becomes a record
+that says why, and the rest goes on. A single answer is printed token by token.
 """
 
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from . import options
-from .data.formats import kind_of
+from .data.inputs import Input, open_inputs
 from .data.row import Row, TooLong
 from .data.samples import Sample, collate
-from .data.sources import open_files
 from .data.tokenizer import decode, ids_of
-from .errors import UserError, exit_code, one_line
+from .errors import UserError, exit_code, number_of, one_line
+from .files.disk import append_whole, check_file, write_text, writing
 from .model.generation import Answer, generate, tokens
 from .options import change
-from .pages.images import is_image
 from .pages.scripts import complaints
-from .settings import GenerationSettings, PageSettings, Settings
+from .runs.open_model import OpenModel, add_model_options, open_model
+from .runs.taken import better, which_checkpoint
+from .settings import GenerationSettings, PageSettings
 from .training.distributed import stop
-from .training.open_model import OpenModel, add_model_options, open_model
 
 
 class Reader:
@@ -52,13 +53,13 @@ class Reader:
         if len(sample.ids) >= context:
             raise TooLong(
                 row.where,
-                f"{len(sample.pages)} pages ({sample.visual} visual tokens) and the instruction "
-                f"make {len(sample.ids)} tokens; the model's context is {context} "
+                f"{number_of(len(sample.pages), 'page')} ({sample.visual} visual tokens) and the "
+                f"instruction make {len(sample.ids)} tokens; the model's context is {context} "
                 "(--max-pages N --overflow truncate|shrink limits the pages)",
             )
         if sample.missing:
             why = "; ".join(complaints([row.text], self.builder.style))
-            some = f"{sample.missing} character{'s' * (sample.missing > 1)}"
+            some = number_of(sample.missing, "character")
             warn(f"{row.where}: {some} could not be drawn as they should: {why}")
         return sample
 
@@ -98,85 +99,21 @@ def warn(text: str) -> None:
 
 
 def warn_cut(where: str, length: int) -> None:
-    warn(f"{where}: cut off after {length} tokens (--max-new-tokens, or the context is full)")
-
-
-# -- inputs ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Input:
-    """A document: a row of some rows, or what is wrong with it."""
-
-    where: str
-    rows: Sequence[Row] = ()
-    number: int = 0
-    error: str = ""
-
-    def row(self) -> Row:
-        """Raises UserError."""
-        if self.error:
-            raise UserError(self.error)
-        return self.rows[self.number]
-
-
-_NO_TEXT = {b"PK\x03\x04": "a ZIP or Office file", b"\x1f\x8b": "a gzip file"}
-
-
-def read_document(name: str) -> Row:
-    """A text, an image or a PDF, told apart by what is in it; - is standard input. Raises
-    UserError."""
-    where = "standard input" if name == "-" else name
-    try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror}") from None
-    if is_image(data):
-        return Row(where, "", images=(data if name == "-" else Path(name),))
-    for head, what in _NO_TEXT.items():
-        if data.startswith(head):
-            raise UserError(f"{where}: {what}, neither text nor an image nor a file of rows")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        reason = f"neither an image nor text (not UTF-8 at byte {error.start})"
-        raise UserError(f"{where}: {reason}") from None
-    if "\0" in text:
-        raise UserError(f"{where}: neither an image nor text (a NUL at {text.index(chr(0))})")
-    if not text.strip():
-        raise UserError(f"{where}: no text in it")
-    return Row(where, "", text)
-
-
-def open_inputs(names: list[str], settings: Settings) -> list[Input]:
-    """All documents, in the order given; those that cannot be read with the reason."""
-    lenient = change(settings, on_bad_row="skip", max_bad=1.0).data
-    inputs = []
-    for name in names:
-        try:
-            if kind_of(name) or Path(name).is_dir():
-                rows = open_files(name, lenient, answered=False)
-                inputs += [Input(rows.where(i), rows, i) for i in range(len(rows))]
-                inputs += [
-                    Input(fault.where, error=f"{fault.where}: {fault.reason}")
-                    for fault in rows.faults
-                ]
-            else:
-                row = read_document(name)
-                inputs.append(Input(row.where, [row]))
-        except UserError as error:
-            inputs.append(Input(name, error=str(error)))
-    return inputs
+    cut = f"cut off after {number_of(length, 'token')}"
+    warn(f"{where}: {cut} (--max-new-tokens, or the context is full)")
 
 
 # -- outputs --------------------------------------------------------------------------------------
 
 
 def record(row: Row, sample: Sample, answer: Answer, text: str) -> dict[str, object]:
-    """A line of --out: where the document was, the answer, and what both took."""
+    """A line of --out: where the document was, the answer, beside it the row's own if it has one,
+    and what they took."""
+    reference = {"reference": row.summary} if row.summary else {}
     return {
         "input": row.where,
-        "summary": text,
+        "answer": text,
+        **reference,
         "tokens": len(answer.ids),
         "ended": answer.ended,
         "pages": len(sample.pages),
@@ -231,22 +168,18 @@ def answer_all(
 
 
 def answered(path: Path) -> dict[str, str]:
-    """Input -> its line, of those that an interrupted --out has answers to; the others, and a line
-    that was cut off, are gone from the file. Raises UserError."""
+    """Input -> its line, of those that an interrupted --out has answers to ("summary" in files of
+    before); the others, and a line that was cut off, are gone from the file. Raises UserError."""
     lines = {}
-    try:
+    with writing("--out", path):
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             try:
                 entry = json.loads(line)
-                if line.endswith("\n") and "summary" in entry:
+                if line.endswith("\n") and ("answer" in entry or "summary" in entry):
                     lines[entry["input"]] = line
             except (ValueError, TypeError, KeyError):
                 continue
-        kept = path.with_name(f".{path.name}.partial")
-        kept.write_text("".join(lines.values()), encoding="utf-8")
-        kept.replace(path)
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}") from None
+        write_text(path, "".join(lines.values()))
     return lines
 
 
@@ -260,7 +193,8 @@ def parser() -> options.OneLineParser:
         concerns,
         "python -m deepsynth_min.generate",
         "Reads documents with a trained model and prints its answers. Settings default to those of "
-        "the run; an answer may be as long as the context allows.",
+        "the run, or those that model or adapter bring in deepsynth_min.toml; an answer may be as "
+        "long as the context allows.",
         without=("max_new_tokens",),
         of_run=True,
     )
@@ -283,20 +217,23 @@ def run(arguments: list[str]) -> None:
     values = options.checked(vars(given), (PageSettings, GenerationSettings))
     if given.resume and not given.out:
         raise UserError("--resume: there is nothing to go on with without --out")
+    if given.out:
+        check_file("--out", given.out)
     opened = open_model(given, values)
+    metric = opened.settings.evaluation.best
+    if given.run and better(Path(given.run), opened.checkpoint, metric):
+        print(which_checkpoint(Path(given.run), opened.checkpoint, metric), file=sys.stderr)
     if "max_new_tokens" not in values:  # an answer ends where the context does, at the latest
         longest = change(opened.settings, max_new_tokens=opened.builder.context)
         opened = replace(opened, settings=longest)
     reader = Reader(opened)
     inputs = list(enumerate(open_inputs(given.files, reader.settings)))
-    done, mode = {}, "x"
-    if given.resume and Path(given.out).exists():
-        done, mode = answered(Path(given.out)), "a"
+    done, mode = {}, "xb"
+    if given.resume and os.path.exists(given.out):
+        done, mode = answered(Path(given.out)), "ab"
         inputs = [(n, i) for n, i in inputs if i.where not in done]
-    try:
-        target = open(given.out, mode, encoding="utf-8") if given.out else nullcontext()
-    except OSError as error:
-        raise UserError(f"--out {given.out}: {error.strerror}") from None
+    with writing("--out", given.out):
+        target = open(given.out, mode, buffering=0) if given.out else nullcontext()
     with target as file:
         if len(inputs) == 1 and not file:
             show_one(reader, inputs[0][1])
@@ -305,10 +242,10 @@ def run(arguments: list[str]) -> None:
         for line in answer_all(reader, inputs, size, show=not file):
             failed += "error" in line
             if file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
+                with writing("--out", given.out):
+                    append_whole(file, json.dumps(line, ensure_ascii=False) + "\n")
     if failed:
-        raise UserError(f"{failed} of {len(inputs)} documents could not be read")
+        raise UserError(f"{failed} of {number_of(len(inputs), 'document')} could not be read")
 
 
 def main(arguments: list[str] | None = None) -> int:

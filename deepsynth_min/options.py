@@ -5,7 +5,8 @@ values in the fields' types.
 
 The one idea: a field says everything once. Its name gives the option (`batch_size` ->
 `--batch-size`) and the TOML key, its annotation the type and the choices, `setting(...)` the
-default, the help text and the limits.
+default, the help text and the limits. A name that is none is looked up among those of other
+trainers (other_names.py) before one that is spelt like it is suggested.
 """
 
 import argparse
@@ -16,16 +17,32 @@ import re
 import tomllib
 from collections.abc import Collection, Iterable
 from dataclasses import Field, field, fields, replace
+from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from .errors import UserError, read_text
+from .other_names import OTHER_NAMES
 
 Group = TypeVar("Group")  # a dataclass whose fields are dataclasses of settings
 
 
-def setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A field of a dataclass of settings: its default, what --help says, the limits of a number."""
-    return field(default=default, metadata={"help": help, "limits": (low, high)})
+def setting(
+    default: Any,
+    help: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    is_fixed: bool | None = None,
+) -> Any:
+    """A field of a dataclass of settings: its default, what --help says, the limits of a number.
+
+    is_fixed: whether a run must keep it when it is resumed; None: it is no setting of a run.
+    """
+    about = {"help": help, "limits": (low, high), "is_fixed": is_fixed}
+    return field(default=default, metadata=about)
+
+
+fixed = partial(setting, is_fixed=True)
+free = partial(setting, is_fixed=False)
 
 
 def choices_of(annotation: Any) -> tuple[str, ...] | None:
@@ -102,9 +119,22 @@ class OneLineParser(argparse.ArgumentParser):
         if unknown:
             name = unknown[1].split("=")[0]
             options = [o for action in self._actions for o in action.option_strings]
-            close = difflib.get_close_matches(name, options, 1)
-            message = f"unknown setting {name}" + (f"; did you mean {close[0]}?" if close else "")
+            message = f"unknown setting {name}{suggestion(name, options)}"
+        message = re.sub(r"invalid int value: (.*)", r"\1 is not a whole number", message)
+        message = re.sub(r"invalid float value: (.*)", r"\1 is not a number", message)
         raise UserError(message)
+
+
+def suggestion(name: str, options: Collection[str]) -> str:
+    """ "; ..." about an unknown setting: which option has another trainer's name for it here, or
+    which is spelt like it; "" if none is."""
+    plain = name.lstrip("-").lower().replace("_", "-")
+    here = OTHER_NAMES.get(plain, "")
+    meant = re.findall(r"--[a-z0-9-]+", here)
+    if meant and meant[0] in options:
+        return f"; here it is {here}" if here.startswith("--") else f"; {here}"
+    close = difflib.get_close_matches(f"--{plain}", options, 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -145,29 +175,58 @@ def make_parser(
     return parser
 
 
-def read_toml(path: str, concerns: dict[str, type]) -> dict[str, object]:
-    """{setting: value} of a TOML file with one table per concern. Raises UserError: unknown keys
-    and values out of their limits are mistakes."""
+def about_fixed(concerns: dict[str, type]) -> str:
+    """For --help: which settings a resumed run must keep."""
+    every = [f for concern in concerns.values() for f in fields(concern)]
+    kept = ", ".join(option_of(f.name) for f in every if f.metadata["is_fixed"])
+    return (
+        "A resumed run keeps what it stands on, and is refused with another value of: "
+        f"{kept}; and with another global batch (--batch-size x --accumulate x processes). Files "
+        "and models may move: what is in them must be the same. All else may change."
+    )
+
+
+def tables_of(path: str, where: str = "--config ") -> dict[str, Any]:
+    """The tables of a TOML file. where: what a message begins with. Raises UserError."""
     try:
-        tables = tomllib.loads(read_text(path, "--config "))
+        return tomllib.loads(read_text(path, where))
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path}: not TOML ({error})") from None
+        raise UserError(f"{where}{path}: not TOML ({error})") from None
+
+
+def values_of(
+    tables: dict[str, Any], path: str, concerns: dict[str, type], only: Collection[str] = ()
+) -> dict[str, object]:
+    """{setting: value} of a TOML file's tables, one per concern. Raises UserError: unknown keys and
+    values out of their limits are mistakes.
+
+    path: the file, for messages; only: the settings that it may have, if not all.
+    """
     values = {}
     for title, table in tables.items():
         if title not in concerns or not isinstance(table, dict):
             raise UserError(
                 f"{path}: unknown table or key {title!r}; tables: {', '.join(concerns)}"
             )
-        known = {f.name: f for f in fields(concerns[title])}
+        known = {f.name: f for f in fields(concerns[title]) if not only or f.name in only}
         for name, value in table.items():
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                hint = _suggestion_in_file(name, concerns)
                 raise UserError(f"{path}: unknown setting [{title}] {name}{hint}")
             values[name] = check(known[name], value, f"{path}: ")
     return values
+
+
+def _suggestion_in_file(name: str, concerns: dict[str, type]) -> str:
+    """The same about a key: with the table that the setting stands in, and its name there."""
+    tables = {option_of(f.name): (t, f.name) for t, c in concerns.items() for f in fields(c)}
+    if option_of(name) in tables:
+        return f"; it stands in [{tables[option_of(name)][0]}]"
+    text = suggestion(name, tables)
+    found = re.search(r"--[a-z0-9-]+", text)
+    return text + (" ([{}] {})".format(*tables[found[0]]) if found else "")
 
 
 def checked(given: dict[str, object], concerns: Iterable[type]) -> dict[str, object]:
@@ -178,6 +237,15 @@ def checked(given: dict[str, object], concerns: Iterable[type]) -> dict[str, obj
         for f in fields(concern)
         if f.name in given
     }
+
+
+def build(group: type[Group], values: dict[str, object]) -> Group:
+    """A dataclass of concerns with these values, the others as by default. Raises UserError."""
+    parts = {}
+    for f in fields(group):
+        names = {g.name for g in fields(f.type)} & values.keys()
+        parts[f.name] = f.type(**{name: values[name] for name in names})
+    return group(**parts)
 
 
 def change(settings: Group, **values: object) -> Group:
@@ -191,18 +259,26 @@ def change(settings: Group, **values: object) -> Group:
     return type(settings)(**parts)
 
 
-def to_toml(settings: object) -> str:
-    """A dataclass of concerns as TOML, one table per concern, each setting with its help."""
+def to_toml(settings: object, only: Collection[str] = ()) -> str:
+    """A dataclass of concerns as TOML, one table per concern, each setting with its help.
+
+    only: the settings to write, if not all.
+    """
     lines = []
     for f in fields(settings):
         part = getattr(settings, f.name)
+        written = [g for g in fields(part) if not only or g.name in only]
+        if not written:
+            continue
         lines.append(f"[{f.name}]")
-        for g in fields(part):
-            value = getattr(part, g.name)
-            # JSON strings, numbers, booleans and lists of strings are valid TOML.
-            text = json.dumps(
-                list(value) if isinstance(value, tuple) else value, ensure_ascii=False
-            ).replace("\x7f", "\\u007f")  # the one that TOML wants escaped and JSON does not
-            lines.append(f"{g.name} = {text}  # {g.metadata['help']}")
+        for g in written:
+            lines.append(f"{g.name} = {as_toml(getattr(part, g.name))}  # {g.metadata['help']}")
         lines.append("")
     return "\n".join(lines)
+
+
+def as_toml(value: object) -> str:
+    """A setting's value, or a key in quotes: JSON's strings, numbers, booleans and lists of strings
+    are TOML's."""
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")  # the one that TOML wants escaped and JSON does not

@@ -1,9 +1,10 @@
-"""`python -m deepsynth_min.render FILE --out DIR`: see what the model will see, as PNG files.
+"""`python -m deepsynth_min.render FILE --out DIR`: a text's pages in any style, as PNG files.
 `python -m deepsynth_min.render --data NAME --to FILE.parquet`: the pages of rows, for others.
 
 In: a UTF-8 text file (or - for standard input) and any setting of PageStyle. Out: one PNG per page
-and a line about each on standard output. Or in: rows, and the settings of a run that decide what
-their pages look like. Out: text, summary and pages of each (publish/page_table.py).
+and a line about each on standard output. No model is asked: pages are 1024 px with 16 px type
+unless said otherwise. Or in: rows, and the settings of a run that decide what their pages look
+like. Out: text, summary and pages of each (publish/page_table.py), as the model sees them.
 
 The idea: the options are made from PageStyle's fields, so none can be forgotten; those for rows
 from a run's settings, and the pages are made by the SampleBuilder that training uses.
@@ -19,25 +20,27 @@ from pathlib import Path
 import numpy as np
 
 from . import options
-from .data.row import Row, RowError, TooLong
-from .data.samples import SampleBuilder
+from .config_file import check_found
+from .data.row import Row, RowError
+from .data.samples import SampleBuilder, draw
 from .data.sources import open_all, pinned
 from .data.tokenizer import EMBEDDED, load_tokenizer
-from .errors import UserError, exit_code, read_text
-from .files.disk import write_text
+from .errors import UserError, exit_code, not_utf8, number_of, read_text
+from .files.disk import check_name, write_bytes, write_text, writing
 from .model.batch import visual_tokens
 from .model.config import ModelConfig
 from .model.presets import PRESETS, find_checkpoint, shape_of
 from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
-from .pages.renderer import Pages, TooManyPages, cores, fit, render_pages
+from .pages.renderer import Pages, cores, fit, render_pages
 from .pages.scripts import complaints, kerning_complaint
 from .pages.style import PageStyle
 from .publish.page_table import PageTable
+from .runs import recorded
+from .runs.announce import drawing_faults
+from .runs.run_directory import find_run_checkpoint
 from .settings import DataSettings, ModelSettings, PageSettings, Settings, load_of_run
-from .training.announce import drawing_faults
 from .training.build import base_of, is_adapted
-from .training.run_directory import find_run_checkpoint
 
 
 def parser() -> OneLineParser:
@@ -45,8 +48,9 @@ def parser() -> OneLineParser:
     out = OneLineParser(
         "python -m deepsynth_min.render",
         "python -m deepsynth_min.render FILE --out DIR [--setting value ...]",
-        "Renders a text file to pages, as a model would get them, and writes them as PNG files. "
-        "With --data NAME --to FILE.parquet the pages of rows, as a table: --data NAME --help.",
+        "Renders a text file to pages in the style that the options say (a model's own: --data), "
+        "and writes them as PNG files. With --data NAME --to FILE.parquet the pages of rows, as a "
+        "model or a run would see them, as a table: --data NAME --help.",
         allow_abbrev=False,
     )
     out.add_argument("file", metavar="FILE", help="UTF-8 text file, or - for standard input")
@@ -83,10 +87,11 @@ def read_input(name: str) -> str:
     """Content of a UTF-8 file or of standard input (-). Raises UserError."""
     if name != "-":
         return read_text(name)
+    data = sys.stdin.buffer.read()
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 at byte {error.start}") from None
+        raise UserError(f"{name}: {not_utf8(data, error)}") from None
 
 
 def fitted(text: str, style: PageStyle, pages: int) -> PageStyle:
@@ -94,7 +99,9 @@ def fitted(text: str, style: PageStyle, pages: int) -> PageStyle:
     enough = min(pages, len(text) + 1)  # no text needs more
     size = fit(text, style, enough, style.min_font_size)
     if size is None:
-        raise UserError(f"--fit: no font size from {style.min_font_size} on fits {pages} pages")
+        raise UserError(
+            f"--fit: no font size from {style.min_font_size} on fits {number_of(pages, 'page')}"
+        )
     print(f"font size {size}")
     return style.at_size(size)
 
@@ -110,27 +117,25 @@ def describe(pages: Pages, number: int, name: str) -> str:
     missing, unshaped = (
         int(np.count_nonzero((at >= start) & (at < end))) for at in (pages.missing, pages.unshaped)
     )
-    line = f"{name}: characters {start}..{end} ({end - start}), {density}, {missing} missing glyphs"
-    return line + (f", {unshaped} characters unshaped" if unshaped else "")
+    line = f"{name}: characters {start}..{end} ({end - start}), {density}, "
+    line += number_of(missing, "missing glyph")
+    return line + (f", {number_of(unshaped, 'character')} unshaped" if unshaped else "")
 
 
 def write(pages: Pages, folder: Path, force: bool) -> None:
     """Writes page-0001.png, ... and prints a line about each. Raises UserError, before anything is
     written, if there is a file of that name, unless `force`; also if the folder takes no files."""
     files = [folder / f"page-{number + 1:04d}.png" for number in range(len(pages))]
-    try:
+    with writing("--out", folder):
         for file in files:
             if os.path.lexists(file) and not (force and file.is_file()):
                 hint = "; --force overwrites" if file.is_file() else ", and is no file"
                 raise UserError(f"{file}: exists{hint}")
         folder.mkdir(parents=True, exist_ok=True)
-        for number, (file, image) in enumerate(zip(files, pages.images())):
-            file.write_bytes(png(image))
-            print(describe(pages, number, str(file)))
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        raise UserError(f"--out {folder}: {error}") from None
+    for number, (file, image) in enumerate(zip(files, pages.images())):
+        with writing("--out", folder):
+            write_bytes(file, png(image))
+        print(describe(pages, number, str(file)))
 
 
 # -- pages of rows --------------------------------------------------------------------------------
@@ -147,8 +152,9 @@ def rows_parser() -> OneLineParser:
     out = options.make_parser(
         CONCERNS,
         "python -m deepsynth_min.render",
-        "Draws the rows of a data set as a run with the same settings would, and writes text, "
-        "answer and pages to a Parquet file that `datasets` reads.",
+        "Draws the rows of a data set as a run with the same settings would, or as a model was "
+        "trained to see them (its deepsynth_min.toml), and writes text, answer and pages to a "
+        "Parquet file that `datasets` reads.",
         NOT_OF_ROWS,
     )
     out.usage = "python -m deepsynth_min.render --data NAME --to FILE.parquet [--setting value ...]"
@@ -200,13 +206,8 @@ def drawing(builder: SampleBuilder, width: int, height: int) -> Callable[[Row], 
     def on_other_pages(row: Row) -> tuple[np.ndarray, int]:
         if row.text is None:
             raise RowError(row.where, "no text; --width and --height are for texts", "no text")
-        try:
-            drawn = render_pages(row.text, style)
-        except TooManyPages as error:
-            raise TooLong(row.where, str(error)) from None
-        except ValueError as error:
-            raise RowError(row.where, str(error), "cannot be drawn") from None
-        return drawn.pages[:, None], len(drawn.missing) + len(drawn.unshaped)
+        drawn, missing = draw(row.text, style, row.where)
+        return drawn.pages[:, None], missing
 
     return on_other_pages
 
@@ -221,11 +222,20 @@ def write_rows(arguments: list[str]) -> None:
             raise UserError(f"{option_of(name)}: {numbers[name]} is below {least[name]}")
     if bool(given.width) != bool(given.height):
         raise UserError("--width, --height: give both")
+    check_name("--to", given.to)
     if not given.to.endswith(".parquet"):
         raise UserError(f"--to {given.to}: the name must end in .parquet")
+    asked = options.checked(vars(given), CONCERNS.values())
     settings = load_of_run(Path(given.run)) if given.run else Settings()
-    settings = change(settings, **options.checked(vars(given), CONCERNS.values()))
+    settings = change(settings, **asked)
+    if given.run:
+        check_found(Path(given.run) / "config.toml", settings, "main_font", "font")
     config, folder = model_of(settings, given.run)
+    if not given.run:  # as the model was trained to see pages, if it says how
+        found = recorded.read(folder)
+        for line in recorded.check_fonts(found, asked, settings.model.model):
+            print(f"warning: {line}")
+        settings = change(settings, **found | asked)
     builder = SampleBuilder(settings, config, load_tokenizer(folder))
     if builder.gundam:
         raise UserError("--mode gundam: its pages are views with tiles; --width and --height")
@@ -248,20 +258,22 @@ def write_rows(arguments: list[str]) -> None:
         "file_mb": given.file_mb,
     }
     draw = drawing(builder, given.width, given.height)
-    asked = any(rows.columns.instruction or rows.columns.chat for rows in data.files)
-    table = PageTable(Path(given.to), draw, builder.skips, asked, given.file_mb * 10**6)
+    instructed = any(rows.columns.instruction or rows.columns.chat for rows in data.files)
+    table = PageTable(Path(given.to), draw, builder.skips, instructed, given.file_mb * 10**6)
     workers, max_bad = given.threads or cores(), settings.data.max_bad
     done = table.write(data.train, plan, workers, given.force, max_bad)
     left_out = [*data.faults, *done.left_out]
     for file in done.files:
         print(file)
-    print(f"{done.rows:,} rows with {done.pages:,} pages in {len(done.files)} file(s)")
+    rows, pages = number_of(done.rows, "row"), number_of(done.pages, "page")
+    print(f"{rows} with {pages} in {number_of(len(done.files), 'file')}")
     if left_out:
         note = Path(f"{given.to}.left-out.txt")
-        write_text(note, "".join(f"{fault.where}: {fault.reason}\n" for fault in left_out))
-        print(f"{len(left_out):,} rows are left out; they are listed in {note}")
+        with writing("--to", note):
+            write_text(note, "".join(f"{fault.where}: {fault.reason}\n" for fault in left_out))
+        print(f"left out: {number_of(len(left_out), 'row')}; listed in {note}")
     if done.missing:
-        print(f"{done.missing:,} characters are not drawn as they should")
+        print(f"not drawn as they should: {number_of(done.missing, 'character')}")
     for line in drawing_faults(data.train, builder.style):
         print(f"warning: {line}")
 
@@ -286,9 +298,9 @@ def run(arguments: list[str]) -> None:
     except MemoryError:
         raise UserError("not enough memory for so many pages; see --max-pages") from None
     if pages.truncated:
-        print(f"truncated: {pages.truncated} characters are on no page")
+        print(f"truncated: {number_of(pages.truncated, 'character')} on no page")
     if pages.clipped:
-        print(f"clipped: the page's edge cuts {pages.clipped} glyphs")
+        print(f"clipped: the page's edge cuts {number_of(pages.clipped, 'glyph')}")
 
 
 def main(arguments: list[str] | None = None) -> int:

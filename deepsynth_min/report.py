@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 from .errors import UserError, exit_code
-from .files.disk import write_text
+from .files.disk import check_file, write_text, writing
 from .options import OneLineParser
 from .reports.page import page
 
@@ -37,12 +37,15 @@ def run(arguments: list[str]) -> None:
             raise UserError(f"{directory}: not a run directory (no metrics.jsonl)")
     usual = given.runs[0] / "report.html" if len(given.runs) == 1 else Path("comparison.html")
     out = given.out or usual
+    check_file("--out", out)
     try:
-        write_text(out, page(*given.runs))
+        text = page(*given.runs)
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{given.runs[0]}: damaged metrics or settings ({error})") from None
     except OSError as error:
-        raise UserError(f"{out}: {error.strerror}") from None
+        raise UserError(f"{error.filename or given.runs[0]}: {error.strerror}") from None
+    with writing("--out", out):
+        write_text(out, text)
     print(out)
 
 

@@ -1,11 +1,11 @@
 """Settings of a run: one frozen dataclass per concern.
 
-In: command line arguments and, with --config, a TOML file. Out: `Settings`, complete and checked.
-A run writes them back as config.toml, which --config reads again.
+In: command line and TOML files (config_file.py). Out: `Settings`, complete and checked.
 
 The one idea: the dataclasses below are the only place where a setting is declared, with its help
 and its limits; command line and TOML are made from them (options.py). Precedence: command line,
-then file, then the default.
+then file, then with --resume auto the run's own, then the default. What a run stands on is `fixed`
+when it is resumed, its samples, its loss, its optimizer's state; the rest is `free`.
 """
 
 import os
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from . import options
+from . import config_file, options
 from .errors import UserError
-from .options import setting
+from .options import fixed, free
 
 Tune = Literal[
     "decoder", "projector+decoder", "all", "lora", "qlora", "projector+lora", "projector+qlora"
@@ -25,74 +25,68 @@ Tune = Literal[
 
 @dataclass(frozen=True)
 class ModelSettings:
-    model: str = setting(
+    model: str = fixed(
         "tiny-reader",
-        "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, tiny-unlimited, "
-        "deepseek-ocr, unlimited-ocr",
+        "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, tiny-2, "
+        "tiny-unlimited, deepseek-ocr, deepseek-ocr-2, unlimited-ocr",
     )
-    mode: str = setting("auto", "page: tiny|small|base|large|gundam, a multiple of 64 px, or auto")
-    revision: str = setting("", "of a hub id: branch, tag or commit; empty: the default branch")
-    attention_window: int = setting(
-        0,
-        "a reference sliding window as in Unlimited-OCR: a token sees its prompt and so many "
-        "tokens of its answer, itself included; 0: as the model's config.json says",
-        0,
+    mode: str = fixed("auto", "page: tiny|small|base|large|gundam, a multiple of 64 px, or auto")
+    revision: str = fixed("", "of a hub id: branch, tag or commit; empty: the default branch")
+    attention_window: int = fixed(
+        0, "tokens of its answer that a token sees, as in Unlimited-OCR; 0: as config.json says", 0
     )
-    context: int = setting(
-        0, "tokens of prompt and answer at most; 0: as the model's config.json says", 0
-    )
-    tune: Tune = setting(
+    context: int = fixed(0, "tokens of prompt and answer at most; 0: as config.json says", 0)
+    tune: Tune = fixed(
         "decoder", "which parameters train; lora: an adapter; qlora: an adapter on a quantised base"
     )
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    data: tuple[str, ...] = setting(
+    data: tuple[str, ...] = fixed(
         ("embedded:notices",),
-        "embedded:notices, embedded:reports; or a file, a folder or a hub id (owner/name) of rows: "
-        "JSON lines, JSON, CSV, TSV, Parquet, an image folder; several with weights: a.jsonl "
-        "b.parquet:0.3",
+        "embedded:notices|reports; or a file, a folder or a hub id (owner/name) of rows: JSON "
+        "lines, JSON, CSV, TSV, Parquet, an image folder; with weights: a.jsonl b.parquet:0.3",
     )
-    val_data: str = setting(
+    val_data: str = fixed(
         "",
         "held-out rows, given like --data, one name; empty: those of the embedded documents, or a "
         "set's validation split, else --val-fraction of its rows",
     )
-    data_subset: str = setting("", "subset (configuration) of a data set that has several")
-    data_split: str = setting("", "split that trains; empty: train, or all of a set without splits")
-    data_revision: tuple[str, ...] = setting(
+    data_subset: str = fixed("", "subset (configuration) of a data set that has several")
+    data_split: str = fixed("", "split that trains; empty: train, or all of a set without splits")
+    data_revision: tuple[str, ...] = fixed(
         (), "of hub ids: branch, tag or commit of each; empty: the default branch"
     )
-    val_revision: str = setting("", "the same for a hub id in --val-data")
-    val_fraction: float = setting(
-        0.05, "share held out where nothing else is, chosen by --seed, at least one row", 0, 0.9
+    val_revision: str = fixed("", "the same for a hub id in --val-data")
+    val_fraction: float = fixed(
+        0.05, "share held out where nothing else is, chosen by --seed; 0: none", 0, 0.9
     )
-    val_samples: int = setting(128, "at most this many held-out samples are scored; 0: all", 0)
-    limit: int = setting(0, "at most this many training rows of each --data; 0: all", 0)
-    text_field: str = setting("", "field with the text to draw; empty: found by its name")
-    image_field: str = setting("", "field with the image or images; empty: found by its name")
-    summary_field: str = setting("", "field with the answer; empty: found by its name")
-    instruction_field: str = setting("", "field with a row's instruction; empty: found by its name")
-    page_from: Literal["text", "image"] = setting("text", "the page of rows with both, and answers")
-    instruction: str = setting(
+    val_samples: int = fixed(128, "at most this many held-out samples are scored; 0: all", 0)
+    limit: int = fixed(0, "at most this many training rows of each --data; 0: all", 0)
+    text_field: str = fixed("", "field with the text to draw; empty: found by its name")
+    image_field: str = fixed("", "field with the image or images; empty: found by its name")
+    summary_field: str = fixed("", "field with the answer; empty: found by its name")
+    instruction_field: str = fixed("", "field with a row's instruction; empty: found by its name")
+    page_from: Literal["text", "image"] = fixed("text", "the page of rows with both, and answers")
+    instruction: str = fixed(
         "Summarize the document in one sentence.",
         "prompt after the page; a leading <image> is left out",
     )
-    images_anywhere: bool = setting(False, "image paths in rows may leave the data file's folder")
-    on_bad_row: Literal["error", "skip"] = setting(
+    images_anywhere: bool = free(False, "image paths in rows may leave the data file's folder")
+    on_bad_row: Literal["error", "skip"] = free(
         "error", "rows that cannot be used stop the run, or are left out and listed"
     )
-    on_too_long: Literal["auto", "error", "skip", "truncate"] = setting(
+    on_too_long: Literal["auto", "error", "skip", "truncate"] = free(
         "auto", "rows that do not fit into the context; auto: as --on-bad-row says"
     )
-    max_bad: float = setting(0.01, "share of bad rows above which even skip stops", 0, 1)
-    bucket: int = setting(16, "length bucketing: sorts the samples of N steps together; 0: none", 0)
-    workers: int = setting(1, "background threads that render and tokenise ahead", 1, 256)
-    prefetch: int = setting(4, "micro-batches prepared ahead", 1, 1024)
-    feature_cache: str = setting("off", "keep a frozen encoder's features: off, memory or a folder")
-    cache_memory: float = setting(4.0, "GiB of main memory for these features, in each process", 0)
-    cache_disk: float = setting(50.0, "GiB that the directory of these features may take", 0)
+    max_bad: float = free(0.01, "share of bad rows above which even skip stops", 0, 1)
+    bucket: int = fixed(16, "length bucketing: sorts the samples of N steps together; 0: none", 0)
+    workers: int = free(1, "background threads that render and tokenise ahead", 1, 256)
+    prefetch: int = free(4, "micro-batches prepared ahead", 1, 1024)
+    feature_cache: str = free("off", "keep a frozen encoder's features: off, memory or a folder")
+    cache_memory: float = free(4.0, "GiB of main memory for these features, in each process", 0)
+    cache_disk: float = free(50.0, "GiB that the directory of these features may take", 0)
 
     def __post_init__(self) -> None:
         if isinstance(self.data, str):  # one alone
@@ -100,9 +94,8 @@ class DataSettings:
         if not self.data:
             raise UserError("--data: nothing is named")
         names = {}
-        for option in ("text_field", "image_field", "summary_field", "instruction_field"):
-            if not getattr(self, option):
-                continue
+        given = ("text_field", "image_field", "summary_field", "instruction_field")
+        for option in (name for name in given if getattr(self, name)):
             other = names.setdefault(getattr(self, option), option)
             if other != option:
                 options = ["--" + name.replace("_", "-") for name in (other, option)]
@@ -111,104 +104,105 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class PageSettings:
-    font_size: int = setting(0, "px; 0: the model's own, or page side / 64, at least 10", 0)
-    margin: int = setting(-1, "px on each side; -1: the model's own, or page side / 32", -1)
-    line_height: float = setting(0.0, "line distance in font sizes; 0: the model's own, or 1.25", 0)
-    main_font: str = setting("", "font file used before the embedded ones")
-    font: tuple[str, ...] = setting((), "tried after the embedded: FILE, FILE@wght=700, FILE.ttc#2")
-    extra_fonts: bool = setting(True, "use the fonts of installed extras (scripts, emoji, cjk)")
-    hinting: Literal["none", "normal", "light", "auto"] = setting(
+    font_size: int = fixed(0, "px; 0: the model's own, or page side / 64, at least 10", 0)
+    margin: int = fixed(-1, "px on each side; -1: the model's own, or page side / 32", -1)
+    line_height: float = fixed(0.0, "line distance in font sizes; 0: the model's own, or 1.25", 0)
+    main_font: str = fixed("", "font file used before the embedded ones")
+    font: tuple[str, ...] = fixed((), "tried after the embedded: FILE, FILE@wght=700, FILE.ttc#2")
+    extra_fonts: bool = fixed(True, "use the fonts of installed extras (scripts, emoji, cjk)")
+    hinting: Literal["none", "normal", "light", "auto"] = fixed(
         "none", "FreeType's fitting of glyphs to pixels; only none is the same in every version"
     )
-    kerning: bool = setting(False, "use the fonts' kern tables, or else GPOS")
-    align: Literal["left", "justify"] = setting("left", "lines ragged at the right, or justified")
-    columns: int = setting(1, "text columns on a page", 1)
-    spaces: Literal["keep", "collapse"] = setting(
-        "keep", "collapse: runs of spaces and tabs become one space, none at the start of a line"
+    kerning: bool = fixed(False, "use the fonts' kern tables, or else GPOS")
+    align: Literal["left", "justify"] = fixed("left", "lines ragged at the right, or justified")
+    columns: int = fixed(1, "text columns on a page", 1)
+    spaces: Literal["keep", "collapse"] = fixed("keep", "collapse: a run of blanks is one space")
+    newline_mark: str = fixed("", "drawn in place of each line end, so that the text runs on")
+    invert: bool = fixed(False, "white text on black")
+    on_missing: Literal["box", "error"] = fixed("box", "for characters that no font has")
+    max_pages: int = fixed(0, "pages per document; 0: as many as the text needs", 0)
+    overflow: Literal["error", "truncate", "shrink"] = fixed("error", "if max_pages are too few")
+    max_tiles: int = fixed(0, "gundam: most tiles of a page; 0: as served, 6 or 32", 0, 32)
+    fit: Literal["auto", "pad", "stretch"] = fixed(
+        "auto", "images become square by grey edges, or stretched; auto: stretched up to 640 px"
     )
-    newline_mark: str = setting("", "drawn in place of each line end, so that the text runs on")
-    invert: bool = setting(False, "white text on black")
-    on_missing: Literal["box", "error"] = setting("box", "for characters that no font has")
-    max_pages: int = setting(0, "pages per document; 0: as many as the text needs", 0)
-    overflow: Literal["error", "truncate", "shrink"] = setting("error", "if max_pages are too few")
-    max_tiles: int = setting(6, "gundam: most tiles of a page (servers agree up to 6)", 2, 9)
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    adapter: str = setting("", "directory or hub id of an adapter to start from, ours or PEFT's")
-    lora_rank: int = setting(0, "rank of the updates; 0: that of --adapter, else 16", 0, 1024)
-    lora_alpha: float = setting(0.0, "scale is alpha / rank; 0: as --adapter, else 2 * rank", 0)
-    lora_dropout: float = setting(0.0, "dropout on the adapter's inputs in training", 0, 0.9)
-    lora_targets: tuple[str, ...] = setting(
+    adapter: str = fixed("", "directory or hub id of an adapter to start from, ours or PEFT's")
+    lora_rank: int = fixed(0, "rank of the updates; 0: that of --adapter, else 16", 0, 1024)
+    lora_alpha: float = fixed(0.0, "scale is alpha / rank; 0: as --adapter, else 2 * rank", 0)
+    lora_dropout: float = fixed(0.0, "dropout on the adapter's inputs in training", 0, 0.9)
+    lora_targets: tuple[str, ...] = fixed(
         (),
         "attention; attention+mlp (default): also dense MLPs and shared experts, but no routed "
         "experts; all: these too; or patterns of module paths",
     )
-    rslora: bool = setting(False, "rank-stabilised LoRA: updates are scaled by alpha / sqrt(rank)")
-    lora_plus_ratio: float = setting(1.0, "LoRA+: rate of B over A's (its paper: 16)", 0.01)
-    quant: Literal["nf4", "fp4", "int8"] = setting("nf4", "how qlora stores the frozen weights")
-    double_quant: bool = setting(True, "quantise the scales of nf4 and fp4 too, to 8 bits")
+    rslora: bool = fixed(False, "rank-stabilised LoRA: updates are scaled by alpha / sqrt(rank)")
+    lora_plus_ratio: float = free(1.0, "LoRA+: rate of B over A's (its paper: 16)", 0.01)
+    quant: Literal["nf4", "fp4", "int8"] = fixed("nf4", "how qlora stores the frozen weights")
+    double_quant: bool = fixed(True, "quantise the scales of nf4 and fp4 too, to 8 bits")
 
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    augment: bool = setting(False, "distort the pages of training samples, as a scanner would")
-    augment_rotation: float = setting(3.0, "rotation either way: at most so many degrees", 0, 180)
-    augment_perspective: float = setting(
+    augment: bool = fixed(False, "distort the pages of training samples, as a scanner would")
+    augment_rotation: float = fixed(3.0, "rotation either way: at most so many degrees", 0, 180)
+    augment_perspective: float = fixed(
         0.03, "perspective: how much nearer an edge is than the middle, at most", 0, 0.4
     )
-    augment_scale: float = setting(0.2, "zoom: by a factor from 1 - this to 1 + this", 0, 0.9)
-    augment_shift: float = setting(0.03, "shift: at most this share of half a page", 0, 1)
-    augment_brightness: float = setting(
+    augment_scale: float = fixed(0.2, "zoom: by a factor from 1 - this to 1 + this", 0, 0.9)
+    augment_shift: float = fixed(0.03, "shift: at most this share of half a page", 0, 1)
+    augment_brightness: float = fixed(
         0.1, "brightness either way: at most this share of the range from ink to paper", 0, 1
     )
-    augment_contrast: float = setting(0.2, "contrast: factor from 1 - this to 1 + this", 0, 1)
-    augment_blur: float = setting(0.7, "Gaussian blur: largest standard deviation, px", 0, 20)
-    augment_noise: float = setting(
+    augment_contrast: float = fixed(0.2, "contrast: factor from 1 - this to 1 + this", 0, 1)
+    augment_blur: float = fixed(0.7, "Gaussian blur: largest standard deviation, px", 0, 20)
+    augment_noise: float = fixed(
         0.05, "Gaussian noise: largest standard deviation, as a share of ink to paper", 0, 1
     )
-    augment_flip: float = setting(0.0, "mirroring: share of pages, their text with them", 0, 1)
+    augment_flip: float = fixed(0.0, "mirroring: share of pages, their text with them", 0, 1)
 
 
 @dataclass(frozen=True)
 class OptimSettings:
-    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "type of matrix products")
-    weights: Literal["fp32", "bf16"] = setting(
+    precision: Literal["fp32", "bf16", "fp16"] = fixed("fp32", "type of matrix products")
+    weights: Literal["fp32", "bf16"] = fixed(
         "fp32", "type of the weights that train; bf16: with stochastic rounding"
     )
-    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = setting(
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = fixed(
         "adamw", "AdamW; 8bit ones: of bitsandbytes"
     )
-    batch_size: int = setting(8, "micro-batch: samples per process and micro-step", 1, 65536)
-    accumulate: int = setting(1, "gradient accumulation: micro-steps per optimizer step", 1, 65536)
-    pack: bool = setting(True, "concatenate the samples of a micro-batch instead of padding them")
-    checkpoint_layers: int = setting(
+    batch_size: int = free(8, "micro-batch: samples per process and micro-step", 1, 65536)
+    accumulate: int = free(1, "gradient accumulation: micro-steps per optimizer step", 1, 65536)
+    pack: bool = free(True, "concatenate the samples of a micro-batch instead of padding them")
+    checkpoint_layers: int = free(
         0, "activation checkpointing: first decoder layers to recompute", 0, 1024
     )
-    compile: bool = setting(
+    compile: bool = free(
         False, "torch.compile encoder blocks, norms, MLPs and experts; first steps take minutes"
     )
-    max_steps: int = setting(0, "optimizer steps; 0: as --epochs says", 0)
-    epochs: float = setting(1.0, "passes over the training data, unless --max-steps is given", 0)
-    lr: float = setting(
+    max_steps: int = free(0, "optimizer steps; 0: as --epochs says", 0)
+    epochs: float = free(1.0, "passes over the training data, unless --max-steps is given", 0)
+    lr: float = free(
         0.0,
         "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader 1e-3, "
         "of adapters 1e-4, else 2e-5",
         0,
     )
-    warmup_ratio: float = setting(0.05, "share of the steps in which the rate rises from 0", 0, 1)
-    min_lr_ratio: float = setting(0.1, "where the cosine ends, as a share of the peak", 0, 1)
-    weight_decay: float = setting(
+    warmup_ratio: float = free(0.05, "share of the steps in which the rate rises from 0", 0, 1)
+    min_lr_ratio: float = free(0.1, "where the cosine ends, as a share of the peak", 0, 1)
+    weight_decay: float = free(
         0.01, "AdamW's, of matrices; never of norms, biases and embeddings (token, position)", 0
     )
-    beta1: float = setting(0.9, "decay of the mean of gradients", 0, 0.9999)
-    beta2: float = setting(0.95, "decay of the mean of squared gradients", 0, 0.99999)
-    clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", 0)
-    balance: float = setting(0.0, "weight of the experts' load-balancing loss (official: 0.001)", 0)
-    shard: bool = setting(False, "shard weights, gradients and moments over the processes (FSDP2)")
-    reduce: Literal["fp32", "bf16"] = setting("fp32", "type in which gradients are all-reduced")
-    seed: int = setting(0, "of new weights, order, held-out rows, dropout and answers", 0, 2**62)
+    beta1: float = fixed(0.9, "decay of the mean of gradients", 0, 0.9999)
+    beta2: float = fixed(0.95, "decay of the mean of squared gradients", 0, 0.99999)
+    clip: float = free(1.0, "largest norm of the gradient; 0: no clipping", 0)
+    balance: float = fixed(0.0, "weight of the experts' load-balancing loss (official: 0.001)", 0)
+    shard: bool = free(False, "shard weights, gradients and moments over the processes (FSDP2)")
+    reduce: Literal["fp32", "bf16"] = free("fp32", "type in which gradients are all-reduced")
+    seed: int = fixed(0, "of new weights, order, held-out rows, dropout and answers", 0, 2**62)
 
 
 LossMetric = Literal["loss", "reads/blank", "reads/shuffled"]
@@ -219,19 +213,16 @@ Metric = Literal[LossMetric, AnswerMetric]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    ablation_samples: int = setting(32, "held-out rows scored again with another page, or none", 0)
-    answer_samples: int = setting(
-        -1,
-        "held-out rows answered; cer and rougeL come with a 95 % bootstrap interval over them; "
-        "-1: 32 for tiny-reader, else 8",
-        -1,
+    ablation_samples: int = free(32, "held-out rows scored again with another page, or none", 0)
+    answer_samples: int = free(
+        -1, "held-out rows answered (cer, rougeL: 95 % intervals); -1: 8, of tiny-reader 32", -1
     )
-    best: Metric = setting(
+    best: Metric = free(
         "loss",
         "figure that picks the best checkpoint: the lowest loss or error rate (cer, wer: mean of "
         "the answers' rates; _corpus: edits of all / length of all references), else the highest",
     )
-    patience: int = setting(0, "early stopping: evaluations without a new best; 0: never", 0)
+    patience: int = free(0, "early stopping: evaluations without a new best; 0: never", 0)
 
     def __post_init__(self) -> None:
         no_pages = self.best.startswith("reads/") and self.ablation_samples < 2
@@ -242,16 +233,14 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    max_new_tokens: int = setting(200, "an answer ends here at the latest", 1)
-    beams: int = setting(
-        0, "width of beam search; 0: 1, but 4 of --model tiny-reader outside training", 0
-    )
-    temperature: float = setting(0.0, "of sampling; 0: greedy, or beam search", 0)
-    top_p: float = setting(1.0, "nucleus sampling: the likeliest of this total probability", 0, 1)
-    no_repeat_ngram: int = setting(0, "no run of so many tokens twice in an answer; 0: it may", 0)
-    repeat_window: int = setting(0, "look for such repeats in the last N tokens; 0: in all", 0)
-    repeat_allow: tuple[str, ...] = setting((), "tokens that may repeat, e.g. <td>,</td>")
-    length_penalty: float = setting(1.0, "beams compare log probability / length ** this")
+    max_new_tokens: int = free(200, "an answer ends here at the latest", 1)
+    beams: int = free(0, "width of beam search; 0: 4 for tiny-reader as it comes, else 1", 0)
+    temperature: float = free(0.0, "of sampling; 0: greedy, or beam search", 0)
+    top_p: float = free(1.0, "nucleus sampling: the likeliest of this total probability", 0, 1)
+    no_repeat_ngram: int = free(0, "no run of so many tokens twice in an answer; 0: it may", 0)
+    repeat_window: int = free(0, "look for such repeats in the last N tokens; 0: in all", 0)
+    repeat_allow: tuple[str, ...] = free((), "tokens that may repeat, e.g. <td>,</td>")
+    length_penalty: float = free(1.0, "beams compare log probability / length ** this")
 
     def __post_init__(self) -> None:
         if self.beams > 1 and self.temperature:
@@ -260,22 +249,22 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    out: str = setting("", "run directory; empty: runs/MODEL-DATE-TIME")
-    eval_every: int = setting(100, "steps between evaluations; 0: only at start and end", 0)
-    save_every: int = setting(100, "steps between checkpoints; 0: only at new bests and the end", 0)
-    keep: int = setting(2, "newest checkpoints kept, beside the best", 1)
-    async_save: bool = setting(True, "write checkpoints in the background, from a copy in memory")
-    check_every: int = setting(1000, "steps between checks that ranks agree on weights; 0: none", 0)
-    max_skips: int = setting(50, "end after so many steps in a row without a finite gradient", 1)
-    timeout: int = setting(600, "seconds that a process waits for another, then gives up", 1, 10**7)
-    log_every: int = setting(10, "steps between lines of metrics.jsonl", 1)
-    resume: str = setting("none", "auto (the newest checkpoint in --out), a checkpoint, or none")
-    push_to_hub: str = setting("", "upload model or adapter at the end, to this owner/name")
-    private: bool = setting(False, "make that repository private, if it is new")
-    tensorboard: bool = setting(False, "log to TensorBoard too, in tensorboard/ of --out")
-    wandb: str = setting("", "log to this project of Weights & Biases too")
-    device: str = setting("auto", "auto, cpu, cuda, ...")
-    threads: int = setting(0, "CPU threads per process; 0: an equal share of the cores", 0, 1024)
+    out: str = free("", "run directory; empty: runs/MODEL-DATE-TIME")
+    eval_every: int = free(100, "steps between evaluations; 0: only at start and end", 0)
+    save_every: int = free(100, "steps between checkpoints; 0: only at new bests and the end", 0)
+    keep: int = free(2, "newest checkpoints kept, beside the best", 1)
+    async_save: bool = free(True, "write checkpoints in the background, from a copy in memory")
+    check_every: int = free(1000, "steps between checks that ranks agree on weights; 0: none", 0)
+    max_skips: int = free(50, "end after so many steps in a row without a finite gradient", 1)
+    timeout: int = free(600, "seconds that a process waits for another, then gives up", 1, 10**7)
+    log_every: int = free(10, "steps between lines of metrics.jsonl", 1)
+    resume: str = free("none", "auto (go on in --out as its run), a checkpoint, a run, or none")
+    push_to_hub: str = free("", "upload model or adapter at the end, to this owner/name")
+    private: bool = free(False, "make that repository private, if it is new")
+    tensorboard: bool = free(False, "log to TensorBoard too, in tensorboard/ of --out")
+    wandb: str = free("", "log to this project of Weights & Biases too")
+    device: str = free("auto", "auto, cpu, cuda, ...")
+    threads: int = free(0, "CPU threads per process; 0: an equal share of the cores", 0, 1024)
 
 
 @dataclass(frozen=True)
@@ -298,19 +287,14 @@ def make_parser(program: str, description: str) -> options.OneLineParser:
     """The options of all settings, and --config."""
     parser = options.make_parser(CONCERNS, program, description)
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings, e.g. a run's")
+    parser.epilog = options.about_fixed(CONCERNS)
     return parser
 
 
 def complete(given: dict[str, object]) -> Settings:
-    """What was given on a command line -> Settings; others from --config. Raises UserError."""
-    values = options.read_toml(given["config"], CONCERNS) if "config" in given else {}
-    values |= options.checked(given, CONCERNS.values())
-    return Settings(
-        **{
-            title: concern(**{f.name: values[f.name] for f in fields(concern) if f.name in values})
-            for title, concern in CONCERNS.items()
-        }
-    )
+    """What was given on a command line -> Settings; others from --config, and with --resume auto
+    from the run in --out. Raises UserError."""
+    return options.build(Settings, config_file.layered(given, CONCERNS))
 
 
 def parse(arguments: list[str] | None = None) -> Settings:
@@ -318,15 +302,14 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser = make_parser(
         "python -m deepsynth_min.train",
         "Fine-tune DeepSeek-OCR on rendered text. Without arguments: the small model that "
-        "comes with the package, on documents of a kind new to it. With torchrun: several "
-        "processes.",
+        "comes with the package, on documents new to it. With torchrun: several processes.",
     )
     return complete(vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments)))
 
 
-def load(path: Path) -> Settings:
-    """The settings in a TOML file. Raises UserError."""
-    return parse(["--config", str(path)])
+def load(path: Path, is_resolved: bool = True) -> Settings:
+    """The settings in a TOML file: what they became in its run, or were asked for. UserError."""
+    return options.build(Settings, config_file.read(path, CONCERNS, is_resolved))
 
 
 def load_of_run(directory: Path) -> Settings:

@@ -4,7 +4,7 @@
     torchrun --standalone --nproc-per-node N -m deepsynth_min.train [--setting value ...]
 
 `train` is the loop, `train_step` one optimizer step; what a run is made of, in the order in which
-it is made, is training/setup.py.
+it is made, is runs/setup.py.
 
 The one idea: one global step is the same whatever it is divided into. Its loss is the sum over its
 label tokens divided by their number, counted over all ranks and micro-steps before the first
@@ -20,23 +20,27 @@ from tqdm import tqdm
 from .data.augment import augment_batch
 from .data.loader import Loader
 from .data.order import rows_per_epoch
-from .errors import UserError, exit_code
+from .errors import UserError, exit_code, number_of
 from .model.batch import Batch
 from .publish import upload
 from .publish.official import stage_for_hub
+from .runs.announce import conclude, explained, show_answers
+from .runs.metrics import Meter
+from .runs.setup import Training
 from .settings import parse
 from .training import distributed as dist, feature_cache
-from .training.announce import conclude, explained, show_answers
 from .training.build import load_run_model
-from .training.metrics import Meter
 from .training.optim import clip_and_step, cosine_rate, total_norm
-from .training.setup import Training
+from .training.stopping import Stopper
 from .tuning import freeze
 
 
-def train(training: Training) -> None:
-    """Steps until the run is finished or asked to stop; evaluates, saves and reports on the way."""
-    intervals, world, stopper = training.settings.run, training.world, dist.Stopper()
+def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
+    """Steps until the run is finished or asked to stop; evaluates, saves and reports on the way.
+
+    Returns the newest evaluation, None if there was none.
+    """
+    intervals, world = training.settings.run, training.world
     steps = training.settings.optim.max_steps
     # With a feature cache the loader's threads also hash the pages, ahead of the step.
     ahead = {} if training.cache is None else {"finish": feature_cache.keyed}
@@ -83,7 +87,7 @@ def train(training: Training) -> None:
                 )
                 bar.set_postfix(loss=f"{loss:.3f}")
                 if world.is_main and not shown:  # a log file wants lines, not a bar
-                    print(f"step {training.step:>6} of {steps}: loss {loss:.4f}", flush=True)
+                    print(meter.line(training.step, steps, loss), flush=True)
                 training.check_skipped_steps()
 
             # -- evaluate
@@ -107,13 +111,12 @@ def train(training: Training) -> None:
     # -- the end, whatever it was
     if not training.finished and training.step and training.checkpoints.tried != training.step:
         training.save(None, False, meter)
-    training.checkpoints.wait()
     if failed:  # on this rank or on another
+        training.checkpoints.wait()
         raise error or SystemExit(2)
+    training.checkpoints.finish()
     freeze.check_end(training.model, training.frozen)
-    if world.is_main:
-        _conclude(training, last)
-    dist.barrier(world)  # no process leaves while another still talks to it
+    return last
 
 
 # -- one step -------------------------------------------------------------------------------------
@@ -206,10 +209,12 @@ def _conclude(training: Training, last: dict | None) -> None:
         print(f"stopped after step {training.step}; go on with --out {where} --resume auto")
         return
     if training.step < training.settings.optim.max_steps:
-        print(f"ended early: {metric} was not better in {training.stale} evaluations (--patience)")
-    show_answers(training.directory, training.held_out)
-    conclude(training.directory, training.step, last, metric)
-    print(f"frozen parameters unchanged: {len(training.frozen)} tensors")
+        stale = number_of(training.stale, "evaluation")
+        print(f"ended early: {metric} was not better in {stale} (--patience)")
+    if len(training.held_out):
+        show_answers(training.directory, training.held_out)
+        conclude(training.directory, training.step, last, metric)
+    print(f"frozen parameters unchanged: {number_of(len(training.frozen), 'tensor')}")
     if newest is not None:
         print(f"checkpoint: {newest}")
     print(f"report: {where / 'report.html'}")
@@ -230,7 +235,11 @@ def run(arguments: list[str]) -> None:
     try:
         training = Training(settings)
         try:
-            train(training)
+            with Stopper(training.world.is_main) as stopper:
+                last = train(training, stopper)
+            if training.world.is_main:
+                _conclude(training, last)
+            dist.barrier(training.world)  # no process leaves while another still talks to it
         finally:
             training.directory.release()
     except (RuntimeError, MemoryError) as error:
@@ -238,7 +247,8 @@ def run(arguments: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), else a traceback."""
+    """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), 130 Ctrl-C before the
+    loop, else a traceback."""
     return exit_code(run, arguments, dist.stop, dist.let_first_speak)
 
 

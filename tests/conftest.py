@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 
 import pytest
 
@@ -46,17 +45,6 @@ def extra_fonts():
     forget()
 
 
-HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-
-
-@pytest.fixture(autouse=True)
-def signals_as_before():
-    """A run in this process handles SIGTERM, which must still end the processes that fork later."""
-    yield
-    for number, handler in HANDLERS.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def small_config() -> ModelConfig:
     return SMALL
@@ -72,7 +60,8 @@ def jsonl(tmp_path_factory):
 
 
 # What takes longest is begun first, so that no process is left alone with it at the end.
-LONGEST = ("training", "tiny_reader", "test_train.py", "files", "publish", "evaluation", "bench")
+LONGEST = ("training", "runs", "tiny_reader", "test_train.py", "files", "publish")
+LONGEST += ("evaluation", "bench")
 
 
 def pytest_collection_modifyitems(items):

@@ -310,6 +310,28 @@ def test_of_a_model_on_the_hub_no_weights_are_fetched_until_it_trains(tmp_path, 
         assert list((tmp_path / "home").rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    "kind, architecture",
+    [
+        ("qwen2_vl", "Qwen2VLForConditionalGeneration"),
+        ("deepseek_ocr2", "DeepseekOcr2ForConditionalGeneration"),
+    ],
+)
+def test_a_model_of_another_kind_on_the_hub_is_refused_before_its_weights_are_fetched(
+    tmp_path, jsonl, kind, architecture
+):
+    config = {"model_type": kind, "architectures": [architecture], "text_config": {}}
+    files = {"config.json": json.dumps(config).encode(), "model.safetensors": b"large"}
+    with running_hub() as server:
+        server.repositories["someone/other"], server.private["someone/other"] = files, False
+        find = "from deepsynth_min.model.presets import find_checkpoint as f; f('someone/other')"
+        done = command(server, tmp_path, "-c", find)
+        line = (
+            f"someone/other: config.json: a {kind} model ({architecture}); this trains DeepSeek-OCR"
+        )
+        assert line in done.stderr and not list((tmp_path / "home").rglob("*.safetensors"))
+
+
 def test_the_options_of_a_training_are_taken(tmp_path, jsonl):
     (tmp_path / "run.toml").write_text(f'[data]\ndata = ["{jsonl}"]\n[optim]\nlr = 1e-4\n')
     given = ["--config", tmp_path / "run.toml", "--tune", "lora", "--html", "none"]

@@ -19,8 +19,8 @@ from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.options import change
+from deepsynth_min.runs.open_model import open_model
 from deepsynth_min.training.build import usual_beams
-from deepsynth_min.training.open_model import open_model
 
 QUICK = ["--max-new-tokens", "5"]
 
@@ -85,7 +85,7 @@ def test_answers_are_those_of_slow_decoding_with_the_settings_of_the_run(
         Row("", "", images=(documents[2],)),
     ]
     expected = [answer_of(trained, row) for row in rows]
-    assert [line["summary"] for line in found] == expected and len(set(expected)) > 1
+    assert [line["answer"] for line in found] == expected and len(set(expected)) > 1
     assert [line["input"] for line in found] == [
         str(documents[0]),
         f"{documents[1]}:1",
@@ -113,7 +113,7 @@ def test_a_single_answer_on_standard_output_is_the_one_in_the_file(
     assert run(trained, *options, documents[0]) == 0
     shown = capsys.readouterr().out
     assert run(trained, *options, "--out", tmp_path / "a.jsonl", documents[0]) == 0
-    assert shown == json.loads((tmp_path / "a.jsonl").read_text())["summary"] + "\n"
+    assert shown == json.loads((tmp_path / "a.jsonl").read_text())["answer"] + "\n"
 
 
 def test_several_answers_are_shown_under_the_names_of_their_documents(trained, documents, capsys):
@@ -170,7 +170,7 @@ def huge_png() -> bytes:
         ("none.txt", None, "none.txt: No such file"),
         ("empty.txt", b"", "empty.txt: no text in it"),
         ("blank.txt", b" \n\t\n", "blank.txt: no text in it"),
-        ("latin.txt", b"caf\xe9", "latin.txt: neither an image nor text (not UTF-8 at byte 3)"),
+        ("latin.txt", b"caf\xe9", "latin.txt: neither an image nor text (not UTF-8 at byte 3; "),
         ("long.txt", b"All work and no play. " * 9_091, "context of 2048 tokens (--max-pages"),
         ("broken.png", b"\x89PNG\r\n\x1a\n broken", "broken.png: not a readable image"),
         ("huge.png", huge_png(), "huge.png: not a readable image (Image size (900000000 pixels)"),

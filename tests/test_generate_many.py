@@ -48,7 +48,7 @@ def documents(tmp_path) -> list[Path]:
 
 
 WRONG = {
-    "latin.txt": "neither an image nor text (not UTF-8 at byte 3)",
+    "latin.txt": "neither an image nor text (not UTF-8 at byte 3; it looks like Latin-1",
     "rows.jsonl:2": "not JSON",
     "cut.png": "not a readable image",
     "long.txt": "context of 2048 tokens",
@@ -93,9 +93,22 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, documents, tmp_path, c
     shutil.copy(CASES / "images" / "0.png", documents[3])  # one of them has been mended
     assert run(trained, *options, out, "--resume", *documents) == 2
     again = {Path(line["input"]).name: line for line in records(out)}
-    assert "summary" in again["cut.png"] and len(again) == len(lines)
+    assert "answer" in again["cut.png"] and len(again) == len(lines)
     assert run(trained, *options, out, *documents) == 2
     assert "File exists" in capsys.readouterr().err
+
+
+def test_a_file_with_the_key_of_before_is_gone_on_with(trained, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two", "summary": "2"}\n')
+    out, options = tmp_path / "out.jsonl", words("--max-new-tokens 5 --threads 1 --out")
+    assert run(trained, *options, out, tmp_path / "rows.jsonl") == 0
+    first, second = records(out)
+    assert list(first)[:2] == ["input", "answer"] and "reference" not in first
+    assert second["reference"] == "2"
+    before = {"input": first["input"], "summary": "kept"}
+    out.write_text(json.dumps(before) + "\n", "utf-8")
+    assert run(trained, *options, out, "--resume", tmp_path / "rows.jsonl") == 0
+    assert records(out) == [before, second]
 
 
 def test_an_answer_may_be_as_long_as_the_context_and_one_that_is_cut_is_named(tmp_path, capsys):

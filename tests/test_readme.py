@@ -23,7 +23,7 @@ README, CODE, CLUSTERS, DATA = ((ROOT / path).read_text(encoding="utf-8") for pa
 OTHERS = """
 --standalone --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --max-restarts
 --nodes --ntasks-per-node --gpus-per-node --cpus-per-task --signal --requeue
---help --config --run --run-dir --checkpoint --to --merge --preset --count --split
+--help --config --run --run-dir --checkpoint --to --merge --dtype --preset --count --split
 """.split()
 
 
@@ -107,3 +107,9 @@ def test_the_mode_table_is_what_the_batch_counts():
     assert "| 512 / 640 / 1024 / 1280 | 73 / 111 / 273 / 421 |" in README
     for mode, tokens in (("tiny", 73), ("small", 111), ("base", 273), ("large", 421)):
         assert visual_tokens(MODES[mode], MODES[mode]) == tokens
+    row = "| DeepSeek-OCR-2: 768 / base / gundam | 768 / 1024 / 1024 and 2 to 6 tiles of 768 |"
+    assert f"{row} 145 / 257 / 257 + 144 a tile |" in README
+    two = PRESETS["deepseek-ocr-2"].page_format
+    assert (two.sides, two.tile, two.gundam, two.most_tiles) == ((768, 1024), 768, 1024, 6)
+    found = [visual_tokens(side, side, newlines=two.newlines) for side in two.sides]
+    assert [*found, visual_tokens(1024, 1024, (1, 2), two.tile, two.newlines)] == [145, 257, 545]

@@ -163,7 +163,7 @@ def test_resuming_as_another_run_is_an_error(finished, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     code = run(*REPORTS, *words("--max-steps 8 --seed 1 --resume auto"), out=finished)
     assert code == 2
-    assert "was made with seed 0, now 1" in capsys.readouterr().err
+    assert "was trained with --seed 0, now 1; give the old value" in capsys.readouterr().err
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 

@@ -4,11 +4,13 @@ In: a family, a split and a seed. Out: a file of JSON lines, one for each Docume
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UserError, exit_code
+from ..files.disk import check_name, write_text, writing
 from ..options import OneLineParser
 from .documents import SIZES
 from .families import FAMILIES, documents
@@ -32,12 +34,12 @@ def run(arguments: list[str]) -> None:
         "--out", type=Path, required=True, metavar="FILE", help="a file that does not exist yet"
     )
     given = parser.parse_args(arguments)
-    try:
-        with given.out.open("x", encoding="utf-8", newline="\n") as file:
-            for document in documents(given.family, given.split, given.seed):
-                file.write(json.dumps(asdict(document), ensure_ascii=False) + "\n")
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        raise UserError(f"--out {given.out}: {error}") from None
+    check_name("--out", given.out)
+    if os.path.lexists(given.out):
+        raise UserError(f"--out {given.out}: File exists")
+    found = (asdict(document) for document in documents(given.family, given.split, given.seed))
+    with writing("--out", given.out):
+        write_text(given.out, "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in found))
 
 
 def main(arguments: list[str] | None = None) -> int:

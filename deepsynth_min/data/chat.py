@@ -10,6 +10,8 @@ conversation of one question and one answer is read, and any other is named and 
 
 from typing import Any
 
+from ..errors import json_kind
+
 USERS = ("user", "human")
 ASSISTANTS = ("assistant", "gpt", "model", "bot")
 
@@ -42,7 +44,7 @@ def one_turn(turns: Any, name: str, answered: bool) -> tuple[str, str | None, li
 def _turn(turn: Any) -> tuple[str, str, list[Any]]:
     """(role, text, images)"""
     if not isinstance(turn, dict):
-        raise ValueError(f"a turn is a {type(turn).__name__}, not an object")
+        raise ValueError(f"a turn is {json_kind(turn)}, not an object")
     role = turn.get("role") or turn.get("from")
     content = turn["content"] if turn.get("content") is not None else turn.get("value")
     kind = "user" if role in USERS else "assistant" if role in ASSISTANTS else role

@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, json_kind, looks_like_utf16, not_utf8, number_of
 from ..files.unpack import PACKED, unpacked
 
 TABLES = (".csv", ".tsv")
@@ -104,10 +104,12 @@ class _FileReader:
 def _object(text: bytes) -> dict[str, Any]:
     try:
         values = json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadValue(not_utf8(text, error), "not UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise BadValue(f"not JSON ({error})", "not JSON") from None
     if not isinstance(values, dict):
-        raise BadValue(f"not a JSON object but a {type(values).__name__}", "not a JSON object")
+        raise BadValue(f"not a JSON object but {json_kind(values)}", "not a JSON object")
     return values
 
 
@@ -205,8 +207,6 @@ class Table(_FileReader):
     def _head(self, content: IO[bytes]) -> None:
         head = content.read(1 << 16)
         content.seek(0)
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise UserError(f"{self.shown}: UTF-16; save it as CSV in UTF-8")
         first = re.sub(rb'"[^"]*"', b"", head.split(b"\n", 1)[0])
         marks = b"\t" if self.shown.suffixes[:1] == [".tsv"] else b",;\t|"
         self.delimiter = chr(max(marks, key=lambda mark: first.count(bytes([mark]))))
@@ -256,7 +256,7 @@ class Table(_FileReader):
             reason = f"a quoted field that is not closed ({record})"
             raise BadValue(reason if "end of data" in str(record) else str(record), "not CSV")
         if len(record) != len(self.fields):
-            reason = f"{len(record)} fields, the first line names {len(self.fields)}"
+            reason = f"{number_of(len(record), 'field')}, the first line names {len(self.fields)}"
             raise BadValue(reason, "another number of fields")
         return {name: value or None for name, value in zip(self.fields, record)}
 
@@ -274,6 +274,10 @@ def open_reader(path: Path) -> _FileReader:
     """The reader of a text file of rows. Raises UserError."""
     inner = unpacked(path, kind_of(path)) if path.suffix.lower() in PACKED else path
     kind = kind_of(path)
+    with open(inner, "rb") as content:
+        if looks_like_utf16(content.read(4096)):
+            hint = "convert it to UTF-8, e.g. with iconv -f UTF-16 -t UTF-8"
+            raise UserError(f"{path}: looks like UTF-16; {hint}")
     if kind in TABLES:
         return Table(inner, path)
     if kind == ".json" and not _is_lines(inner):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, find_file
+from ..errors import UserError, find_file, json_kind, not_utf8, number_of
 from . import chat
 from .columns import Columns, is_image
 
@@ -106,7 +106,8 @@ def _chat_row(
         raise RowError(where, f"images both in {columns.chat!r} and in {columns.images!r}")
     images = beside or [part for part in parts if part is not None]
     if len(parts) > len(images) or (parts and len(parts) < len(images)):
-        raise RowError(where, f"{len(parts)} places for images, {len(images)} images")
+        places = number_of(len(parts), "place")
+        raise RowError(where, f"{places} for images, {number_of(len(images), 'image')}")
     found = _images(images, where, place) if images else ()
     question_row = {columns.chat: question}
     instruction = text_of(question_row, columns.chat, where) if question.strip() else None
@@ -134,11 +135,11 @@ def prompt_after_pages(instruction: str, pages: int, where: str) -> str:
         if PLACEHOLDER in prompt:
             raise RowError(where, f"{PLACEHOLDER} in the middle of the instruction; it leads")
         return "\n" + prompt
-    count, rest = leading[0].count(PLACEHOLDER), prompt[leading.end() :]
+    given, rest = leading[0].count(PLACEHOLDER), prompt[leading.end() :]
     if PLACEHOLDER in rest:
         raise RowError(where, f"{PLACEHOLDER} in the middle of the instruction; it leads")
-    if count > 1 and pages and count != pages:
-        raise RowError(where, f"{count} times {PLACEHOLDER} for {pages} images")
+    if given > 1 and pages and given != pages:
+        raise RowError(where, f"{given} times {PLACEHOLDER} for {number_of(pages, 'image')}")
     return rest
 
 
@@ -209,12 +210,24 @@ def text_of(values: dict[str, Any], name: str, where: str) -> str:
     text = values[name]
     if not isinstance(text, str):
         kind = f"field {name!r} is not a text"
-        raise RowError(where, f"field {name!r} is a {type(text).__name__}, not a text", kind)
+        raise RowError(where, f"field {name!r} is {json_kind(text)}, not a text", kind)
     if not text.strip():
         raise RowError(where, f"field {name!r} is empty")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         kind = f"field {name!r} is not valid Unicode"
-        raise RowError(where, f"{kind} ({error.reason})", kind) from None
+        raise RowError(where, f"{kind} ({_undecoded(text) or error.reason})", kind) from None
     return text
+
+
+def _undecoded(text: str) -> str:
+    """Of a field of a table, whose bytes may not have been UTF-8: what is said of them."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return not_utf8(data, error)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        pass
+    return ""

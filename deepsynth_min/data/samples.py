@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from ..errors import UserError
+from ..errors import UserError, number_of
 from ..model.batch import Batch, visual_tokens
 from ..model.config import ModelConfig
 from ..model.loss import IGNORE
 from ..pages.font import FontChain
-from ..pages.images import cut_tiles, grids, open_images, prepare
-from ..pages.modes import MODES, TILE, page_side
-from ..pages.renderer import PageStyle, TooManyPages, render_pages
+from ..pages.images import cut_tiles, open_images, page_shaped_grids, prepare, shrink_into_square
+from ..pages.modes import page_side
+from ..pages.renderer import Pages, PageStyle, TooManyPages, render_pages
 from ..settings import Settings
 from .row import Row, RowError, TooLong, prompt_after_pages
 from .rows import is_skipped
@@ -38,29 +37,54 @@ class Sample:
     prompt: int  # tokens before the answer
     visual: int  # visual tokens, at positions 1 .. visual
     pages: np.ndarray  # uint8 [n, C, side, side]
-    tiles: list[np.ndarray]  # uint8 [w*h, C, 640, 640] for each page that has any
+    tiles: list[np.ndarray]  # uint8 [w*h, C, s, s] for each page that has any
     grids: list[tuple[int, int]]
     missing: int  # characters drawn as a box, or without the shaping that their script needs
     truncated: bool = False  # whether something was left out to fit the context
+    newlines: bool = True  # whether a visual token ends each row of a page
+
+
+def draw(text: str, style: PageStyle, where: str) -> tuple[Pages, int]:
+    """(pages of a text, characters drawn as a box or without the shaping that they need).
+
+    Raises TooLong for more pages than the style allows, RowError for what cannot be drawn.
+    """
+    try:
+        drawn = render_pages(text, style)
+    except TooManyPages as error:
+        raise TooLong(where, str(error)) from None
+    except ValueError as error:
+        raise RowError(where, str(error), "cannot be drawn") from None
+    return drawn, len(drawn.missing) + len(drawn.unshaped)
 
 
 class SampleBuilder:
     """Turns rows into samples; holds no state that changes, so threads may share it."""
 
     def __init__(self, settings: Settings, config: ModelConfig, tokenizer: Any):
-        self.side = page_side(settings.model.mode, config.page_size)
+        self.config, self.format = config, config.page_format
+        self.side = page_side(settings.model.mode, self.format)
         self.gundam = settings.model.mode == "gundam"
         self.settings, self.tokenizer = settings, tokenizer
         self.context, self.trained_with = config.decoder.max_position_embeddings, config.text
         self.special = special_ids(tokenizer)
         check_tokenizer(tokenizer, config.decoder.vocab_size)
         # More pages than could ever be used are not drawn, but counted as an error.
-        self.most_pages = self.context // visual_tokens(self.side, self.side)
+        self.most_pages = self.context // self.visual_tokens()
         self.style = self._style(self.side, self.side)
-        grids_ = _page_shaped(settings.page.max_tiles) if self.gundam else []
+        tile, most = self.format.tile, settings.page.max_tiles or self.format.served_tiles
+        if self.gundam and most > self.format.most_tiles:
+            raise UserError(f"--max-tiles {most}: this model reads up to {self.format.most_tiles}")
+        self.most_tiles = most if self.gundam else 0
+        grids_ = page_shaped_grids(self.most_tiles, self.format)
         self.canvases = [  # gundam: one tile after the other until the text fits
-            (grid, self._style(grid[0] * TILE, grid[1] * TILE)) for grid in grids_
+            (grid, self._style(grid[0] * tile, grid[1] * tile)) for grid in grids_
         ]
+
+    def visual_tokens(self, grid: tuple[int, int] = (1, 1)) -> int:
+        """Of one page, with tiles in this grid (w, h)."""
+        given = self.format
+        return visual_tokens(self.side, self.side, grid, given.tile, given.newlines)
 
     def _style(self, width: int, height: int) -> PageStyle:
         page, trained_with = self.settings.page, self.trained_with
@@ -92,25 +116,25 @@ class SampleBuilder:
         canvases = [(whole, self.style), *self.canvases]
         try:
             for grid, style in canvases[:-1]:  # noqa: B007, used below
-                drawn = render_pages(text, replace(style, max_pages=1, overflow="truncate"))
+                one = replace(style, max_pages=1, overflow="truncate")
+                drawn, missing = draw(text, one, where)
                 if not drawn.truncated:
                     break
             else:  # several of the largest, within limits
                 grid, style = canvases[-1]
                 if max_pages:
                     style = replace(style, max_pages=max_pages, overflow="truncate")
-                drawn = render_pages(text, style)
-        except TooManyPages as error:
+                drawn, missing = draw(text, style, where)
+        except TooLong:
             if self.settings.page.max_pages:
-                raise TooLong(where, str(error)) from None
+                raise
             raise TooLong(
                 where,
-                f"the text needs more than {self.most_pages} pages, which alone exceed the model's "
-                f"context of {self.context} tokens (--max-pages N --overflow truncate|shrink)",
+                f"the text needs more than {number_of(self.most_pages, 'page')}, which alone "
+                f"exceed the model's context of {self.context} tokens "
+                "(--max-pages N --overflow truncate|shrink)",
             ) from None
-        except ValueError as error:
-            raise RowError(where, str(error), "cannot be drawn") from None
-        pages, missing = drawn.pages, len(drawn.missing) + len(drawn.unshaped)
+        pages = drawn.pages
         if grid == whole:
             return pages[:, None], [], [grid] * len(pages), missing
         tiles = [cut_tiles(page[None], grid) for page in pages]
@@ -125,10 +149,12 @@ class SampleBuilder:
             if len(prepared) == most:
                 if max_pages:
                     break
-                reason = f"more than {most} pages, which alone exceed the model's context"
+                reason = (
+                    f"more than {number_of(most, 'page')}, which alone exceed the model's context"
+                )
                 raise TooLong(row.where, f"{reason} of {self.context} tokens")
-            max_tiles = self.settings.page.max_tiles
-            prepared.append(prepare(image, self.side, self.gundam, max_tiles))
+            page = self.settings.page
+            prepared.append(prepare(image, self.side, self.format, self.most_tiles, page.fit))
         if not prepared:
             return np.empty((0, 1, self.side, self.side), np.uint8), [], [], 0
         views = np.stack([view for view, _, _ in prepared])
@@ -164,22 +190,25 @@ class SampleBuilder:
         if 1 + asked + answer > self.context:
             raise TooLong(
                 row.where,
-                f"an instruction of {asked} tokens and an answer of {answer} make more than the "
-                f"model's context of {self.context}, without any page",
+                f"an instruction of {number_of(asked, 'token')} and an answer of {answer} make "
+                f"more than the model's context of {self.context}, without any page",
             )
 
     def placeholder(self) -> Sample:
         """Two tokens of which none is scored: a micro-batch whose rows are all left out."""
         none = np.empty((0, 1, self.side, self.side), np.uint8)
-        return Sample([self.special.bos, self.special.eos], 2, 0, none, [], [], 0)
+        return self._sample([self.special.bos, self.special.eos], 2, 0, none, [], [], 0)
 
     def prompt(self, row: Row, max_pages: int = 0) -> Sample:
         """The sequence up to where the answer begins; max_pages: of more, the first. Raises
         RowError."""
         pages, tiles, grids_, missing = self._pages(row, max_pages)
-        visual = sum(visual_tokens(self.side, self.side, grid, TILE) for grid in grids_)
+        visual = sum(map(self.visual_tokens, grids_))
         ids = [self.special.bos] + [self.special.image] * visual + self._asked(row)
-        return Sample(ids, len(ids), visual, pages, tiles, grids_, missing)
+        return self._sample(ids, len(ids), visual, pages, tiles, grids_, missing)
+
+    def _sample(self, *parts: Any) -> Sample:
+        return Sample(*parts, newlines=self.format.newlines)
 
     def __call__(self, row: Row) -> Sample:
         """Row -> Sample. Raises RowError, TooLong if it does not fit into the context, unless
@@ -203,9 +232,9 @@ class SampleBuilder:
             hint = " (--max-pages N --overflow truncate|shrink limits the pages)"
         raise TooLong(
             row.where,
-            f"{len(sample.pages)} pages ({sample.visual} visual tokens), an instruction of {asked} "
-            f"tokens and an answer of {len(answer)} make {length}; the model's context is "
-            f"{self.context}{hint}",
+            f"{number_of(len(sample.pages), 'page')} ({sample.visual} visual tokens), an "
+            f"instruction of {number_of(asked, 'token')} and an answer of {len(answer)} make "
+            f"{length}; the model's context is {self.context}{hint}",
         )
 
     def _cut(self, row: Row, answer: list[int]) -> Sample:
@@ -213,37 +242,12 @@ class SampleBuilder:
         fits, without EOS if that is not all: where it was cut is no end."""
         grid = self.canvases[-1][0] if self.canvases else (1, 1)
         fixed = 1 + len(self._asked(row))
-        per_page = visual_tokens(self.side, self.side, grid, TILE)
-        left = (self.context - fixed - len(answer)) // per_page
+        left = (self.context - fixed - len(answer)) // self.visual_tokens(grid)
         sample = self.prompt(row, max(1, left))
         if len(sample.ids) >= self.context:
             raise TooLong(row.where, "a page and the instruction alone fill the model's context")
         ids = [*sample.ids, *answer][: self.context]
         return replace(sample, ids=ids, truncated=True)
-
-
-def _page_shaped(most: int) -> list[tuple[int, int]]:
-    """For 2 .. `most` tiles the grid nearest to a square: upright, no strip, and roomier than the
-    global view, which a text is drawn on alone if it fits."""
-    best = {}
-    for w, h in grids(most):
-        if w <= h <= 2 * w and w * h * TILE**2 > MODES["gundam"] ** 2:
-            best[w * h] = min(best.get(w * h, (w, h)), (w, h), key=lambda grid: grid[1] / grid[0])
-    return [best[tiles] for tiles in sorted(best)]
-
-
-def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [n, H, W] -> [n, 1, side, side]: fitted, antialiased, padded with grey 127."""
-    height, width = canvases.shape[1:]
-    scale = side / max(height, width)
-    size = (round(height * scale), round(width * scale))
-    large = torch.from_numpy(canvases)[:, None].float()
-    small = F.interpolate(large, size, mode="bicubic", antialias=True, align_corners=False)
-    small = small.round().clamp(0, 255).to(torch.uint8)
-    top, left = (side - size[0]) // 2, (side - size[1]) // 2
-    square = torch.full((len(canvases), 1, side, side), 127, dtype=torch.uint8)
-    square[:, :, top : top + size[0], left : left + size[1]] = small
-    return square.numpy()
 
 
 def collate(
@@ -284,6 +288,7 @@ def collate(
         missing=sum(sample.missing for sample in samples),
         truncated=sum(sample.truncated for sample in samples),
         owners=tuple(b for b, sample in enumerate(samples) for _ in sample.pages),
+        newlines=all(sample.newlines for sample in samples),
     )
     return batch.packed() if pack else batch
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..corpus.families import family_of
-from ..errors import UserError, find_file
+from ..errors import UserError, find_file, number_of
 from ..files.download import fetch_data, files_of, is_hub_id
 from ..files.index import Fault
 from ..files.splits import SYNONYMS, choose_split, named_after, splits_of
@@ -33,7 +33,7 @@ class Data:
     """The rows of a run, and lines that say where they come from."""
 
     train: Sequence[Row]
-    held_out: Sequence[Row]
+    held_out: Sequence[Row]  # none with --val-fraction 0, where nothing else is set apart
     notes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)  # rows that are left out, of all sources
     files: list[FileRows] = field(default_factory=list)  # of all sources
@@ -141,7 +141,8 @@ def pinned(settings: DataSettings, before: DataSettings | None = None) -> DataSe
             which = values[0] if len(values) == 1 else values
             if not on_hub:
                 raise UserError(f"{option} {given[0]}: {which!r} is not a data set on the hub")
-            raise UserError(f"{option}: {len(given)} revisions for {len(on_hub)} data sets")
+            revisions, sets = number_of(len(given), "revision"), number_of(len(on_hub), "data set")
+            raise UserError(f"{option}: {revisions} for {sets}")
         commits = tuple(
             fetch_data(v, at).name for v, at in zip(on_hub, given or ("",) * len(on_hub))
         )
@@ -184,7 +185,7 @@ def open_data(settings: DataSettings, seed: int, progress: bool = False) -> Data
         data.train = Mixture(train, [weight for _, weight in given])
     if settings.val_data:
         held_out = [_held_out(settings, progress, opened, data)]
-    data.held_out = held_out[0]
+    data.held_out = held_out[0] if held_out else View(data.train, 0, 0)
     order = None
     if len(held_out) > 1:
         data.held_out = Mixture(held_out, [1.0] * len(held_out))
@@ -204,7 +205,7 @@ def _with_revisions(settings: DataSettings) -> list[tuple[str, str]]:
 def _open_one(
     name: str, revision: str, settings: DataSettings, seed: int, progress: bool, data: Data
 ) -> tuple[Sequence[Row], Sequence[Row] | None]:
-    """(training rows, held-out rows or None with --val-data) of one --data; adds to its notes."""
+    """(training rows, held-out rows or None if none are of it) of one --data; adds to its notes."""
     if family := family_of(name):
         return EmbeddedRows("train", family), EmbeddedRows("val", family)
     source = find_source(name, settings, revision)
@@ -217,6 +218,9 @@ def _open_one(
     if not has_splits or "val" not in source.splits or rows.files == source.splits["val"]:
         if has_splits:
             data.notes.append(f"{name}: only its split {split!r} is used")
+        if not settings.val_fraction:
+            data.notes.append(f"{name}: nothing is held out (--val-fraction 0)")
+            return rows, None
         return _split(rows, name, settings, seed)
     held_out = source.rows("val", settings, progress)
     _note(data, f"{name} (validation)", held_out)
@@ -225,16 +229,17 @@ def _open_one(
     ]
     left = f"; {' and '.join(others)} left alone" if others else ""
     data.notes.append(
-        f"{name}: {split!r} trains ({len(rows):,} rows), validation is held out "
-        f"({len(held_out):,} rows){left}"
+        f"{name}: {split!r} trains ({number_of(len(rows), 'row')}), validation is held out "
+        f"({number_of(len(held_out), 'row')}){left}"
     )
     return rows, held_out
 
 
 def _note(data: Data, name: str, rows: FileRows) -> None:
     """Says which field is what, and how many rows there are and are not."""
-    left_out = f"; {len(rows.faults):,} bad rows are left out" if rows.faults else ""
-    data.notes.append(f"{name}: {rows.columns.describe()}; {len(rows):,} rows{left_out}")
+    left_out = f"; left out: {number_of(len(rows.faults), 'bad row')}" if rows.faults else ""
+    found = number_of(len(rows), "row")
+    data.notes.append(f"{name}: {rows.columns.describe()}; {found}{left_out}")
     data.faults += rows.faults
     data.files.append(rows)
 

@@ -43,7 +43,8 @@ def _replaced(
     """The sample with `ids` in place of its visual tokens, between BOS and the instruction."""
     whole = [*sample.ids[:1], *ids, *sample.ids[1 + sample.visual :]]
     prompt = sample.prompt + len(ids) - sample.visual
-    return Sample(whole, prompt, visual, pages, tiles, grids, 0)
+    changed = {"visual": visual, "pages": pages, "tiles": tiles, "grids": grids, "missing": 0}
+    return replace(sample, ids=whole, prompt=prompt, truncated=False, **changed)
 
 
 def ablate(

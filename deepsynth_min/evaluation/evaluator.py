@@ -249,3 +249,17 @@ def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
     if sums["visual_tokens"]:
         result["compression"] = sums["text_tokens"] / sums["visual_tokens"]
     return result | ({"ablated": ablated} if ablated else {})
+
+
+def check_patience(settings: Settings) -> None:
+    """Raises UserError if there will be no evaluations for --patience to count."""
+    if settings.evaluation.patience and not settings.run.eval_every:
+        raise UserError("--patience: counts evaluations, and --eval-every 0 makes none on the way")
+
+
+def check_held_out(rows: Sequence[Row], settings: Settings) -> None:
+    """Raises UserError if no row is held out and a setting asks for what is measured on them."""
+    chosen = settings.evaluation
+    for option, given in (("--patience", chosen.patience), ("--best", chosen.best != "loss")):
+        if given and not len(rows):
+            raise UserError(f"{option}: nothing is held out (--val-fraction 0); give --val-data")

@@ -1,6 +1,7 @@
 """Files and directories that are there whole or not at all.
 
-In: what to write. Out: it, on the disk, under its name; or a WriteError and nothing.
+In: what to write. Out: it, on the disk, under its name; or a WriteError and nothing. What the user
+named in an option is written in `writing`, so that a refusal is one line that names it.
 
 The one idea: everything is written under a temporary name, flushed and renamed, so whatever stands
 under its own name was finished, whenever the machine stopped. A directory that is replaced is first
@@ -9,6 +10,7 @@ when its successor has the name: a kill between the two renames leaves both of t
 `undo_unfinished` gives the name back.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,16 +31,77 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Replaces a small file at once: never half of it."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    flush(partial)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(data)
+        flush(partial)
+        os.replace(partial, path)
+    except OSError:
+        if partial.is_file():
+            partial.unlink()
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same with text, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def append_whole(file: io.FileIO, text: str) -> None:
+    """Adds text at the end of a file that is open without a buffer; if the system refuses some of
+    it, all of it. Half a character, as of file names that are not UTF-8, is written as JSON has
+    it."""
+    start, data = file.seek(0, os.SEEK_END), text.encode("utf-8", "backslashreplace")
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        file.truncate(start)
+        raise
 
 
 class WriteError(UserError):
     """The system refused to store something (a full disk, a missing permission)."""
+
+
+# -- what the user named --------------------------------------------------------------------------
+
+
+def check_name(option: str, path: str | Path) -> None:
+    """Raises UserError for what cannot be a file's name."""
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        possible = False
+    if not possible:
+        raise UserError(f"{option} {path}: not a possible file name")
+
+
+def check_file(option: str, path: str | Path) -> None:
+    """Raises UserError if no file can be written there: better before long work than after it."""
+    check_name(option, path)
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise UserError(f"{option} {path}: is a folder")
+    if not os.path.isdir(folder):
+        raise UserError(f"{option} {path}: No such file or directory: {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path}: {folder} may not be written to")
+
+
+@contextmanager
+def writing(option: str, path: str | Path) -> Iterator[None]:
+    """Around the writing of what an option names: what the system refuses is a WriteError."""
+    check_name(option, path)
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{option} {path}: {error.strerror or error}") from None
+
+
+# -- directories ----------------------------------------------------------------------------------
 
 
 def partial_name(final: Path) -> Path:

@@ -11,6 +11,7 @@ order: the figures do not depend on the number of processes.
 """
 
 import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -243,7 +244,7 @@ def collect(settings: Settings, workers: int = 0, progress: bool = False) -> Sta
     sizes = [len(getattr(data, split)) for split in SPLITS]
     workers = workers or max(1, min(cores(), sum(sizes) // LEAST))
     tasks = [task for split in SPLITS for task in _tasks(split, getattr(data, split))]
-    parts: dict[str, list[Part]] = {split: [] for split in SPLITS}
+    parts = {split: [reader(split, np.empty(0, np.int64))] for split in SPLITS}
     bar = tqdm(total=sum(sizes), unit="row", desc="reading", disable=not progress, leave=False)
     with bar:
         for (split, numbers), part in zip(tasks, _all(reader, settings, tasks, workers)):
@@ -264,7 +265,13 @@ def _all(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start, (settings,))
     try:
-        yield from pool.map(_measure, tasks)
+        # Ctrl-C reaches every process of a terminal: those of the pool leave it to this one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            parts = pool.map(_measure, tasks)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield from parts
     except BrokenProcessPool:
         raise UserError(
             "a process that reads rows has ended; if memory was short, give fewer --workers"

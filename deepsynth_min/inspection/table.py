@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.order import rows_per_epoch
 from ..data.rows import LISTED
-from ..model.batch import visual_tokens
+from ..errors import number_of
 from ..model.presets import PRESETS
 from ..pages.scripts import mends_missing, mends_unshaped, script_of, shown_character
 from ..settings import Settings
@@ -49,10 +49,10 @@ def sections(statistics: Statistics, settings: Settings, processes: int) -> list
 
 
 def _setting(statistics: Statistics, settings: Settings) -> Section:
-    side, model = statistics.builder.side, settings.model
+    builder, model = statistics.builder, settings.model
     line = (
-        f"{model.model}, --mode {model.mode}: pages of {side} px, {visual_tokens(side, side)} "
-        f"visual tokens each; a context of {statistics.builder.context:,} tokens"
+        f"{model.model}, --mode {model.mode}: pages of {builder.side} px, "
+        f"{builder.visual_tokens()} visual tokens each; a context of {builder.context:,} tokens"
     )
     if model.model in PRESETS:
         line += "; tokens are those of the embedded tokenizer"
@@ -190,8 +190,9 @@ def _epoch(statistics: Statistics, settings: Settings, processes: int) -> Sectio
         total = statistics.per_epoch(name)
         table.append((title, f"{total:,.0f}", f"{total / steps:,.0f}"))
     line = (
-        f"a step has {optim.batch_size} samples x {optim.accumulate} micro-steps x {processes} "
-        f"processes = {batch:,}"
+        f"a step has {number_of(optim.batch_size, 'sample')} x "
+        f"{number_of(optim.accumulate, 'micro-step')} x {processes} "
+        f"process{'' if processes == 1 else 'es'} = {batch:,}"
     )
     return Section("An epoch", [line], table)
 

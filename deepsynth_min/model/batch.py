@@ -15,18 +15,21 @@ from torch import Tensor
 from .loss import IGNORE
 
 
-def visual_tokens(height: int, width: int, grid: tuple[int, int] = (1, 1), tile: int = 640) -> int:
-    """Visual tokens of one page: a token per 64 px and a newline per row, then the separator.
+def visual_tokens(
+    height: int, width: int, grid: tuple[int, int] = (1, 1), tile: int = 640, newlines: bool = True
+) -> int:
+    """Visual tokens of one page: a token per 64 px and, if `newlines`, one per row; a separator.
 
     height, width: px of the global view; grid (w, h): tiles of the local view, none if (1, 1).
     >>> visual_tokens(1024, 1024), visual_tokens(1024, 1024, (2, 1))
     (273, 483)
+    >>> visual_tokens(1024, 1024, newlines=False), visual_tokens(1024, 1024, (2, 1), 768, False)
+    (257, 545)
     """
-    rows, cols = height // 64, width // 64
+    rows, cols, q = height // 64, width // 64, tile // 64
     w, h = grid
-    q = tile // 64
-    local = (q * h) * (q * w + 1) if w * h > 1 else 0
-    return local + rows * (cols + 1) + 1
+    local = (q * h) * (q * w + newlines) if w * h > 1 else 0
+    return local + rows * (cols + newlines) + 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Batch:
     owners          the sample, 0 .. B-1, that each page belongs to
     lengths         empty, or the samples' lengths if they are packed: then the text tensors are
                     [1, T], the samples one after another in one row, and nothing is padding
+    newlines        whether a token ends each row of a page, as PageFormat says of the model
     page_keys       empty, or the keys of pages and tiles in the feature cache
     features        [N, h, w, F] what the encoder makes of the pages, if cached (feature_cache.py)
     tile_features   [M, q, q, F] the same of the tiles
@@ -68,6 +72,7 @@ class Batch:
     truncated: int = 0
     owners: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
+    newlines: bool = True
     page_keys: tuple[str, ...] = ()
     features: Tensor | None = None
     tile_features: Tensor | None = None
@@ -91,7 +96,7 @@ class Batch:
             raise ValueError(f"pages of {w} x {h} px: sides must be multiples of 64")
         grids = [(1, 1)] * N if self.grids is None else [tuple(g) for g in self.grids.tolist()]
         tile = 0 if self.tiles is None else self.tiles.shape[-1]
-        expected = sum(visual_tokens(h, w, grid, tile) for grid in grids)
+        expected = sum(visual_tokens(h, w, grid, tile, self.newlines) for grid in grids)
         found = int(self.image_mask.sum())
         if expected != found or len(grids) != N:
             raise ValueError(f"{N} pages make {expected} visual tokens, image_mask holds {found}")
@@ -151,6 +156,7 @@ class Batch:
             truncated=self.truncated,
             owners=self.owners,
             lengths=lengths,
+            newlines=self.newlines,
         )
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":

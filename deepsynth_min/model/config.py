@@ -12,6 +12,7 @@ The letters in the shape comments of the whole package are explained in deepsynt
 from dataclasses import dataclass, field, replace
 
 from ..errors import UserError
+from ..pages.modes import PageFormat
 from .config_limits import check_numbers
 
 
@@ -39,6 +40,21 @@ class ClipConfig:
     heads: int = 16
     image_size: int = 224
     patch_size: int = 14
+
+
+@dataclass(frozen=True)
+class QwenConfig:
+    """Qwen2-0.5B's decoder and learned queries, in CLIP's place (DeepSeek-OCR-2). The official file
+    gives `dim` alone; the rest is fixed in the official code, and of ours may stand beside it."""
+
+    dim: int = 896
+    layers: int = 24
+    heads: int = 14
+    key_value_heads: int = 2
+    mlp_dim: int = 4864
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    page_sides: tuple[int, ...] = (768, 1024)  # px, of tiles and of pages: each has its queries
 
 
 @dataclass(frozen=True)
@@ -87,52 +103,39 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One DeepSeek-OCR: encoder, projector, decoder. `page_size` is its native page side in px."""
+    """One model of the family: encoder, projector, decoder. SAM's features are read by `clip`
+    (DeepSeek-OCR) or by `qwen` (DeepSeek-OCR-2). `page_size` is its native page side in px."""
 
     sam: SamConfig = field(default_factory=SamConfig)
-    clip: ClipConfig = field(default_factory=ClipConfig)
+    clip: ClipConfig | None = field(default_factory=ClipConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     page_size: int = 1024
     text: TextConfig = field(default_factory=TextConfig)
+    qwen: QwenConfig | None = None
 
     def __post_init__(self):
-        sam, clip, dec = self.sam, self.clip, self.decoder
-        width = "vision_config.width."
-        sections = {
-            f"{width}sam_vit_b.": sam,
-            f"{width}clip-l-14-224.": clip,
-            "language_config.": dec,
-            "": self,
-        }
-        for name, section in sections.items():
-            check_numbers(section, name)
-
-        def require(holds: bool, claim: str) -> None:
-            if not holds:
-                raise UserError(claim)
-
-        def whole(number: int, of: int, claim: str) -> None:
-            require(number % of == 0, claim)
-
-        whole(sam.image_size, 64, "vision_config.image_size must be a multiple of 64")
-        claim = "clip-l-14-224.image_size must be a multiple of its patch_size"
-        whole(clip.image_size, clip.patch_size, claim)
-        whole(sam.width, sam.heads, "sam_vit_b.width must be a multiple of its heads")
-        whole(clip.width, clip.heads, "clip-l-14-224.width must be a multiple of its heads")
-        require(len(sam.downsample) == 2, "sam_vit_b.downsample_channels must be two widths")
-        claim = "sam_vit_b.downsample_channels must end in the width of clip-l-14-224"
-        require(sam.downsample[-1] == clip.width, claim)
+        sam, dec = self.sam, self.decoder
+        assert (self.clip is None) != (self.qwen is None), "SAM's features have one reader"
+        reader, name = (self.clip, "clip-l-14-224") if self.clip else (self.qwen, "qwen2-0-5b")
+        check_numbers(reader, f"vision_config.width.{name}.")
+        check_numbers(sam, "vision_config.width.sam_vit_b.")
+        check_numbers(dec, "language_config.")
+        check_numbers(self, "")
+        _multiple(sam.image_size, 64, "vision_config.image_size must be a multiple of 64")
+        _multiple(sam.width, sam.heads, "sam_vit_b.width must be a multiple of its heads")
+        _require(len(sam.downsample) == 2, "sam_vit_b.downsample_channels must be two widths")
         layers = range(sam.layers)
         claim = "sam_vit_b.global_attn_indexes must be layer indices"
-        require(all(i in layers for i in sam.global_layers), claim)
+        _require(all(i in layers for i in sam.global_layers), claim)
         heads, kv_heads = dec.num_attention_heads, dec.num_key_value_heads
-        whole(dec.hidden_size, heads, "hidden_size must be a multiple of num_attention_heads")
-        whole(dec.head_dim, 2, "head size must be even (rotary attention)")
-        whole(heads, kv_heads, "num_attention_heads must be a multiple of num_key_value_heads")
+        _multiple(dec.hidden_size, heads, "hidden_size must be a multiple of num_attention_heads")
+        _multiple(dec.head_dim, 2, "head size must be even (rotary attention)")
+        _multiple(heads, kv_heads, "num_attention_heads must be a multiple of num_key_value_heads")
         claim = "num_experts_per_tok must lie in 1..n_routed_experts"
-        require(1 <= dec.num_experts_per_tok <= dec.n_routed_experts, claim)
+        _require(1 <= dec.num_experts_per_tok <= dec.n_routed_experts, claim)
         claim = "candidate_resolutions: the page size must be a multiple of 64"
-        whole(self.page_size, 64, claim)
+        _multiple(self.page_size, 64, claim)
+        _check_clip(self) if self.qwen is None else _check_qwen(self)
 
     def with_attention(self, window: int = 0, context: int = 0) -> "ModelConfig":
         """With another sliding window, or another number of tokens at most; 0: as it is."""
@@ -141,6 +144,69 @@ class ModelConfig:
         return replace(self, decoder=replace(self.decoder, **changes))
 
     @property
+    def family(self) -> str:
+        """What a model of this kind is called."""
+        if self.qwen is not None:
+            return "DeepSeek-OCR-2"
+        return "Unlimited-OCR" if self.decoder.sliding_window else "DeepSeek-OCR"
+
+    @property
     def feature_width(self) -> int:
-        """Width of a page token before the projector: CLIP's and SAM's, side by side."""
+        """Width of a page token before the projector: CLIP's and SAM's, side by side, or that of a
+        query's output."""
+        if self.qwen is not None:
+            return self.qwen.dim
         return self.clip.width + self.sam.downsample[-1]
+
+    @property
+    def page_format(self) -> PageFormat:
+        """Which pages it reads, and how they become tokens."""
+        if self.qwen is None and self.decoder.sliding_window:  # Unlimited-OCR
+            return PageFormat(self.page_size, served_tiles=32, most_tiles=32)
+        if self.qwen is None:
+            return PageFormat(self.page_size)
+        tile, page = self.qwen.page_sides
+        return PageFormat(
+            native=self.page_size,
+            sides=(tile, page),
+            tile=tile,
+            gundam=page,
+            most_tiles=6,
+            newlines=False,
+            stretched_up_to=tile,
+        )
+
+
+def _require(holds: bool, claim: str) -> None:
+    if not holds:
+        raise UserError(claim)
+
+
+def _multiple(number: int, of: int, claim: str) -> None:
+    _require(number % of == 0, claim)
+
+
+def _check_clip(config: ModelConfig) -> None:
+    clip = config.clip
+    claim = "clip-l-14-224.image_size must be a multiple of its patch_size"
+    _multiple(clip.image_size, clip.patch_size, claim)
+    _multiple(clip.width, clip.heads, "clip-l-14-224.width must be a multiple of its heads")
+    claim = "sam_vit_b.downsample_channels must end in the width of clip-l-14-224"
+    _require(config.sam.downsample[-1] == clip.width, claim)
+
+
+def _check_qwen(config: ModelConfig) -> None:
+    qwen, name = config.qwen, "qwen2-0-5b"
+    _multiple(qwen.dim, qwen.heads, f"{name}.dim must be a multiple of its heads")
+    _multiple(qwen.dim // qwen.heads, 2, f"{name}: head size must be even (rotary attention)")
+    claim = f"{name}.heads must be a multiple of its key_value_heads"
+    _multiple(qwen.heads, qwen.key_value_heads, claim)
+    claim = f"sam_vit_b.downsample_channels must end in the dim of {name}"
+    _require(config.sam.downsample[-1] == qwen.dim, claim)
+    sides = qwen.page_sides
+    ascending = len(sides) == 2 and sides[0] < sides[1] and not any(side % 64 for side in sides)
+    _require(ascending, f"{name}.page_sides must be two multiples of 64, the smaller one first")
+    claim = f"candidate_resolutions: {config.page_size} px, but {name} has queries for {sides}"
+    _require(config.page_size in sides, claim)
+    claim = f"sliding_window: a model with {name} has none (Unlimited-OCR has, with clip-l-14-224)"
+    _require(not config.decoder.sliding_window, claim)

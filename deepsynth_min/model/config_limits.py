@@ -30,6 +30,7 @@ _MAXIMUM = {
     "n_routed_experts": 2048,
     "image_size": 8192,
     "page_size": 8192,
+    "page_sides": 8192,
     "vocab_size": 2**24,
 }
 _DEFAULT_MAXIMUM = 2**20

@@ -3,13 +3,15 @@
 In: a `Batch`. Out: logits [B, T, V], or (sum, count) of the loss.
 
 The one idea: a page is a piece of the sequence. Its visual tokens, each row ended by
-`image_newline` and the page by `view_seperator` (the official spelling), replace the embeddings of
-the image tokens, and from there on the decoder knows no difference.
+`image_newline` (not those of learned queries, which have no rows) and the page by `view_seperator`
+(the official spelling), replace the embeddings of the image tokens, and from there on the decoder
+knows no difference.
 
 Freezing is `requires_grad` and nothing else: a part without trainable parameters below it builds no
 autograd graph, and every part can be trained.
 
-Source: Wei et al. 2025 (DeepSeek-OCR); parameter names are those of the official checkpoint.
+Sources: Wei et al. 2025 (DeepSeek-OCR), Wei et al. 2026 (DeepSeek-OCR-2). Parameter names are those
+of the official checkpoints.
 """
 
 import os
@@ -28,6 +30,7 @@ from .loss import chunked_cross_entropy
 from .norm import RMSNorm
 from .official_config import config_from_file
 from .presets import find_checkpoint
+from .query_encoder import QueryEncoder
 from .weights import PackedWeight, is_adapter, load_weights
 
 
@@ -43,13 +46,22 @@ class Trunk(nn.Module):
         super().__init__()
         dec = config.decoder
         self.sam_model = SamEncoder(config.sam)
-        self.vision_model = ClipEncoder(config.clip)
+        if config.qwen is None:
+            self.vision_model = ClipEncoder(config.clip)
+        else:
+            self.qwen2_model = QueryEncoder(config.qwen)
         self.projector = Projector(config)
-        self.image_newline = nn.Parameter(torch.empty(dec.hidden_size))
+        if config.page_format.newlines:
+            self.image_newline = nn.Parameter(torch.empty(dec.hidden_size))
         self.view_seperator = nn.Parameter(torch.empty(dec.hidden_size))
         self.embed_tokens = nn.Embedding(dec.vocab_size, dec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(dec, i) for i in range(dec.num_hidden_layers))
         self.norm = RMSNorm(dec.hidden_size, dec.rms_norm_eps)
+
+    @property
+    def towers(self) -> tuple[SamEncoder, ClipEncoder | QueryEncoder]:
+        """The encoder: SAM, and what reads its features."""
+        return self.sam_model, getattr(self, "qwen2_model", None) or self.vision_model
 
 
 class DeepseekOCR(nn.Module):
@@ -100,26 +112,26 @@ class DeepseekOCR(nn.Module):
                 module.rel_pos_w.normal_(0, 0.02, generator=generator)
             if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 module.bias.zero_()
-        trunk = self.model
-        tables = (trunk.sam_model.pos_embed, trunk.vision_model.embeddings.class_embedding)
-        for table in (*tables, trunk.image_newline, trunk.view_seperator):
-            table.normal_(0, 0.02, generator=generator)
+        tables = ("pos_embed", "class_embedding", "image_newline", "view_seperator")
+        for name, parameter in self.model.named_parameters():  # in this order
+            if name.endswith(tables):
+                parameter.normal_(0, 0.02, generator=generator)
 
     # -- pages ------------------------------------------------------------------------------------
 
     def _page_grid(self, pages: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 [N, C, h*64, w*64] -> tokens [N, h, w, D], and SAM's and CLIP's features."""
-        sam, clip = self._towers(pages)
+        """uint8 [N, C, h*64, w*64] -> tokens [N, h, w, D], and the features of both towers."""
+        sam, second = self._towers(pages)
         n, _, h, w = sam.shape
-        return self.model.projector(side_by_side(sam, clip)).view(n, h, w, -1), sam, clip
+        return self.model.projector(self._joined(sam, second)).view(n, h, w, -1), sam, second
 
     @property
     def encoder_trains(self) -> bool:
-        towers = (self.model.sam_model, self.model.vision_model)
-        return any(p.requires_grad for part in towers for p in part.parameters())
+        return any(p.requires_grad for part in self.model.towers for p in part.parameters())
 
     def page_features(self, pages: Tensor, together: int = 0) -> Tensor:
-        """uint8 [N, C, h*64, w*64] -> what the projector sees of them, [N, h, w, F].
+        """uint8 [N, C, h*64, w*64] -> what the projector sees of them, [N, h, w, F]; of learned
+        queries, which have no place on the page, the h*w one after the other.
 
         What a page becomes in float32 must not depend on the pages beside it, to the last bit, lest
         a cached page (feature_cache.py) differ from a fresh one. Matrix products of other sizes may
@@ -131,12 +143,17 @@ class DeepseekOCR(nn.Module):
         exact = self.model.sam_model.pos_embed.dtype == torch.float32 and not trains
         pieces = pages.split(together or (1 if exact else max(1, len(pages))))
         n, h, w = len(pages), pages.shape[2] // 64, pages.shape[3] // 64
-        return torch.cat([side_by_side(*self._towers(piece)) for piece in pieces]).view(n, h, w, -1)
+        return torch.cat([self._joined(*self._towers(piece)) for piece in pieces]).view(n, h, w, -1)
+
+    def _joined(self, sam: Tensor, second: Tensor) -> Tensor:
+        """What the projector sees of both towers' features: [N, h*w, F]."""
+        return second if self.config.qwen is not None else side_by_side(sam, second)
 
     def _towers(self, pages: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [N, C, h*64, w*64] -> SAM's features [N, C, h, w], CLIP's [N, 1 + h*w, C]."""
-        trunk = self.model
-        dtype = trunk.sam_model.pos_embed.dtype
+        """uint8 [N, C, h*64, w*64] -> SAM's features [N, C, h, w]; CLIP's [N, 1 + h*w, C], or the
+        queries' outputs [N, h*w, C]."""
+        first, second = self.model.towers
+        dtype = first.pos_embed.dtype
         x = (pages.float() / 255 - 0.5) / 0.5
         x = x.expand(-1, 3, -1, -1).to(dtype)  # one channel becomes three
         # Weights held in 16 bit (a frozen encoder) are computed with as they are.
@@ -145,9 +162,8 @@ class DeepseekOCR(nn.Module):
             torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_trains),
             torch.autocast(x.device.type, enabled=autocast),
         ):
-            sam = trunk.sam_model(x)  # [N, C, h, w]
-            clip = trunk.vision_model(sam)  # [N, 1 + h*w, C]
-        return sam, clip
+            sam = first(x)  # [N, C, h, w]
+            return sam, second(sam)
 
     def encode_pages(
         self,
@@ -160,14 +176,15 @@ class DeepseekOCR(nn.Module):
         """Visual tokens of all pages in order, [sum of tokens, D].
 
         pages [N, C, h, w] and tiles [M, C, s, s] uint8; grids [N, 2] (w, h) on the CPU or wherever.
-        A page's local view (its tiles as one large grid) comes first, then its global view, then
-        the separator. features, tile_features: as `page_features` gives them, if they are known.
+        A page's local view (its tiles as one large grid; without row ends, one after the other)
+        comes first, then its global view, then the separator. features, tile_features: as
+        `page_features` gives them, if they are known.
         """
         trunk = self.model
         features = self.page_features(pages) if features is None else features
         views = trunk.projector(features)  # [N, h, w, D]
         if grids is None or tiles is None or not len(tiles):
-            rows = self._with_newlines(views)  # [N, h*(w+1), D]
+            rows = self._in_a_row(views)  # [N, n, D]
             end = trunk.view_seperator.to(rows.dtype).expand(len(rows), 1, -1)
             return torch.cat([rows, end], dim=1).flatten(0, 1)  # [N * n, D]
         tile_features = self.page_features(tiles) if tile_features is None else tile_features
@@ -176,16 +193,18 @@ class DeepseekOCR(nn.Module):
         for view, (w, h) in zip(views, grids.tolist()):
             if w * h > 1:
                 q = local.shape[1]
-                grid = local[start : start + w * h].view(h, w, q, q, -1)
-                start += w * h
-                merged = grid.transpose(1, 2).reshape(1, h * q, w * q, -1)
-                tokens.append(self._with_newlines(merged)[0])
-            tokens.append(self._with_newlines(view[None])[0])
+                own, start = local[start : start + w * h], start + w * h
+                if self.config.page_format.newlines:  # one grid: [1, h*q, w*q, D]
+                    own = own.view(h, w, q, q, -1).transpose(1, 2).reshape(1, h * q, w * q, -1)
+                tokens.append(self._in_a_row(own).flatten(0, 1))
+            tokens.append(self._in_a_row(view[None])[0])
             tokens.append(trunk.view_seperator.to(view.dtype)[None])
         return torch.cat(tokens)
 
-    def _with_newlines(self, grid: Tensor) -> Tensor:
-        """[N, h, w, D] -> [N, h*(w+1), D], `image_newline` after each row."""
+    def _in_a_row(self, grid: Tensor) -> Tensor:
+        """[N, h, w, D] -> [N, h*(w+1), D], `image_newline` after each row; or [N, h*w, D]."""
+        if not self.config.page_format.newlines:
+            return grid.flatten(1, 2)
         n, h, _, width = grid.shape
         newline = self.model.image_newline.to(grid.dtype).expand(n, h, 1, width)
         return torch.cat([grid, newline], dim=2).flatten(1, 2)
@@ -248,6 +267,7 @@ class DeepseekOCR(nn.Module):
 PARTS = (  # (part, prefix of the parameter names); the first prefix that fits decides
     ("SAM", "model.sam_model."),
     ("CLIP", "model.vision_model."),
+    ("Qwen2 encoder", "model.qwen2_model."),
     ("projector", "model.projector."),
     ("projector", "model.image_newline"),
     ("projector", "model.view_seperator"),

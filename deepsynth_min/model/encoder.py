@@ -195,7 +195,7 @@ class PatchEmbed(nn.Module):
 
 
 class SamEncoder(nn.Module):
-    """Pages [N, 3, h*64, w*64] -> features [N, clip width, h, w]."""
+    """Pages [N, 3, h*64, w*64] -> features [N, C, h, w]."""
 
     def __init__(self, config: SamConfig):
         super().__init__()
@@ -307,8 +307,7 @@ class ClipEncoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Page token: CLIP's vector and SAM's at the same place, side by side, to the decoder's
-    width."""
+    """Page token: CLIP's and SAM's vectors of a place (or a query's output), to D numbers."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -4,14 +4,23 @@ In: a checkpoint directory's config.json. Out: a frozen `ModelConfig`; or of one
 as servers need it.
 
 The one idea: a field that the official file can set and that would change the computation is either
-honoured or refused, never ignored.
+honoured or refused, never ignored. What is no model of the family is refused by its own name.
 """
 
 from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UserError, read_json
-from .config import ClipConfig, DecoderConfig, ModelConfig, SamConfig, TextConfig
+from .config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfig, TextConfig
+
+FAMILY = "DeepSeek-OCR, Unlimited-OCR and DeepSeek-OCR-2"
+CLIP, QWEN = "clip-l-14-224", "qwen2-0-5b"  # sections of vision_config.width
+UNLIMITED = "UnlimitedOCRForCausalLM"
+# architectures -> what reads SAM's features
+_READERS = {"DeepseekOCRForCausalLM": CLIP, UNLIMITED: CLIP, "DeepseekOCR2ForCausalLM": QWEN}
+# DeepSeek-OCR-2's official file says that SAM ends in 1024 channels, as DeepSeek-OCR's does. Its
+# code and its tensors have 896, the width of what reads them.
+_MISSTATED_CHANNELS = 1024
 
 # Fields that the official file may carry with exactly these values; any other value would change
 # the computation in a way that this code does not implement.
@@ -37,11 +46,16 @@ _ONLY = {
 }
 
 
-UNLIMITED = "UnlimitedOCRForCausalLM"
-
-
 def _tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _downsample(channels: object, reader: str, section: dict) -> object:
+    """The channels of SAM's two strided convolutions; see _MISSTATED_CHANNELS."""
+    channels = _tuple(channels)
+    if reader == QWEN and isinstance(channels, tuple) and channels[1:] == (_MISSTATED_CHANNELS,):
+        return (channels[0], section["dim"])
+    return channels
 
 
 def _text_config(section: object, where: str) -> TextConfig:
@@ -66,29 +80,71 @@ def _text_config(section: object, where: str) -> TextConfig:
     return TextConfig(**section)
 
 
+def _architecture(official: dict) -> object:
+    named = official.get("architectures")
+    return named[0] if isinstance(named, list) and named else None
+
+
+def _check_kind(official: dict, where: str) -> None:
+    """Raises UserError, by the name that it has, for a model that is none of the family."""
+    architecture, kind = _architecture(official), official.get("model_type")
+    ours = architecture in (None, *_READERS)
+    if ours and isinstance(official.get("language_config"), dict):
+        return
+    if ours and (architecture or not kind):
+        raise UserError(f"{where}: no language_config; not a checkpoint of {FAMILY}")
+    name = f"a {kind!s:.100} model" if kind else "a model"
+    name += f" ({architecture!s:.100})" if architecture else ""
+    raise UserError(f"{where}: {name}; this trains {FAMILY}, in their official layout")
+
+
+def _reader(official: dict, where: str) -> tuple[str, dict]:
+    """(name, content) of the section that says what reads SAM's features. Raises UserError."""
+    sections, architecture = official["vision_config"]["width"], _architecture(official)
+    found = [name for name in (CLIP, QWEN) if name in sections]
+    if len(found) != 1:
+        raise UserError(f"{where}: vision_config.width must have one of {CLIP} and {QWEN}")
+    if architecture and _READERS[architecture] != found[0]:
+        raise UserError(f"{where}: {architecture} has no {found[0]}, as vision_config.width says")
+    return found[0], sections[found[0]]
+
+
+def _qwen_config(section: dict, where: str) -> QwenConfig:
+    """Raises UserError for a field that would not be honoured."""
+    known = asdict(QwenConfig())
+    for key in section:
+        if key not in known:
+            raise UserError(f"{where}: vision_config.width.{QWEN}.{key!s:.100} is not supported")
+    return QwenConfig(**{"dim": section["dim"]} | {k: _tuple(v) for k, v in section.items()})
+
+
 def config_from_dict(official: dict, where: str = "config.json") -> ModelConfig:
     """Reads the official layout. Raises UserError naming `where` and the field at fault."""
-    language = official.get("language_config")
-    if not isinstance(language, dict):
-        raise UserError(f"{where}: no language_config; not a DeepSeek-OCR checkpoint")
+    _check_kind(official, where)
+    language = official["language_config"]
     for key, allowed in _ONLY.items():
         if key in language and language[key] not in allowed:
             shown = f"language_config.{key} = {language[key]!r:.100}"
             raise UserError(f"{where}: {shown} is not supported")
     try:
         vision = official["vision_config"]
-        sam, clip = vision["width"]["sam_vit_b"], vision["width"]["clip-l-14-224"]
+        sam = vision["width"]["sam_vit_b"]
+        name, section = _reader(official, where)
         sam_config = SamConfig(
             width=sam["width"],
             layers=sam["layers"],
             heads=sam["heads"],
             image_size=vision["image_size"],
             global_layers=_tuple(sam["global_attn_indexes"]),
-            downsample=_tuple(sam["downsample_channels"]),
+            downsample=_downsample(sam["downsample_channels"], name, section),
             neck=sam.get("neck_channels", SamConfig.neck),
             window=sam.get("window_size", SamConfig.window),
         )
-        clip_config = ClipConfig(**{key: clip[key] for key in asdict(ClipConfig())})
+        clip = qwen = None
+        if name == QWEN:
+            qwen = _qwen_config(section, where)
+        else:
+            clip = ClipConfig(**{key: section[key] for key in asdict(ClipConfig())})
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{where}: vision_config lacks or misstates {error}") from None
     try:
@@ -98,11 +154,11 @@ def config_from_dict(official: dict, where: str = "config.json") -> ModelConfig:
     known = {key: language[key] for key in asdict(DecoderConfig()) if key in language}
     known.setdefault("num_key_value_heads", known.get("num_attention_heads", 10))
     known["sliding_window"] = official.get("sliding_window") or 0  # beside language_config
-    if UNLIMITED in official.get("architectures", ()) and not known["sliding_window"]:
+    if _architecture(official) == UNLIMITED and not known["sliding_window"]:
         raise UserError(f"{where}: {UNLIMITED} without a sliding_window")
     text = _text_config(official.get("rendered_text", {}), where)
     try:
-        config = ModelConfig(sam_config, clip_config, DecoderConfig(**known), page, text)
+        config = ModelConfig(sam_config, clip, DecoderConfig(**known), page, text, qwen)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     projector = official.get("projector_config", {})
@@ -121,17 +177,28 @@ def config_from_dict(official: dict, where: str = "config.json") -> ModelConfig:
     return config
 
 
-def config_from_file(path: Path) -> ModelConfig:
-    """Raises UserError naming the file."""
+def config_from_file(path: Path, where: str = "") -> ModelConfig:
+    """Raises UserError naming the file, or `where` it came from."""
     official = read_json(path)
     if not isinstance(official, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return config_from_dict(official, str(path))
+        raise UserError(f"{where or path}: not a JSON object")
+    return config_from_dict(official, where or str(path))
+
+
+def _reader_to_dict(config: ModelConfig) -> dict:
+    """The section of what reads SAM's features; of Qwen2's, what the official code fixes is left
+    out."""
+    if config.qwen is None:
+        return {CLIP: asdict(config.clip)}
+    official, section = asdict(QwenConfig()), asdict(config.qwen)
+    own = {key: value for key, value in section.items() if value != official[key]}
+    return {QWEN: {"dim": config.qwen.dim} | own}
 
 
 def config_to_dict(config: ModelConfig) -> dict:
     """The official layout, as servers need it (model_type, architectures, nested configs)."""
-    sam, clip, dec = config.sam, config.clip, config.decoder
+    sam, dec = config.sam, config.decoder
+    name, number = ("DeepseekOCR", "") if config.qwen is None else ("DeepseekOCR2", "-2")
     defaults = asdict(DecoderConfig())
     # The official file leaves these out where they have their usual value.
     usual = ("norm_topk_prob", "routed_scaling_factor", "rope_theta", "rms_norm_eps")
@@ -150,8 +217,11 @@ def config_to_dict(config: ModelConfig) -> dict:
         "use_mla": False,
         "v_head_dim": 0,
     }
+    downsample = list(sam.downsample)
+    if config.qwen is not None and config.qwen.dim == QwenConfig.dim:
+        downsample[-1] = _MISSTATED_CHANNELS  # as the official file has it
     sam_dict = {
-        "downsample_channels": list(sam.downsample),
+        "downsample_channels": downsample,
         "heads": sam.heads,
         "global_attn_indexes": list(sam.global_layers),
         "layers": sam.layers,
@@ -160,13 +230,13 @@ def config_to_dict(config: ModelConfig) -> dict:
     if (sam.neck, sam.window) != (SamConfig.neck, SamConfig.window):
         sam_dict |= {"neck_channels": sam.neck, "window_size": sam.window}
     official = {
-        "_name_or_path": "deepseek-ai/DeepSeek-OCR",
+        "_name_or_path": f"deepseek-ai/DeepSeek-OCR{number}",
         "candidate_resolutions": [[config.page_size, config.page_size]],
         "global_view_pos": "head",
-        "architectures": ["DeepseekOCRForCausalLM"],
+        "architectures": [f"{name}ForCausalLM"],
         "auto_map": {
-            "AutoConfig": "modeling_deepseekocr.DeepseekOCRConfig",
-            "AutoModel": "modeling_deepseekocr.DeepseekOCRForCausalLM",
+            "AutoConfig": f"modeling_{name.lower()}.{name}Config",
+            "AutoModel": f"modeling_{name.lower()}.{name}ForCausalLM",
         },
         "language_config": {
             "architectures": ["DeepseekV2ForCausalLM"],
@@ -191,9 +261,9 @@ def config_to_dict(config: ModelConfig) -> dict:
         "vision_config": {
             "image_size": sam.image_size,
             "mlp_ratio": 3.7362,
-            "model_name": "deeplip_b_l",
+            "model_name": "deeplip_b_l" if config.qwen is None else "deepencoderv2",
             "model_type": "vision",
-            "width": {"clip-l-14-224": asdict(clip), "sam_vit_b": sam_dict},
+            "width": {**_reader_to_dict(config), "sam_vit_b": sam_dict},
         },
         **shared,
         **({} if config.text == TextConfig() else {"rendered_text": asdict(config.text)}),

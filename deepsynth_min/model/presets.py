@@ -1,4 +1,4 @@
-"""Shapes of models that have a name: two to start from random weights, one that comes trained.
+"""Shapes of models that have a name: four to start from random weights, one that comes trained.
 
 In: nothing. Out: a ModelConfig by name.
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files.download import fetch
 from ..settings import ModelSettings
-from .config import ClipConfig, DecoderConfig, ModelConfig, SamConfig, TextConfig
+from .config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfig, TextConfig
 from .official_config import config_from_file
 
 # The name of the model that comes with the package: it learned to read from nothing on a CPU,
@@ -49,36 +49,52 @@ TINY_READER_CONFIG = ModelConfig(
     text=TextConfig(font_size=24, line_height=2.667, margin=4, prompt_end=" "),
 )
 
+# The decoder of the miniatures; its vocabulary is that of the embedded tokenizer.
+_SMALL_DECODER = DecoderConfig(
+    vocab_size=4096,
+    hidden_size=192,
+    intermediate_size=512,
+    moe_intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=6,
+    num_key_value_heads=6,
+    n_routed_experts=16,
+    num_experts_per_tok=4,
+    max_position_embeddings=2048,
+)
+_SMALL_SAM = SamConfig(
+    width=96,
+    layers=4,
+    heads=4,
+    image_size=256,
+    window=6,
+    global_layers=(1, 3),
+    neck=64,
+    downsample=(96, 128),
+)
+
 PRESETS = {
-    # The official model: 3,336,106,240 parameters.
+    # The official models: 3,336,106,240 parameters, and 3,389,119,360.
     "deepseek-ocr": ModelConfig(),
-    # The same machine in miniature, for a CPU: windowed and global SAM layers, 1 dense and 3
-    # mixture layers. Its vocabulary is that of the embedded tokenizer.
+    "deepseek-ocr-2": ModelConfig(
+        sam=SamConfig(downsample=(512, 896)), clip=None, qwen=QwenConfig()
+    ),
+    # The same machines in miniature, for a CPU: windowed and global SAM layers, 1 dense and 3
+    # mixture layers.
     "tiny": ModelConfig(
-        sam=SamConfig(
-            width=96,
-            layers=4,
-            heads=4,
-            image_size=256,
-            window=6,
-            global_layers=(1, 3),
-            neck=64,
-            downsample=(96, 128),
-        ),
+        sam=_SMALL_SAM,
         clip=ClipConfig(width=128, layers=3, heads=4, image_size=56, patch_size=14),
-        decoder=DecoderConfig(
-            vocab_size=4096,
-            hidden_size=192,
-            intermediate_size=512,
-            moe_intermediate_size=96,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            num_key_value_heads=6,
-            n_routed_experts=16,
-            num_experts_per_tok=4,
-            max_position_embeddings=2048,
-        ),
+        decoder=_SMALL_DECODER,
         page_size=256,
+    ),
+    "tiny-2": ModelConfig(
+        sam=_SMALL_SAM,
+        clip=None,
+        decoder=_SMALL_DECODER,
+        page_size=256,
+        qwen=QwenConfig(
+            dim=128, layers=3, heads=4, key_value_heads=2, mlp_dim=384, page_sides=(192, 256)
+        ),
     ),
 }
 # Unlimited-OCR is DeepSeek-OCR with a reference sliding window and a longer context.
@@ -107,7 +123,8 @@ def find_checkpoint(
     downloaded. Never any code.
 
     revision: branch, tag or commit of a hub id; empty: its default branch. weights: without, only
-    configuration and tokenizer of a hub id are fetched. A token comes from HF_TOKEN by way of
+    configuration and tokenizer of a hub id are fetched; with, its configuration first: what is no
+    model of the family is refused before its weights come. A token comes from HF_TOKEN by way of
     huggingface_hub. Raises UserError.
     """
     path = Path(directory_or_hub_id)
@@ -118,9 +135,12 @@ def find_checkpoint(
         return SHIPPED
     if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{name}: neither a directory nor a hub id (owner/name)")
-    described = ["*.json", "*.txt"]
+    described = ["*.json", "*.txt", "*.toml"]
     if not weights:
         return fetch(name, "model", revision, described, _is_described)
+    looked_at = fetch(name, "model", revision, list(_KINDS), _has_kind)
+    if (looked_at / _KINDS[0]).is_file():
+        config_from_file(looked_at / _KINDS[0], f"{name}: {_KINDS[0]}")
     # Not just a configuration that something looked at.
     return fetch(
         name,
@@ -131,5 +151,19 @@ def find_checkpoint(
     )
 
 
+_KINDS = ("config.json", "adapter_config.json")  # says what is there: a model or an adapter
+
+
+def _has_kind(cached: Path) -> bool:
+    return any((cached / file).is_file() for file in _KINDS)
+
+
 def _is_described(cached: Path) -> bool:
     return all((cached / file).is_file() for file in ("config.json", "tokenizer.json"))
+
+
+def find_shape(given: ModelSettings) -> ModelConfig:
+    """`shape_of` the model that the settings name, wherever it is; its weights are not fetched."""
+    if given.model in PRESETS:
+        return shape_of(given)
+    return shape_of(given, find_checkpoint(given.model, given.revision, weights=False))

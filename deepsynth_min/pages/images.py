@@ -1,14 +1,15 @@
 """Images as pages: the official preprocessing of pictures that the user brings (extra `[images]`).
 
-In: an image file, or the bytes of one, and the mode; a file of several pictures (TIFF, GIF, PDF) is
-as many pages. Out: the global view, uint8 [3, side, side], and in gundam mode the tiles [w*h, 3,
-640, 640] with their grid.
+In: an image file, or the bytes of one, the mode, and the model's `PageFormat`; a file of several
+pictures (TIFF, GIF, PDF) is as many pages. Out: the global view, uint8 [3, side, side], and in
+gundam mode the tiles [w*h, 3, s, s] with their grid.
 
 The one idea: do what the model's own training did. The image is turned as its EXIF data says, made
 RGB, and shows white paper where it is transparent; small pages are stretched to the square, large
-ones fitted into it and padded with grey (127); gundam adds tiles of 640 px where the image is
-larger than one, on the grid whose shape is nearest to the image's.
-Source: the official processor of DeepSeek-OCR (Wei et al. 2025).
+ones fitted into it and padded with grey (127); gundam adds tiles (of 640 px, DeepSeek-OCR-2: 768)
+where the image is larger than one, on the grid whose shape is nearest to the image's, to which it
+is stretched. `fit` asks for either kind of view at any size.
+Sources: the official processors of DeepSeek-OCR and DeepSeek-OCR-2 (Wei et al. 2025, 2026).
 """
 
 import io
@@ -23,15 +24,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from ..errors import UserError, find_file
-from .modes import TILE
+from .modes import PageFormat
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs is in our errors
-STRETCHED_UP_TO = 640  # px: modes tiny and small; larger pages are padded
 PADDING = (127, 127, 127)
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 MOST_PAGES = 1000  # of one file
@@ -46,17 +48,18 @@ def grids(max_tiles: int) -> list[tuple[int, int]]:
     return sorted(pairs, key=lambda grid: (grid[0] * grid[1], grid))
 
 
-def choose_grid(width: int, height: int, max_tiles: int) -> tuple[int, int]:
-    """The grid whose aspect ratio is nearest to the image's; (1, 1) if the image fits one tile.
+def choose_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[int, int]:
+    """The grid of tiles of `tile` px whose aspect ratio is nearest to the image's; (1, 1) if the
+    image fits one tile.
 
     Among equally near ones the larger is taken if the image has more than half of its pixels.
     """
-    if width <= TILE and height <= TILE:
+    if width <= tile and height <= tile:
         return (1, 1)
     best, best_distance = (1, 1), float("inf")
     for w, h in grids(max_tiles):
         distance = abs(width / height - w / h)
-        enough = width * height > 0.5 * TILE * TILE * w * h
+        enough = width * height > 0.5 * tile * tile * w * h
         if distance < best_distance or (distance == best_distance and enough):
             best, best_distance = (w, h), distance
     return best
@@ -90,11 +93,11 @@ def open_images(source: Path | bytes, where: str) -> Iterator["PillowImage"]:
         raise UserError(
             f"{where}: images need Pillow: pip install 'deepsynth-min[images]'"
         ) from None
-    name, file = "the image", None
     if isinstance(source, bytes):
-        file = io.BytesIO(source)
+        name, file = f"{where}: the image", io.BytesIO(source)
     else:
-        name, file = source, open(find_file(source, f"{where}: ", "no such image"), "rb")
+        place = "" if str(source) == where else f"{where}: "  # an image may be its own place
+        name, file = f"{place}{source}", open(find_file(source, place, "no such image"), "rb")
     # Pillow's plugins raise what they like for a damaged file.
     damage = (
         OSError,
@@ -119,9 +122,9 @@ def open_images(source: Path | bytes, where: str) -> Iterator["PillowImage"]:
             file.seek(0)
             yield from _pdf_pages(file) if head.startswith(b"%PDF-") else _frames(file, head)
         except UserError as error:
-            raise UserError(f"{where}: {name}: {error}") from None
+            raise UserError(f"{name}: {error}") from None
         except damage as error:
-            raise UserError(f"{where}: {name}: not a readable image ({error})") from None
+            raise UserError(f"{name}: not a readable image ({error})") from None
 
 
 def _frames(file: IO[bytes], head: bytes) -> Iterator["PillowImage"]:
@@ -194,20 +197,25 @@ def _array(image: "PillowImage") -> np.ndarray:
 
 
 def prepare(
-    image: "PillowImage", side: int, gundam: bool, max_tiles: int
+    image: "PillowImage", side: int, page_format: PageFormat, max_tiles: int, fit: str = "auto"
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
-    """Image -> (global view [3, side, side], tiles [w*h, 3, 640, 640] or None, grid (w, h)); both
-    uint8."""
+    """Image -> (global view [3, side, side], tiles [w*h, 3, s, s] or None, grid (w, h)); both
+    uint8.
+
+    max_tiles: 0 for no tiles. fit: how the image becomes the square view: stretch, pad, or auto: as
+    the official code does.
+    """
     from PIL import Image, ImageOps
 
-    if side <= STRETCHED_UP_TO:
+    if fit == "stretch" or (fit == "auto" and side <= page_format.stretched_up_to):
         view = image.resize((side, side), Image.Resampling.BICUBIC)
     else:
         view = ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=PADDING)
-    w, h = choose_grid(*image.size, max_tiles) if gundam else (1, 1)
+    tile = page_format.tile
+    w, h = choose_grid(*image.size, max_tiles, tile) if max_tiles else (1, 1)
     if w * h == 1:
         return _array(view), None, (1, 1)
-    large = _array(image.resize((w * TILE, h * TILE), Image.Resampling.BICUBIC))
+    large = _array(image.resize((w * tile, h * tile), Image.Resampling.BICUBIC))
     return _array(view), cut_tiles(large, (w, h)), (w, h)
 
 
@@ -219,3 +227,27 @@ def cut_tiles(canvas: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(cells.transpose(1, 3, 0, 2, 4)).reshape(
         w * h, channels, height // h, width // w
     )
+
+
+def page_shaped_grids(most: int, page_format: PageFormat) -> list[tuple[int, int]]:
+    """For 2 .. `most` tiles the grid nearest to a square: upright, no strip, and roomier than the
+    global view, which a text is drawn on alone if it fits."""
+    best = {}
+    for w, h in grids(most):
+        if w <= h <= 2 * w and w * h * page_format.tile**2 > page_format.gundam**2:
+            best[w * h] = min(best.get(w * h, (w, h)), (w, h), key=lambda grid: grid[1] / grid[0])
+    return [best[tiles] for tiles in sorted(best)]
+
+
+def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [n, H, W] -> [n, 1, side, side]: fitted, antialiased, padded with grey 127."""
+    height, width = canvases.shape[1:]
+    scale = side / max(height, width)
+    size = (round(height * scale), round(width * scale))
+    large = torch.from_numpy(canvases)[:, None].float()
+    small = F.interpolate(large, size, mode="bicubic", antialias=True, align_corners=False)
+    small = small.round().clamp(0, 255).to(torch.uint8)
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    square = torch.full((len(canvases), 1, side, side), 127, dtype=torch.uint8)
+    square[:, :, top : top + size[0], left : left + size[1]] = small
+    return square.numpy()

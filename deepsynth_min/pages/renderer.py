@@ -20,6 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 from .._raster import FLAGS, Plan, empty_pages
+from ..errors import number_of
 from .characters import script_to_shape
 from .glyphs import MAX_COMPOSITES, GlyphStore
 from .prepare import prepare
@@ -196,7 +197,7 @@ class _Layout:
                 if len(lost):
                     chars = sorted({text[p] for p in lost})[:10]
                     raise ValueError(
-                        f"text {i}: no font has {len(lost)} characters, first at "
+                        f"text {i}: no font has {number_of(len(lost), 'character')}, first at "
                         f"{lost[0]}: {ascii(''.join(chars))}"
                     )
             if style.shaping == "require" and not self.store.shapes:

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from .._raster import FLAGS
+from ..errors import number_of
 from . import characters
 from .font import nothing_to_kern
 from .font_file import has_installed
@@ -118,7 +119,7 @@ def complaints(texts: Iterable[str], style: PageStyle) -> list[str]:
     for (fault, script), chars in sorted(found.items(), key=lambda item: -len(item[1])):
         shown = " ".join(map(shown_character, chars[:_SHOWN]))
         shown += " ..." if len(chars) > _SHOWN else ""
-        some = f"{len(chars)} character{'s' * (len(chars) > 1)}"
+        some = number_of(len(chars), "character")
         if fault == "missing":
             what, mend = "no font has", mends_missing(script, style)
         else:

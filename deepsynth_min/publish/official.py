@@ -1,15 +1,20 @@
 """Export: a run's model in the official layout, or its adapter alone, written and checked.
 
 In: a run directory and a checkpoint of it. Out: a directory that servers and loaders of
-DeepSeek-OCR take: config, tokenizer and processor files of the base byte for byte, every tensor in
-bf16 under its official name, in shards with an index. Of a run that trained an adapter: such a
-model with the adapter merged, or the adapter's own files, as PEFT and servers read them.
+DeepSeek-OCR take: config, tokenizer and processor files of the base byte for byte, every tensor
+under its official name, in bf16 as the official files or in float32, in shards with an index. Of a
+run that trained an adapter: such a model with the adapter merged, or the adapter's own files, as
+PEFT and servers read them. Beside them README.md (model_card.py) and deepsynth_min.toml, from which
+our own commands learn how to ask (runs/recorded.py).
 `python -m deepsynth_min.export` is its command; a training run that uploads its model calls
 `stage_for_hub`.
 
 The one idea: nothing is taken on trust. What was written is read back strictly, tensor by tensor,
 and the model that it makes must give the logits of the model in memory for a rendered page, but for
 what rounding to bf16 explains. Only then the directory gets its name; else nothing remains of it.
+What trained in float32 loses digits in bf16, and some answers with them: in float32 a whole model
+is written to the bit; a merged one adds W + scale * B A before, not after, it is multiplied, which
+rounds otherwise in the last digits.
 
 Merging computes W + scale * B A in float32 for one tensor at a time, and a shard is written as soon
 as it is full: beside the model itself, memory holds one shard and one layer's stacked weight. A
@@ -21,7 +26,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +46,15 @@ from ..model.weights import (
     tensor_digest,
     write_shards,
 )
+from ..runs import recorded
 from ..settings import Settings
 from ..training.build import load_run_model
 from ..training.checkpoint import copy_base_files
-from ..training.precision import autocast
+from ..training.precision import autocast, hold_as_trained
 from ..tuning import adapter
 from ..tuning.lora import LoraExperts, LoraLinear
 from ..tuning.quant import Packed
 from .model_card import model_card
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 TOLERANCE = 0.05  # of the logits' norm; rounding weights to bf16 alone changes them by about 0.005
 
@@ -77,8 +79,10 @@ def _expert_updates(experts: LoraExperts, name: str) -> dict[str, Tensor]:
     return updates
 
 
-def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(official name, bf16 value) of every weight, its adapter added, one at a time, in order."""
+def merged_tensors(
+    model: nn.Module, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[tuple[str, Tensor]]:
+    """(official name, value) of every weight, its adapter added, one at a time, in order."""
     modules = dict(model.named_modules())
     for path, module in modules.items():
         if ".base" in path or ".lora" in path:
@@ -101,24 +105,28 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for piece, value in official_pieces(name, _value(weight)).items():
                 if piece in updates:
                     value = value.float() + updates[piece]
-                yield piece, value.to(torch.bfloat16)
+                yield piece, value.to(dtype)
 
 
 def write_model(
-    model: DeepseekOCR, directory: Path, base: Path, shard_bytes: int
+    model: DeepseekOCR,
+    directory: Path,
+    base: Path,
+    shard_bytes: int,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, bytes]:
     """Fills `directory` with the official layout; returns {name: digest of its bytes}.
 
-    base: directory whose config, tokenizer and processor files are copied.
+    base: directory whose config, tokenizer and processor files are copied; dtype: of all weights.
     """
     copy_base_files(model, directory, base)
     with torch.device("meta"):
         shapes = official_views(DeepseekOCR(model.config))
-    sizes = {name: 2 * view.numel() for name, view in shapes.items()}
+    sizes = {name: dtype.itemsize * view.numel() for name, view in shapes.items()}
     digests = {}
 
     def with_digests() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in merged_tensors(model):
+        for name, tensor in merged_tensors(model, dtype):
             digests[name] = tensor_digest(tensor)
             yield name, tensor
 
@@ -129,12 +137,9 @@ def write_model(
 # -- checking -------------------------------------------------------------------------------------
 
 
-def rendered_page(
-    settings: Settings, model: DeepseekOCR, tokenizer: "PreTrainedTokenizerFast"
-) -> Batch:
+def rendered_page(builder: SampleBuilder) -> Batch:
     """One document of the embedded corpus, drawn with the run's page settings, and its answer."""
     document = corpus.documents("val")[0]
-    builder = SampleBuilder(settings, model.config, tokenizer)
     row = Row("the embedded corpus", document.summary, text=document.text)
     return collate([builder(row)], builder.special)
 
@@ -186,24 +191,30 @@ def export_model(
     device: torch.device,
     base: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> str:
     """Writes a run's model (its adapter merged) to `to`; returns what the check found.
 
     base: a checkpoint to merge the adapter into, in place of the run's quantised one; shard_bytes:
-    largest file. Raises UserError if the check fails; then nothing is left at `to`.
+    largest file; dtype: of the weights written. Raises UserError if the check fails; then nothing
+    is left at `to`.
     """
     model, directory = load_run_model(settings, run, checkpoint, device, base=base)
-    batch = rendered_page(settings, model, load_tokenizer(directory))
-    precision, dtype = settings.optim.precision, model.lm_head.weight.dtype
+    builder = SampleBuilder(settings, model.config, load_tokenizer(directory))
+    batch = rendered_page(builder)
+    precision, held = settings.optim.precision, model.lm_head.weight.dtype
     expected = page_logits(model, batch, precision)
     with whole_directory(to) as partial:
-        digests = write_model(model, partial, directory, shard_bytes)
-        write_card(settings, run, checkpoint, partial)
+        digests = write_model(model, partial, directory, shard_bytes, dtype)
+        describe(builder, run, checkpoint, partial)
+        rounded = dtype == torch.bfloat16 and (held != dtype or model.adapter is not None)
         del model  # two models need not fit
         gc.collect()
         check_tensors(partial, digests)
-        written = DeepseekOCR.from_pretrained(partial, dtype, device)
-        return compare(page_logits(written, batch, precision), expected, to)
+        written = DeepseekOCR.from_pretrained(partial, device=device)
+        hold_as_trained(written, settings)
+        text = compare(page_logits(written, batch, precision), expected, to)
+    return text + ("; the weights are rounded to bf16 (--dtype float32: they are not)" * rounded)
 
 
 def export_adapter(
@@ -212,12 +223,12 @@ def export_adapter(
     """Copies a run's adapter to `to` and reads it back; returns what the check found. Raises
     UserError if the check fails; then nothing is left at `to`."""
     model, directory = load_run_model(settings, run, checkpoint, device)
-    batch = rendered_page(settings, model, load_tokenizer(directory))
-    precision = settings.optim.precision
+    builder = SampleBuilder(settings, model.config, load_tokenizer(directory))
+    batch, precision = rendered_page(builder), settings.optim.precision
     expected = page_logits(model, batch, precision)
     with whole_directory(to) as partial:
         copy_adapter(checkpoint, partial)
-        write_card(settings, run, checkpoint, partial)
+        describe(builder, run, checkpoint, partial)
         adapter.restore_adapter(model, partial)
         text = compare(page_logits(model, batch, precision), expected, to)
     if (to / adapter.OTHERS).exists():
@@ -235,10 +246,12 @@ def copy_adapter(checkpoint: Path, directory: Path) -> None:
             shutil.copyfile(checkpoint / name, directory / name)
 
 
-def write_card(settings: Settings, run: Path, checkpoint: Path, directory: Path) -> None:
-    """The model card of what `directory` holds, as README.md in it."""
-    card = model_card(settings, run, checkpoint, (directory / adapter.CONFIG).exists())
+def describe(builder: SampleBuilder, run: Path, checkpoint: Path, directory: Path) -> None:
+    """How to ask what `directory` holds: for people as README.md, for our commands as TOML."""
+    card = model_card(builder, run, checkpoint, (directory / adapter.CONFIG).exists())
     (directory / "README.md").write_text(card, encoding="utf-8")
+    text = recorded.as_toml(builder.settings)
+    (directory / recorded.FILE).write_text(text, encoding="utf-8")
 
 
 def stage_for_hub(
@@ -253,5 +266,6 @@ def stage_for_hub(
             copy_adapter(checkpoint, partial)
         else:
             check_tensors(partial, write_model(model, partial, base, SHARD_BYTES))
-        write_card(settings, run, checkpoint, partial)
+        builder = SampleBuilder(settings, model.config, load_tokenizer(base))
+        describe(builder, run, checkpoint, partial)
     return run / "hub"

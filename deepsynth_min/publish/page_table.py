@@ -80,7 +80,7 @@ class PageTable:
             self._begin(json.dumps(plan, sort_keys=True, indent=1), force)
             done = self._draw_parts(rows, workers, max_bad)
             if not done.rows:
-                raise UserError(f"--to {self.to}: all {len(rows):,} rows are left out")
+                raise UserError(f"--to {self.to}: no row can be used ({len(rows):,} left out)")
             done.files = self._join(-(-len(rows) // PART_ROWS))
         except (OSError, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or str(error)

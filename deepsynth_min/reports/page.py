@@ -215,9 +215,13 @@ def ends(run: Run) -> str:
 
 
 def differences(runs: list[Run]) -> str:
-    """The settings in which the runs differ."""
+    """The settings in which the runs differ, as what they became."""
     tables = [
-        {f"{t}.{name}": value for t, table in run.settings.items() for name, value in table.items()}
+        {
+            f"{title}.{name}": run.resolved.get(name, value)
+            for title, table in run.settings.items()
+            for name, value in table.items()
+        }
         for run in runs
     ]
     names = dict.fromkeys(name for table in tables for name in table)

@@ -1,6 +1,6 @@
 """Run directories -> what a report shows of them.
 
-In: a directory that training wrote (training/run_directory.py names its files), perhaps while it is
+In: a directory that training wrote (runs/run_directory.py names its files), perhaps while it is
 written, or with a line cut short by a kill. Out: `Run`: its settings, figures and answers.
 
 The one idea: what cannot be read is left out; a report of the rest is better than none.
@@ -10,6 +10,8 @@ import json
 import re
 import tomllib
 from pathlib import Path
+
+from ..config_file import to_show
 
 
 def _objects(path: Path) -> list[dict]:
@@ -66,8 +68,9 @@ class Run:
         self.path, self.name, self.css = path, path.resolve().name, f"c{number % 6}"
         self.lines = read_metrics(path)
         config = path / "config.toml"
-        self.config = config.read_text(encoding="utf-8") if config.exists() else ""
-        self.settings = tomllib.loads(self.config)  # {table: {setting: value}}
+        self.config = to_show(config.read_text(encoding="utf-8")) if config.exists() else ""
+        self.settings = tomllib.loads(self.config)  # {table: {setting: value}}, as asked for
+        self.resolved = self.settings.pop("resolved", {})  # {setting: what it became}
         self.metric = self.settings.get("evaluation", {}).get("best", "loss")
         self.best = best_evaluation(path, self.lines["eval"]) or {}
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import exit_code
+from ..files.disk import writing
 from ..options import OneLineParser
 from ..training.distributed import stop
 from .recipe import Training
@@ -30,7 +31,8 @@ def run(arguments: list[str]) -> None:
         help="steps between error rates, each with a checkpoint (default: 300)",
     )
     given = parser.parse_args(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
+    with writing("--out", given.out):
+        given.out.mkdir(parents=True, exist_ok=True)
     Training(given.out, given.seed, given.threads).run(given.evaluate_every)
 
 

@@ -19,7 +19,6 @@ from ..corpus.documents import Document, Draw, documents
 from ..data.row import Row
 from ..data.samples import SampleBuilder
 from ..data.tokenizer import encode
-from ..model.batch import visual_tokens
 from ..model.loss import IGNORE
 from ..pages.glyphs import GlyphStore
 from ..pages.renderer import line_ranges
@@ -133,7 +132,7 @@ class Letters:
         """Of each character of a text the position, in a prompt with its pages, of the visual token
         that its middle is on (0 of those that are on no page, as newlines)."""
         n, found = self.columns, [0] * len(text)
-        page_tokens = visual_tokens(self.builder.side, self.builder.side)
+        page_tokens = self.builder.visual_tokens()
         for number, (start, stop) in enumerate(line_ranges(text, self.builder.style)):
             page, row = divmod(number, n)  # a line is as high as a visual token
             first = 1 + page * page_tokens + row * (n + 1)

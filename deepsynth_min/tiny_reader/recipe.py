@@ -37,8 +37,9 @@ from ..model.presets import TINY_READER_CONFIG
 from ..options import change
 from ..settings import Settings
 from ..training import checkpoint
-from ..training.distributed import Stopper, start
+from ..training.distributed import start
 from ..training.optim import LossScaler, clip_and_step, make_adamw, prepare_state
+from ..training.stopping import Stopper
 from ..tuning import freeze
 from .curriculum import ENDS, READS, STAGES, Stage, learning_rate, stage_at
 from .guide import Guide, Targets, copied
@@ -241,14 +242,14 @@ class Training:
         checkpoint.prune(self.out / "checkpoints", 2, None)
 
     def run(self, evaluate_every: int) -> None:
-        """Trains to the end of the last stage, or until SIGTERM; then writes `model`.
+        """Trains to the end of the last stage, or until a signal; then writes `model`.
 
         evaluate_every: steps between measures, each with a checkpoint.
         """
-        stopper, losses, counted, since = Stopper(), 0.0, 0, time.perf_counter()
+        losses, counted, since = 0.0, 0, time.perf_counter()
         shown = sys.stderr.isatty()
         bar = tqdm(total=ENDS[-1], initial=self.step, desc="reading", disable=not shown)
-        with bar:
+        with bar, Stopper() as stopper:
             while self.step < ENDS[-1] and not stopper.asked:
                 # Made here and not ahead: on two cores a third thread slows the products more.
                 total, count = self._train_step(self._data(self.step))

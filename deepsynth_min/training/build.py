@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..config_file import check_found
 from ..data.tokenizer import EMBEDDED
 from ..errors import UserError
 from ..files.disk import whole_directory
@@ -44,6 +45,21 @@ def quant_config(settings: Settings) -> QuantConfig | None:
     """How the base is packed; None: not at all."""
     given = settings.adapter
     return QuantConfig(given.quant, given.double_quant) if "qlora" in settings.model.tune else None
+
+
+# What an automatic value is made from, beside what a run must keep.
+MADE_FROM = {"max_steps": ("max_steps", "epochs"), "lr": ("lr",), "beams": ("beams", "temperature")}
+
+
+def as_before(asked: Settings, asked_before: Settings, before: Settings) -> Settings:
+    """The settings of a run that is resumed: what an automatic value became when it started stays,
+    unless something else is asked for now."""
+    now, then, became = (
+        {name: value for part in vars(group).values() for name, value in vars(part).items()}
+        for group in (asked, asked_before, before)
+    )
+    same = [name for name, parts in MADE_FROM.items() if all(now[p] == then[p] for p in parts)]
+    return change(asked, **{name: became[name] for name in same})
 
 
 def resolve(settings: Settings, rows: int, processes: int) -> Settings:
@@ -177,6 +193,7 @@ def base_of(settings: Settings, run: Path) -> Path:
     """The checkpoint that a run trains, or adapts. Raises UserError if it cannot be found."""
     if settings.model.model in PRESETS:
         return run / "base"
+    check_found(run / "config.toml", settings, "model")
     return find_checkpoint(settings.model.model, settings.model.revision)
 
 

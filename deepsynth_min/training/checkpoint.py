@@ -4,6 +4,7 @@ In: model, optimizer, scaler, step. Out: `checkpoints/step-NNNNNN/` with
     config.json, tokenizer files    as the base model had them, byte for byte
     model.safetensors (or shards)   every parameter under its official name, in its type
     optimizer.safetensors           PARAMETER/exp_avg, /exp_avg_sq and /step, scaler/...
+    deepsynth_min.toml              what answers depend on besides (recorded.py)
     training.json                   step, best loss, and what the sample sequence depends on
     manifest.json                   size and SHA-256 of every other file
 With an adapter, its files (adapter.py) stand in place of the first two: the base is not copied.
@@ -92,10 +93,12 @@ def take_snapshot(
     return Snapshot(*parts, facts)
 
 
-def save(checkpoints: Path, snapshot: Snapshot, model: nn.Module, base: Path) -> Path:
-    """Writes checkpoints/step-NNNNNN and returns it.
+def save(
+    checkpoints: Path, snapshot: Snapshot, model: nn.Module, base: Path, notes: dict | None = None
+) -> Path:
+    """Writes checkpoints/step-NNNNNN and returns it. Of the model only its configuration is read.
 
-    Of the model only its configuration is read. `base`: where config and tokenizer files lie.
+    base: where config and tokenizer files lie; notes: texts of further files, by name.
     """
     final = checkpoints / f"step-{snapshot.facts['step']:06}"
     with whole_directory(final) as partial:
@@ -108,6 +111,8 @@ def save(checkpoints: Path, snapshot: Snapshot, model: nn.Module, base: Path) ->
             {name: on_host(tensor) for name, tensor in snapshot.state.items()},
             partial / "optimizer.safetensors",
         )
+        for name, text in (notes or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
         (partial / "training.json").write_text(json.dumps(snapshot.facts, indent=2))
         write_manifest(partial)
     return final
@@ -153,7 +158,7 @@ def damage(path: Path) -> str | None:
             if _described(path / name) != expected:
                 return f"{name} is not as it was written"
         # What stands beside them would be read, too, by its name.
-        ours = {file.name for file in path.iterdir() if file.suffix in (".safetensors", ".json")}
+        ours = {f.name for f in path.iterdir() if f.suffix in (".safetensors", ".json", ".toml")}
         if more := sorted(ours - {MANIFEST} - listed.keys()):
             return f"{more[0]} is not in {MANIFEST}"
     except (OSError, ValueError, AttributeError) as error:
@@ -174,7 +179,7 @@ def newest_whole(checkpoints: Path, report: Callable[[str], None] = print) -> Pa
         report(f"{path} is damaged ({wrong}); trying the one before it")
     if paths:
         raise UserError(
-            f"{checkpoints}: none of the {len(paths)} checkpoints is whole; remove them "
+            f"{checkpoints}: no whole checkpoint among {len(paths)}; remove what is there "
             "to start afresh, or give another --out"
         )
     return None

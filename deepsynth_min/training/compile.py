@@ -25,7 +25,9 @@ def compile_parts(model: DeepseekOCR, precision: str, backend: str = "inductor")
     """precision: the compute type, for torch traces grouped products of bf16 alone (2.13): in any
     other the routed experts stay as they are. backend: as torch.compile takes it."""
     trunk = model.model
-    for block in (*trunk.sam_model.blocks, *trunk.vision_model.transformer.layers):
+    reader = trunk.towers[1]  # CLIP or Qwen2
+    second = reader.layers if model.config.qwen is not None else reader.transformer.layers
+    for block in (*trunk.sam_model.blocks, *second):
         block.compile(backend=backend)
     for layer in trunk.layers:
         whole = precision == "bf16" or not isinstance(layer.mlp, MixtureOfExperts)

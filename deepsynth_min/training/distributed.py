@@ -12,9 +12,7 @@ exact global mean. Gradients travel in flat buckets while backward still compute
 import json
 import os
 import re
-import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -265,19 +263,3 @@ def check_same_parameters(world: World, named: dict[str, Tensor]) -> None:
     different = (low != high).nonzero().flatten().tolist()
     if different:
         raise RuntimeError(f"ranks differ in parameter {list(named)[different[0]]}")
-
-
-class Stopper:
-    """Remembers SIGTERM or SIGUSR1, so that the run can save and end; a second ends it at once."""
-
-    def __init__(self):
-        self.asked = False
-        self._handle(self._ask)
-
-    def _handle(self, action: Callable) -> None:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, action)
-
-    def _ask(self, number: int, frame: object):
-        self.asked = True
-        self._handle(signal.SIG_DFL)

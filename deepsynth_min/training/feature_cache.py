@@ -57,7 +57,7 @@ def encoder_fingerprint(model: nn.Module, device: torch.device, arithmetic: str)
         else [torch.cuda.get_device_name(device) if device.type == "cuda" else device.type]
     )
     digest = hashlib.sha256(repr((torch.__version__, arithmetic, *where)).encode())
-    for part in (model.model.sam_model, model.model.vision_model):
+    for part in model.model.towers:
         for name, parameter in part.named_parameters():
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
             digest.update(tensor_digest(parameter))

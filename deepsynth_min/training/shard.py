@@ -234,6 +234,7 @@ def save(
     base: Path,
     facts: dict,
     world: World,
+    notes: dict[str, str],
 ) -> None:
     """Writes a checkpoint from the shards of all ranks, on a file system that all see.
 
@@ -243,6 +244,8 @@ def save(
 
     def complete() -> None:
         if world.is_main:
+            for name, text in notes.items():
+                (partial / name).write_text(text, encoding="utf-8")
             (partial / "training.json").write_text(json.dumps(facts, indent=2))
             write_manifest(partial)
 

@@ -9,19 +9,20 @@ frozen one has any), and at the end (the bytes of every frozen parameter are the
 start).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
 
 from ..model.deepseek_ocr import part_of
+from ..model.query_encoder import query_name
 from ..model.weights import local_part, tensor_digest
 
 _DECODER = {"embedding", "decoder", "routed experts", "head"}
 TUNED_PARTS = {
     "decoder": _DECODER,
     "projector+decoder": _DECODER | {"projector"},
-    "all": _DECODER | {"projector", "SAM", "CLIP"},
+    "all": _DECODER | {"projector", "SAM", "CLIP", "Qwen2 encoder"},
     "lora": {"adapter"},
     "qlora": {"adapter"},
     "projector+lora": {"adapter", "projector"},
@@ -35,12 +36,19 @@ class FreezeError(RuntimeError):
     """What trains is not what the policy says."""
 
 
-def freeze(model: nn.Module, tune: str) -> set[str]:
-    """Sets requires_grad everywhere; returns the names of the parameters that train."""
-    parts = TUNED_PARTS[tune]
+def freeze(model: nn.Module, tune: str, sides: Collection[int] = ()) -> set[str]:
+    """Sets requires_grad everywhere; returns the names of the parameters that train.
+
+    sides: px, of the pages and tiles that will be read: learned queries for other sizes stay what
+    they are, which without a gradient weight decay alone would change. Empty: any side.
+    """
+    parts, unused = TUNED_PARTS[tune], set(UNUSED)
+    for side in model.config.page_format.sides:
+        if sides and side not in sides:
+            unused.add(f"model.qwen2_model.{query_name(side)}.weight")
     policy = set()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = part_of(name) in parts and name not in UNUSED
+        parameter.requires_grad = part_of(name) in parts and name not in unused
         if parameter.requires_grad:
             policy.add(name)
     return policy
@@ -52,8 +60,11 @@ def _fail(claim: str, names: Iterable[str]) -> None:
     raise FreezeError(f"freeze audit: {claim}: {', '.join(names[:10])}{more}")
 
 
-def check_start(model: nn.Module, optimizer: torch.optim.Optimizer, policy: set[str]) -> None:
-    """The optimizer's set, the trainable set and the policy's must be equal; neither side empty."""
+def check_start(
+    model: nn.Module, optimizer: torch.optim.Optimizer, policy: set[str], tune: str = ""
+) -> None:
+    """The optimizer's set, the trainable set and the policy's must be equal; neither side empty,
+    but of --tune all, where nothing need be frozen."""
     names = {id(p): name for name, p in model.named_parameters()}
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -71,7 +82,7 @@ def check_start(model: nn.Module, optimizer: torch.optim.Optimizer, policy: set[
             _fail(claim, wrong)
     if not policy:
         raise FreezeError("freeze audit: nothing trains")
-    if len(policy) == len(names):
+    if len(policy) == len(names) and tune != "all":
         raise FreezeError("freeze audit: nothing is frozen")
 
 

@@ -13,6 +13,7 @@ A and B are float32. scale = alpha / R, or alpha / sqrt(R) with rsLoRA. Sources:
 (LoRA), Kalajdzievski 2023 (rsLoRA), Hayou et al. 2024 (LoRA+, see optim.py).
 """
 
+import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -203,10 +204,12 @@ def check_whole_layers(holders: dict[str, str], chosen: set[str], where: str) ->
             )
 
 
-def target_modules(paths: set[str], chosen: set[str]) -> tuple[str, ...]:
+def target_modules(paths: set[str], chosen: set[str]) -> str | tuple[str, ...]:
     """The shortest endings that select `chosen` and nothing else of `paths`, the model's linears.
 
     This is what adapter_config.json calls target_modules: a linear whose path ends in one is meant.
+    Where an encoder's paths end as the decoder's do (DeepSeek-OCR-2), no ending is the decoder's
+    alone; then it is a regular expression that matches whole paths.
     """
     suffixes: dict[str, set[str]] = {}
     for path in paths:
@@ -217,8 +220,31 @@ def target_modules(paths: set[str], chosen: set[str]) -> tuple[str, ...]:
     for path in chosen:
         parts = path.split(".")
         endings = (".".join(parts[start:]) for start in reversed(range(len(parts))))
-        found.add(next(ending for ending in endings if suffixes[ending] <= chosen))
+        ending = next((ending for ending in endings if suffixes[ending] <= chosen), None)
+        if ending is None:
+            return _path_pattern(chosen)
+        found.add(ending)
     return tuple(sorted(found))
+
+
+def _path_pattern(chosen: set[str]) -> str:
+    """A regular expression that matches these linears of the decoder's layers and no other path.
+
+    transformers' own class calls the decoder `model.language_model`; it is meant as well.
+    """
+    layers: dict[str, set[int]] = {}  # what follows the layer's number -> the layers that have it
+    for path in chosen:
+        number, rest = path.removeprefix("model.layers.").split(".", 1)
+        layers.setdefault(re.sub(r"experts\.\d+\.", "experts.#.", rest), set()).add(int(number))
+    alike: dict[tuple[int, ...], list[str]] = {}  # layers -> all that is chosen in just those
+    for rest, numbers in sorted(layers.items()):
+        pattern = re.escape(rest).replace(r"\#", r"\d+")
+        alike.setdefault(tuple(sorted(numbers)), []).append(pattern)
+    each = (
+        rf"({'|'.join(map(str, numbers))})\.({'|'.join(rests)})"
+        for numbers, rests in sorted(alike.items())
+    )
+    return rf"model\.(language_model\.)?layers\.({'|'.join(each)})"
 
 
 def official_paths(model: nn.Module) -> set[str]:

@@ -86,6 +86,13 @@ def test_the_encoders_formula_equals_torchs_counter(model, trained):
     assert counted(work) == 2 * flops.encoder_flops(CONFIG, 256, as_done=trained)
 
 
+def test_the_formula_of_an_encoder_with_queries_equals_torchs_counter():
+    config = PRESETS["tiny-2"]
+    trunk, pages = DeepseekOCR(config).requires_grad_(False).model, torch.randn(2, 3, 192, 192)
+    sam, queries = trunk.towers
+    assert counted(lambda: queries(sam(pages))) == 2 * flops.encoder_flops(config, 192)
+
+
 def test_the_steps_formula_is_its_parts():
     dec, common = CONFIG.decoder, {"side": 256, "pages": 2, "lengths": [50, 60], "scored": 20}
     head, page = 2 * 20 * dec.hidden_size * dec.vocab_size, flops.encoder_flops(CONFIG, 256)

@@ -146,9 +146,9 @@ def test_several_images_are_several_pages_and_a_data_uri_is_an_image(tmp_path):
         (chat(("user", "a"), ("assistant", "")), "field 'answer' is empty"),
         (chat(("robot", "a"), ("assistant", "b")), "a turn of the role 'robot'"),
         ('{"messages": "text"}', "field 'messages' is not a list of turns"),
-        ('{"messages": [1]}', "a turn is a int"),
+        ('{"messages": [1]}', "a turn is a number"),
         (chat(("user", [{"type": "video"}]), ("assistant", "b")), "neither text nor image"),
-        (chat(("user", [{"type": "image"}]), ("assistant", "b")), "1 places for images, 0 images"),
+        (chat(("user", [{"type": "image"}]), ("assistant", "b")), "1 place for images, 0 images"),
         (chat(("user", "a"), ("assistant", "b"), image="https://x.y/z.png"), "is an address"),
         (chat(("user", "a"), ("assistant", "b"), image="data:image/png,x"), "only ;base64"),
         (chat(("user", "a"), ("assistant", "b"), image="data:;base64,%"), "image 'data:;base64'"),
@@ -190,7 +190,7 @@ def test_rows_without_a_page_are_an_instruction_and_its_answer():
 def test_fields_are_found_by_their_usual_names(tmp_path, line, page, instruction, answer):
     (tmp_path / "a.jsonl").write_text(json.dumps(line))
     if answer is None:  # an answer that is missing is not replaced by another field
-        with pytest.raises(UserError, match="a.jsonl:1: field 'summary' is a NoneType"):
+        with pytest.raises(UserError, match="a.jsonl:1: field 'summary' is null"):
             read(tmp_path / "a.jsonl")
         return
     (row,) = read(tmp_path / "a.jsonl")
@@ -217,11 +217,11 @@ def test_every_part_can_be_set(tmp_path):
 
 BAD = {
     2: "field 'summary' is empty",
-    3: "field 'summary' is a NoneType, not a text",
+    3: "field 'summary' is null, not a text",
     4: "not JSON",
     7: "field 'text'",
     10: "no such image",
-    11: "field 'summary' is a float, not a text",
+    11: "field 'summary' is a number, not a text",
     13: "not JSON",
 }
 

@@ -105,14 +105,46 @@ def test_what_is_no_file_of_rows_is_told_so(tmp_path):
     (tmp_path / "b.json").write_text('{"a": {"0": "x"}, "b": {"0": "y"}, "c": 1,\n"d": 2}')
     (tmp_path / "c.csv").write_bytes("text,summary\na,b\n".encode("utf-16"))
     (tmp_path / "d.csv").write_text("text,text\na,b\n")
+    for name in ("e.jsonl", "f.json"):  # with UTF-16's mark, and without
+        encoding = "utf-16" if name == "e.jsonl" else "utf-16-le"
+        (tmp_path / name).write_bytes('{"text": "a", "summary": "b"}\n'.encode(encoding))
     for name, reason in (
         ("a.txt", "not a file of rows; known are .jsonl, .json"),
         ("b.json", "neither JSON lines nor an array of rows"),
-        ("c.csv", "UTF-16; save it as CSV in UTF-8"),
+        ("c.csv", "looks like UTF-16; convert it to UTF-8"),
         ("d.csv", "several columns are called 'text'"),
+        ("e.jsonl", "looks like UTF-16; convert it to UTF-8"),
+        ("f.json", "looks like UTF-16; convert it to UTF-8"),
     ):
         with pytest.raises(UserError, match=f"{name}:.*{reason}"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("a.jsonl", '{"text": "ein M\u00fcller", "summary": "b"}'),
+        ("a.json", '[{"text": "ein M\u00fcller", "summary": "b"}]'),
+        ("a.csv", "text,summary\nein M\u00fcller,b"),
+    ],
+)
+def test_another_encoding_than_utf8_is_named(tmp_path, name, line):
+    (tmp_path / name).write_bytes(line.encode("latin-1"))
+    with pytest.raises(UserError) as raised:
+        read(tmp_path / name)
+    message = str(raised.value)
+    assert "not UTF-8 at byte " in message and "JSON" not in message
+    assert "it looks like Latin-1 or Windows-1252: iconv -f CP1252 -t UTF-8" in message
+
+
+def test_bytes_of_no_known_encoding_are_given_no_name(tmp_path):
+    """Two bytes a letter, as of Shift-JIS."""
+    (tmp_path / "a.jsonl").write_bytes(
+        '{"text": "\u65e5\u672c\u8a9e", "summary": "b"}'.encode("cp932")
+    )
+    with pytest.raises(UserError, match=r"not UTF-8 at byte \d+ \(--on-bad-row") as raised:
+        read(tmp_path / "a.jsonl")
+    assert "looks like" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

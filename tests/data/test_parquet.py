@@ -147,8 +147,8 @@ GOOD = ["a", "b", "c"]
         ({"image": [[[b"x"]]] * 3, "summary": GOOD}, ": column 'image' is list<"),
         ({"image": [{"data": b"x"}] * 3, "summary": GOOD}, ": column 'image' is struct<"),
         ({"image": [{"bytes": 3}] * 3, "summary": GOOD}, ": column 'image' is struct<"),
-        ({"text": ["a", "b", None], "summary": GOOD}, ":row 3: field 'text' is a NoneType"),
-        ({"text": GOOD, "summary": pa.nulls(3)}, ":row 1: field 'summary' is a NoneType"),
+        ({"text": ["a", "b", None], "summary": GOOD}, ":row 3: field 'text' is null"),
+        ({"text": GOOD, "summary": pa.nulls(3)}, ":row 1: field 'summary' is null"),
         ({"text": GOOD, "summary": ["a", " \n", "c"]}, ":row 2: field 'summary' is empty"),
         (
             {"text": GOOD, "summary": GOOD, "instruction": ["x", "", "y"]},

@@ -24,20 +24,20 @@ def write(tmp_path, content: str | bytes, name="rows.jsonl") -> str:
     "line, message",
     [
         ("{oops", "not JSON"),
-        ("[1, 2]", "not a JSON object but a list"),
+        ("[1, 2]", "not a JSON object but an array"),
         ('{"text": "a"}', "no field 'summary'; found: 'text'"),
         ('{"summary": "a"}', "no field 'text'; found: 'summary'"),
         ('{"text": "  \\n", "summary": "a"}', "field 'text' is empty"),
         ('{"text": "a", "summary": ""}', "field 'summary' is empty"),
-        ('{"text": 7, "summary": "a"}', "field 'text' is a int, not a text"),
-        ('{"text": null, "summary": "a"}', "field 'text' is a NoneType"),
+        ('{"text": 7, "summary": "a"}', "field 'text' is a number, not a text"),
+        ('{"text": null, "summary": "a"}', "field 'text' is null"),
         ('{"text": "a\\ud800b", "summary": "a"}', "field 'text' is not valid Unicode"),
-        ('{"text": "a", "summary": "b", "instruction": 3}', "field 'instruction' is a int"),
+        ('{"text": "a", "summary": "b", "instruction": 3}', "field 'instruction' is a number"),
         ('{"image": "none.png", "summary": "a"}', "none.png: no such image"),
         ('{"image": "../up.png", "summary": "a"}', "outside of the data folder"),
         ('{"image": "/etc/hostname", "summary": "a"}', "outside of the data folder"),
         ('{"images": [], "summary": "a"}', "no page: nothing in 'text'"),
-        ('{"text": null, "image": null, "summary": "a"}', "field 'text' is a NoneType"),
+        ('{"text": null, "image": null, "summary": "a"}', "field 'text' is null"),
         ('{"images": [3], "summary": "a"}', "images a list of paths"),
         ("[" * 100_000, "not JSON"),
         ('{"text": 1' + "0" * 5000 + "}", "not JSON"),
@@ -58,7 +58,7 @@ def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path, line, mes
 
 def test_bytes_that_are_not_utf8_are_an_error(tmp_path):
     path = write(tmp_path, GOOD.encode() + b'{"text": "\xff", "summary": "a"}\n')
-    with pytest.raises(UserError, match=r"rows.jsonl:2: not JSON"):
+    with pytest.raises(UserError, match=r"rows.jsonl:2: not UTF-8 at byte 10"):
         open_files(path, DataSettings())
 
 

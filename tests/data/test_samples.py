@@ -127,6 +127,49 @@ def test_gundam_draws_on_the_tile_grid_and_the_global_view_is_its_shrunken_copy(
     assert batch.grids.tolist() == [[1, 1], [2, 3]] and batch.tiles.shape[0] == 6
 
 
+def test_pages_of_a_model_with_learned_queries_have_no_row_ends_and_tiles_of_its_own(tokenizer):
+    config = PRESETS["deepseek-ocr-2"]
+    config = replace(config, decoder=replace(config.decoder, vocab_size=4096))
+
+    def builder_of(mode: str, **changes) -> SampleBuilder:
+        return SampleBuilder(change(Settings(), mode=mode, **changes), config, tokenizer)
+
+    for mode, side, visual in (("auto", 1024, 257), ("768", 768, 145), ("base", 1024, 257)):
+        sample = builder_of(mode)(row())
+        assert sample.pages.shape == (1, 1, side, side) and sample.visual == visual
+    builder = builder_of("gundam")
+    short, high, square, long = (builder(row("several words " * n)) for n in (20, 410, 800, 1200))
+    assert [sample.grids for sample in (short, high, square, long)] == [
+        [(1, 1)],
+        [(1, 2)],
+        [(2, 2)],
+        [(2, 3)],
+    ]
+    assert short.visual == 257 and long.visual == 1121 and long.tiles[0].shape == (6, 1, 768, 768)
+    batch = collate([short, long, builder.placeholder()], builder.special)
+    assert not batch.newlines and batch.image_mask.sum(1).tolist() == [257, 1121, 0]
+    with pytest.raises(UserError, match="--max-tiles 9: this model reads up to 6"):
+        builder_of("gundam", max_tiles=9)
+    with pytest.raises(UserError, match="--mode small: pages of 640 px; this model reads"):
+        builder_of("small")
+
+
+def test_an_unlimited_ocr_reads_up_to_32_tiles_of_a_page(tokenizer):
+    config = PRESETS["unlimited-ocr"]
+    config = replace(config, decoder=replace(config.decoder, vocab_size=4096))
+    builder = SampleBuilder(change(Settings(), mode="gundam"), config, tokenizer)
+    sample = builder(row("several words " * 5000))
+    (grid,) = sample.grids
+    assert 6 < grid[0] * grid[1] <= 32 and len(sample.tiles[0]) == grid[0] * grid[1]
+    assert sample.visual == 273 + 10 * grid[1] * (10 * grid[0] + 1)
+    with pytest.raises(UserError, match="--max-tiles 10: this model reads up to 9"):
+        SampleBuilder(
+            change(Settings(), mode="gundam", max_tiles=10),
+            replace(PRESETS["tiny"], page_size=1024),
+            tokenizer,
+        )
+
+
 def test_a_page_limit_in_gundam_mode_counts_canvases(tokenizer):
     builder = make_builder(tokenizer, mode="gundam", max_pages=1)
     assert builder(row("several words " * 500)).grids == [(2, 2)]

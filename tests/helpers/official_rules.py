@@ -28,6 +28,7 @@ def _sam(vision: dict) -> dict:
     sam, p = vision["width"]["sam_vit_b"], "model.sam_model"
     width, side, neck = sam["width"], vision["image_size"] // 16, sam.get("neck_channels", 256)
     first, second = sam["downsample_channels"]
+    second = vision["width"].get("qwen2-0-5b", {"dim": second})["dim"]  # whatever the file says
     shapes = {
         f"{p}.pos_embed": [1, side, side, width],
         f"{p}.patch_embed.proj.weight": [width, 3, 16, 16],
@@ -72,6 +73,26 @@ def _clip(vision: dict) -> dict:
     return shapes
 
 
+def _qwen(vision: dict) -> dict:
+    """DeepSeek-OCR-2; the official file gives `dim` alone."""
+    qwen, p = vision["width"]["qwen2-0-5b"], "model.qwen2_model"
+    width, inner, heads = qwen["dim"], qwen.get("mlp_dim", 4864), qwen.get("heads", 14)
+    narrow = width // heads * qwen.get("key_value_heads", 2)
+    sides = qwen.get("page_sides", [768, 1024])
+    shapes = {f"{p}.query_{side}.weight": [(side // 64) ** 2, width] for side in sides}
+    shapes[f"{p}.model.model.norm.weight"] = [width]
+    for i in range(qwen.get("layers", 24)):
+        layer = f"{p}.model.model.layers.{i}"
+        shapes |= _linear(f"{layer}.self_attn.q_proj", width, width)
+        shapes |= _linear(f"{layer}.self_attn.k_proj", narrow, width)
+        shapes |= _linear(f"{layer}.self_attn.v_proj", narrow, width)
+        shapes[f"{layer}.self_attn.o_proj.weight"] = [width, width]
+        shapes |= _mlp(f"{layer}.mlp", width, inner)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{layer}.{norm}.weight"] = [width]
+    return shapes
+
+
 def _mlp(name: str, width: int, inner: int) -> dict:
     return {
         f"{name}.gate_proj.weight": [inner, width],
@@ -84,11 +105,13 @@ def official_shapes(config: dict) -> dict:
     """Tensor name -> shape, for a config.json."""
     c, vision = config["language_config"], config["vision_config"]
     width, features = c["hidden_size"], config["projector_config"]["input_dim"]
+    second = "qwen2-0-5b" in vision["width"]
+    rows = {} if second else {"model.image_newline": [width]}
     shapes = {
         **_sam(vision),
-        **_clip(vision),
+        **(_qwen(vision) if second else _clip(vision)),
         **_linear("model.projector.layers", width, features),
-        "model.image_newline": [width],
+        **rows,
         "model.view_seperator": [width],
         "model.embed_tokens.weight": [c["vocab_size"], width],
         "model.norm.weight": [width],
@@ -112,9 +135,11 @@ def official_shapes(config: dict) -> dict:
 
 
 def _config_problems(config: dict) -> list[str]:
+    widths = config.get("vision_config", {}).get("width", {})
+    second = "2" if "qwen2-0-5b" in widths else ""
     wanted = {
         "model_type": "deepseek_vl_v2",
-        "architectures": ["DeepseekOCRForCausalLM"],
+        "architectures": [f"DeepseekOCR{second}ForCausalLM"],
         "tile_tag": "2D",
     }
     wrong = [name for name, value in wanted.items() if config.get(name) != value]

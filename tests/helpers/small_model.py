@@ -1,6 +1,8 @@
 """A model small enough for a test: every kind of layer once."""
 
-from deepsynth_min.model.config import ClipConfig, DecoderConfig, ModelConfig, SamConfig
+from dataclasses import replace
+
+from deepsynth_min.model.config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfig
 
 # A quarter of `tiny`: every kind of layer once, the embedded tokenizer's vocabulary.
 SMALL = ModelConfig(
@@ -28,4 +30,20 @@ SMALL = ModelConfig(
         max_position_embeddings=1024,
     ),
     page_size=128,
+)
+
+# DeepSeek-OCR-2 as narrow, with the official page sizes: transformers' class knows no other.
+SMALL_2 = ModelConfig(
+    sam=SamConfig(
+        width=16,
+        layers=2,
+        heads=1,
+        image_size=1024,
+        global_layers=(1,),
+        neck=16,
+        downsample=(16, 48),
+    ),
+    clip=None,
+    decoder=replace(SMALL.decoder, max_position_embeddings=4096),
+    qwen=QwenConfig(dim=48, layers=2, heads=4, key_value_heads=2, mlp_dim=64),
 )

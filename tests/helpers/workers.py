@@ -2,8 +2,8 @@
 as one of several ranks.
 
 FOLDER `command-line`: the entries are (free port, command line of deepsynth_min.train), run one
-after the other. The word `limited` in it: the second process can write no file of more than 20 kB;
-`alone`: the first process runs it, as one of one.
+after the other. The word `limited` in it: the second process can write no file of more than 20 kB,
+and the command must fail for it; `alone`: the first process runs it, as one of one.
 
 For each entry of the JSON list: trains a small model, with our reducer, in shards or with torch DDP
 around the same step, and writes the losses and the final weights to FOLDER/NAME.safetensors, which
@@ -202,7 +202,8 @@ def run_command_line(port: int, words: list[str]) -> int:
     if "limited" in words and not first:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        return main([word for word in words if word not in ("limited", "alone")])
+        code = main([word for word in words if word not in ("limited", "alone")])
+        return abs(code - 2) if "limited" in words else code
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         os.environ |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}

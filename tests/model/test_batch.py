@@ -22,6 +22,14 @@ def test_visual_tokens_are_those_of_the_official_modes(side, grid, tokens):
     assert visual_tokens(side, side, grid) == tokens
 
 
+@pytest.mark.parametrize(
+    "side, grid, tokens",
+    [(768, (1, 1), 145), (1024, (1, 1), 257), (1024, (1, 2), 545), (1024, (3, 2), 1121)],
+)
+def test_without_row_ends_tiles_and_view_have_a_token_for_64_px_each(side, grid, tokens):
+    assert visual_tokens(side, side, grid, 768, newlines=False) == tokens
+
+
 def make(image_tokens: list[int], pages: int, size=(128, 128), length=20, **changes) -> Batch:
     mask = torch.zeros(len(image_tokens), length, dtype=torch.bool)
     for row, tokens in enumerate(image_tokens):
@@ -43,6 +51,13 @@ def test_pages_and_image_mask_must_agree_exactly():
     for tokens, pages in (([7, 6], 2), ([7, 7], 1), ([7, 7], 3), ([7, 8], 2)):
         with pytest.raises(ValueError, match="visual tokens"):
             make(tokens, pages)
+
+
+def test_a_batch_without_row_ends_is_checked_as_such():
+    assert len(make([5, 5], 2, newlines=False).packed().image_index) == 10  # 2 x (2 * 2 + 1)
+    for newlines, tokens in ((False, 7), (True, 5)):
+        with pytest.raises(ValueError, match="visual tokens"):
+            make([tokens], 1, newlines=newlines)
 
 
 def test_a_page_side_must_be_a_multiple_of_64():

@@ -1,10 +1,12 @@
 """A model's configuration: every field that cannot be is refused by file and name, at once."""
 
+import copy
 import json
 import os
 
 import pytest
 from golden import GOLDEN
+from small_model import SMALL_2
 
 from deepsynth_min.errors import UserError, one_line
 from deepsynth_min.model.official_config import config_from_dict, config_from_file, config_to_dict
@@ -111,3 +113,104 @@ def test_how_text_is_drawn_is_kept_with_the_model_and_absent_from_the_official_o
     assert TINY_READER_CONFIG.text.font_size == 24
     assert config_from_dict(config_to_dict(TINY_READER_CONFIG)) == TINY_READER_CONFIG
     assert "rendered_text" not in config_to_dict(PRESETS["deepseek-ocr"])
+
+
+# -- DeepSeek-OCR-2, and models of other kinds ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def official_config() -> dict:
+    return json.loads((GOLDEN / "official_config_2.json").read_text())
+
+
+def test_the_preset_writes_the_official_config_and_is_read_from_it(official_config):
+    assert config_to_dict(PRESETS["deepseek-ocr-2"]) == official_config
+    assert config_from_dict(official_config) == PRESETS["deepseek-ocr-2"]
+    # The official file says 1024 channels; its code and its tensors have 896.
+    assert official_config["vision_config"]["width"]["sam_vit_b"]["downsample_channels"][1] == 1024
+    assert config_from_dict(official_config).sam.downsample == (512, 896)
+
+
+@pytest.mark.parametrize("config", [PRESETS["tiny-2"], SMALL_2], ids=["tiny-2", "small"])
+def test_a_miniature_is_read_from_what_it_writes(config):
+    assert config_from_dict(config_to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    "place, value, named",
+    [
+        ("qwen2-0-5b", {}, "lacks or misstates 'dim'"),
+        ("qwen2-0-5b", 7, "vision_config"),
+        ("qwen2-0-5b/dim", 0, "qwen2-0-5b.dim = 0 is not a whole number"),
+        ("qwen2-0-5b/dim", 900, "qwen2-0-5b.dim must be a multiple of its heads"),
+        ("qwen2-0-5b/dim", 10**30, "qwen2-0-5b.dim"),
+        ("qwen2-0-5b/layers", 10**6, "qwen2-0-5b.layers = 1000000 is not"),
+        ("qwen2-0-5b/heads", "14", "qwen2-0-5b.heads"),
+        ("qwen2-0-5b/key_value_heads", 3, "multiple of its key_value_heads"),
+        ("qwen2-0-5b/mlp_dim", None, "qwen2-0-5b.mlp_dim"),
+        ("qwen2-0-5b/rope_theta", -1, "qwen2-0-5b.rope_theta"),
+        ("qwen2-0-5b/page_sides", [768], "page_sides must be two multiples of 64"),
+        ("qwen2-0-5b/page_sides", [1024, 768], "page_sides must be two multiples of 64"),
+        ("qwen2-0-5b/page_sides", [768, 1000], "page_sides must be two multiples of 64"),
+        ("qwen2-0-5b/page_sides", [768, 2**20], "page_sides"),
+        ("qwen2-0-5b/page_sides", "768", "page_sides"),
+        ("qwen2-0-5b/dropout", 0.1, "qwen2-0-5b.dropout is not supported"),
+        ("sam_vit_b/downsample_channels", [512, 900], "must end in the dim of qwen2-0-5b"),
+        ("clip-l-14-224", {}, "must have one of clip-l-14-224 and qwen2-0-5b"),
+    ],
+)
+def test_a_value_that_no_model_has_is_refused_by_name(official_config, place, value, named):
+    changed = copy.deepcopy(official_config)
+    *path, last = place.split("/")
+    section = changed["vision_config"]["width"]
+    for step in path:
+        section = section[step]
+    section[last] = value
+    with pytest.raises(UserError, match=f"config.json: .*{named}"):
+        config_from_dict(changed)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"architectures": ["DeepseekOCRForCausalLM"]}, "DeepseekOCRForCausalLM has no qwen2-0-5b"),
+        ({"candidate_resolutions": [[640, 640]]}, "candidate_resolutions: 640 px"),
+        ({"projector_config": {"input_dim": 2048}}, "projector_config.input_dim = 2048, not 896"),
+        ({"sliding_window": 128}, "sliding_window: a model with qwen2-0-5b has none"),
+    ],
+)
+def test_fields_that_contradict_the_encoder_are_refused(official_config, change, named):
+    with pytest.raises(UserError, match=f"config.json: {named}"):
+        config_from_dict(official_config | change)
+
+
+NATIVE = {"model_type": "deepseek_ocr2", "text_config": {}, "vision_config": {}}
+
+
+@pytest.mark.parametrize(
+    "other, named",
+    [
+        (
+            {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"]},
+            r"a qwen2_vl model \(Qwen2VLForConditionalGeneration\)",
+        ),
+        ({"model_type": "paligemma", "text_config": {}}, "a paligemma model"),
+        (NATIVE | {"architectures": ["DeepseekOcr2ForConditionalGeneration"]}, "a deepseek_ocr2"),
+        ({"architectures": ["LlamaForCausalLM"]}, r"a model \(LlamaForCausalLM\)"),
+        (
+            {"model_type": "deepseek_vl_v2", "architectures": ["X"], "language_config": {}},
+            r"a deepseek_vl_v2 model \(X\)",
+        ),
+        ({"architectures": [["x"]], "model_type": 7}, "a 7 model"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_by_its_name(other, named):
+    family = "this trains DeepSeek-OCR, Unlimited-OCR and DeepSeek-OCR-2"
+    with pytest.raises(UserError, match=f"config.json: {named}.*; {family}"):
+        config_from_dict(other)
+
+
+def test_what_is_no_model_at_all_is_refused():
+    for other in ({}, {"architectures": "DeepseekOCRForCausalLM"}, {"architectures": []}):
+        with pytest.raises(UserError, match="config.json: no language_config; not a checkpoint of"):
+            config_from_dict(other)

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from released import IMAGE, batch_of, images_of
 from small_model import SMALL
 
-from deepsynth_min.model.batch import Batch, visual_tokens
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 
 peers = pytest.importorskip("peers", reason="transformers is not installed")
-IMAGE = 4  # the id of a visual token
 TOLERANCE, GRADIENT_TOLERANCE = 2e-4, 1e-3
 
 
@@ -24,39 +23,6 @@ def models(request):
     peer = peers.whole_peer(ours)
     peer.model.config.image_token_id = IMAGE
     return ours.train(), peer.train()
-
-
-def batch_of(grids: list[list[tuple[int, int]]], answers: list[int]) -> Batch:
-    """A padded sample for each list of pages; a page is its grid of tiles, (1, 1) without any."""
-    torch.manual_seed(1)
-    flat = [grid for pages in grids for grid in pages]
-    tiled = sum(w * h for w, h in flat if w * h > 1)
-    visual = [sum(visual_tokens(128, 128, grid, 64) for grid in pages) for pages in grids]
-    lengths = [1 + n + 4 + answer for n, answer in zip(visual, answers)]
-    T = max(lengths)
-    ids = torch.randint(5, SMALL.decoder.vocab_size, (len(grids), T))
-    real, image = torch.zeros(2, len(grids), T, dtype=torch.bool)
-    labels = torch.full((len(grids), T), -100)
-    for b, (n, length) in enumerate(zip(visual, lengths)):
-        real[b, :length] = True
-        image[b, 1 : 1 + n] = True
-        labels[b, 5 + n : length] = ids[b, 5 + n : length]
-    pages = torch.randint(0, 256, (len(flat), 1, 128, 128), dtype=torch.uint8)
-    tiles = torch.randint(0, 256, (tiled, 1, 64, 64), dtype=torch.uint8) if tiled else None
-    owners = tuple(b for b, pages in enumerate(grids) for _ in pages)
-    found = torch.tensor(flat) if tiled else None
-    return Batch(ids, real, image, labels, pages, tiles, found, owners=owners)
-
-
-def images_of(batch: Batch) -> dict:
-    """Pages and tiles as the library takes them."""
-    images = {"pixel_values": peers.normalised(batch.pages)}
-    if batch.tiles is not None:
-        grids = batch.grids.tolist()
-        images["pixel_values_local"] = peers.normalised(batch.tiles)
-        images["num_local_patches"] = [w * h if w * h > 1 else 0 for w, h in grids]
-        images["patches_grid"] = grids
-    return images
 
 
 WHOLE = (1, 1)

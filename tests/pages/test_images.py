@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from deepsynth_min.errors import UserError
+from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.pages.images import MAX_PIXELS, choose_grid, cut_tiles, open_images, prepare
+from deepsynth_min.pages.modes import PageFormat
 
 
 def test_cut_tiles_go_row_by_row():
@@ -29,17 +31,70 @@ def test_cut_tiles_go_row_by_row():
     ],
 )
 def test_the_grid_is_the_nearest_in_shape_and_larger_for_larger_images(size, most, grid):
-    assert choose_grid(*size, most) == grid
+    assert choose_grid(*size, most, 640) == grid
 
 
 def test_foreign_images_are_prepared_as_the_official_processor_does(tmp_path):
     Image = pytest.importorskip("PIL.Image")
     image = Image.new("RGB", (800, 400), (10, 20, 30))
-    small, tiles, grid = prepare(image, 640, False, 6)
+    small, tiles, grid = prepare(image, 640, PageFormat(), 0)
     assert small.shape == (3, 640, 640) and (small[1] == 20).all() and tiles is None
-    view, tiles, grid = prepare(image, 1024, True, 6)
+    view, tiles, grid = prepare(image, 1024, PageFormat(), 6)
     assert (view[:, 0] == 127).all() and (view[:, 512] == [[10], [20], [30]]).all()
     assert grid == (2, 1) and tiles.shape == (2, 3, 640, 640)
+
+
+def test_an_image_is_padded_or_stretched_as_asked_and_else_as_the_official_code_does():
+    """256 x 64, its left half black: padded, its rows stand in the middle between grey ones."""
+    Image = pytest.importorskip("PIL.Image")
+    pixels = np.full((64, 256, 3), 200, np.uint8)
+    pixels[:, :128] = 0
+    image = Image.fromarray(pixels)
+
+    def view(side: int, *fit) -> np.ndarray:
+        found, tiles, grid = prepare(image, side, PageFormat(), 0, *fit)
+        assert tiles is None and grid == (1, 1) and found.shape == (3, side, side)
+        assert (found == found[:1]).all()
+        return found[0]
+
+    padded = view(256, "pad")  # as large as it was: no pixel changes
+    assert (padded[96:160] == pixels[..., 0]).all()
+    assert (padded[:96] == 127).all() and (padded[160:] == 127).all()
+    stretched = view(256, "stretch")  # four times as high: every row is the same
+    assert (stretched == pixels[:1, :, 0]).all()
+    assert (view(256) == stretched).all() and (view(640, "auto") == view(640, "stretch")).all()
+    assert (view(1024) == view(1024, "pad")).all()
+    assert (view(1024, "stretch")[0, :500] == 0).all() and (view(1024)[0] == 127).all()
+
+
+def test_fit_leaves_the_tiles_of_gundam_as_they_are():
+    Image = pytest.importorskip("PIL.Image")
+    image = Image.effect_noise((800, 400), 90).convert("RGB")
+    pad, stretch = (prepare(image, 1024, PageFormat(), 6, fit) for fit in ("pad", "stretch"))
+    assert (pad[1] == stretch[1]).all() and pad[2] == stretch[2] == (2, 1)
+    assert (pad[0] != stretch[0]).any()
+
+
+def test_foreign_images_are_prepared_as_the_released_processor_of_deepseek_ocr_2_does():
+    """Sizes around a tile's and of all shapes; its view and its tiles, to the pixel."""
+    Image = pytest.importorskip("PIL.Image")
+    released = pytest.importorskip(
+        "transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2"
+    ).DeepseekOcr2ImageProcessorPil()
+    page_format = PRESETS["deepseek-ocr-2"].page_format
+    sizes = [(768, 768), (769, 300), (500, 900), (1600, 1500), (2500, 700), (300, 1900)]
+    for size in sizes:
+        rough = np.random.RandomState(0).randint(0, 256, (9, 9, 3), np.uint8)
+        image = Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC)
+        view, tiles, (w, h) = prepare(image, 1024, page_format, 6)
+        theirs = released(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        assert theirs["num_local_patches"] == [w * h if w * h > 1 else 0], size
+        if w * h > 1:
+            assert np.array_equal(tiles, theirs["pixel_values_local"]), size
+        # Where the padding begins is rounded differently, by a pixel at most.
+        assert np.abs(view.astype(int) - theirs["pixel_values"][0]).mean() < 1, size
+    # Of a page of 768 px the official code makes a square, whatever it was.
+    assert not (prepare(image, 768, page_format, 0)[0] == 127).all(0).any()
 
 
 def _drawn(kind: str):

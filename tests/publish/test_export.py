@@ -2,13 +2,13 @@
 
 import gzip
 import json
-import resource
 import shutil
 
 import pytest
 import torch
 from adapter_runs import run, write_base, write_rows
 from commands import words
+from full_disk import full_disk
 from golden import GOLDEN
 from official_rules import official_shapes, problems
 from official_tree import official_tree
@@ -21,9 +21,9 @@ from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.weights import official_views
 from deepsynth_min.publish import official
+from deepsynth_min.runs.run_directory import find_run_checkpoint
 from deepsynth_min.settings import load
 from deepsynth_min.training.build import load_run_model
-from deepsynth_min.training.run_directory import find_run_checkpoint
 from deepsynth_min.tuning.adapter import TENSORS
 from deepsynth_min.tuning.lora import pairs
 from deepsynth_min.tuning.quant import packed_weights
@@ -190,10 +190,10 @@ def test_an_adapter_exported_without_merging_is_the_checkpoints(folder, tmp_path
 def test_an_export_that_computes_something_else_is_withdrawn(folder, tmp_path, monkeypatch, capsys):
     honest = official.merged_tensors
 
-    def without_an_adapter(model):
+    def without_an_adapter(model, dtype):
         for pair in pairs(model).values():
             pair.B.data.add_(1.0)  # merges something else than what was compared
-        return honest(model)
+        return honest(model, dtype)
 
     monkeypatch.setattr(official, "merged_tensors", without_an_adapter)
     arguments = ["--run", folder / "lora", "--to", tmp_path / "exported", "--merge"]
@@ -203,13 +203,8 @@ def test_an_export_that_computes_something_else_is_withdrawn(folder, tmp_path, m
 
 
 def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(folder, tmp_path, capsys):
-    """The limit on a file's size stands for a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
+    with full_disk(100_000):
         code = export.main(words("--run {} --to {}", folder / "full", tmp_path / "exported"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     error = capsys.readouterr().err
     assert code == 2 and "could not be written" in error and "File too large" in error
     assert error.count("\n") == 1 and list(tmp_path.iterdir()) == []

@@ -209,7 +209,7 @@ def bad_rows(tmp_path):
 def test_a_bad_row_stops_it_or_is_left_out_and_listed(tmp_path, bad_rows, capsys):
     to, strict = tmp_path / "a.parquet", ["--on-missing", "error"]
     assert draw(bad_rows, to, *strict) == 2
-    assert "rows.jsonl:2: text 0: no font has 1 characters" in capsys.readouterr().err
+    assert "rows.jsonl:2: text 0: no font has 1 character," in capsys.readouterr().err
     skip = [*strict, "--on-bad-row", "skip", "--force"]
     assert draw(bad_rows, to, *skip) == 2
     assert "1 of 3 rows cannot be used, more than --max-bad 0.01" in capsys.readouterr().err

@@ -10,9 +10,12 @@ from safetensors.torch import load_file
 from small_model import SMALL
 
 from deepsynth_min import hub, settings as S
+from deepsynth_min.data.samples import SampleBuilder
+from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.weights import tensor_digest
 from deepsynth_min.options import change
 from deepsynth_min.publish import model_card
+from deepsynth_min.runs.recorded import FILE
 from deepsynth_min.tuning.adapter import CONFIG, TENSORS
 
 REPO = "someone/reader"
@@ -80,7 +83,7 @@ def test_an_adapter_is_pushed_at_the_end_of_training_with_its_card(folder, tmp_p
         done = command(server, tmp_path, *TRAIN, *more)
         assert done.returncode == 0, done.stderr
         files = server.repositories[REPO]
-    assert files.keys() == {CONFIG, TENSORS, "README.md"} and not server.private[REPO]
+    assert files.keys() == {CONFIG, TENSORS, FILE, "README.md"} and not server.private[REPO]
     newest = tmp_path / "run" / "checkpoints" / "step-000001"
     assert files[TENSORS] == (newest / TENSORS).read_bytes()
     card = files["README.md"].decode()
@@ -101,7 +104,7 @@ def test_an_upload_that_fails_midway_loses_nothing_and_says_how_to_go_on(folder,
         server.fail = {"create": [500]}  # passes: tried again without being asked
         done = command(server, tmp_path, "-m", "deepsynth_min.hub", *again)
         assert done.returncode == 0, done.stderr
-        assert server.repositories[REPO].keys() == {CONFIG, TENSORS, "README.md"}
+        assert server.repositories[REPO].keys() == {CONFIG, TENSORS, FILE, "README.md"}
     assert f"uploaded to {server.url}/{REPO}" in done.stdout
 
 
@@ -115,6 +118,7 @@ def test_the_card_names_a_base_on_the_hub_and_its_revision(folder):
     settings = S.load(run_directory / "config.toml")
     settings = change(settings, model="deepseek-ai/DeepSeek-OCR", revision=COMMIT)
     checkpoint = run_directory / "checkpoints" / "step-000001"
-    card = model_card.model_card(settings, run_directory, checkpoint, adapter=True)
+    builder = SampleBuilder(settings, SMALL, load_tokenizer())
+    card = model_card.model_card(builder, run_directory, checkpoint, adapter=True)
     assert "\nbase_model: deepseek-ai/DeepSeek-OCR\n" in card
     assert f"| base model | deepseek-ai/DeepSeek-OCR at {COMMIT} |" in card

@@ -10,6 +10,7 @@ from small_model import SMALL
 from deepsynth_min import train
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.settings import parse
 from deepsynth_min.training import feature_cache as features
 from deepsynth_min.training.feature_cache import FeatureCache, keyed
@@ -103,6 +104,29 @@ def test_another_encoder_or_precision_finds_nothing(model, tmp_path):
     assert second.misses == 3
     prints = {features.encoder_fingerprint(model, CPU, p) for p in ("fp32", "bf16")}
     assert len(prints) == 2
+
+
+def test_the_outputs_of_learned_queries_are_cached_for_pages_and_tiles(tmp_path):
+    torch.manual_seed(0)
+    model = DeepseekOCR(PRESETS["tiny-2"]).requires_grad_(False)
+    mask = torch.zeros(1, 40, dtype=torch.bool)
+    mask[:, 1 : 1 + 2 * 9 + 16 + 1] = True
+    text = torch.full(mask.shape, 5), torch.ones_like(mask), mask, torch.full(mask.shape, -100)
+    page, tiles = (torch.randint(0, 256, (n, 1, s, s)).byte() for n, s in ((1, 256), (2, 192)))
+    drawn = keyed(Batch(*text, page, tiles, torch.tensor([[2, 1]]), newlines=False))
+    first, _ = cache(model, tmp_path)
+    fresh = first.fill(drawn)
+    first.close()
+    second, told = cache(model, tmp_path)
+    found = second.fill(drawn)
+    assert (second.hits, second.misses, told) == (3, 0, [])
+    assert found.features.shape == (1, 4, 4, 128) and found.tile_features.shape == (2, 3, 3, 128)
+    assert model(found).equal(model(fresh)) and model(found).equal(model(drawn))
+    with torch.no_grad():
+        model.model.qwen2_model.query_192.weight[0] += 1
+    third, _ = cache(model, tmp_path)
+    third.fill(drawn)
+    assert third.misses == 3
 
 
 def test_the_bounds_on_memory_and_disk_hold_and_change_no_result(model, tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints that several processes wrote, each its part: read by one, by several, and broken."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from commands import free_port, ranks, words
 from small_model import SMALL
 
 from deepsynth_min import evaluate, export, generate, train
+from deepsynth_min.runs import recorded
 
 pytestmark = pytest.mark.slow
 TUNES = ("decoder", "projector+lora")
@@ -43,7 +45,8 @@ def runs(tmp_path_factory) -> Path:
         lines.append(line(tune, "c", 1, "--shard", *step(tune, "b", 2)))
     lines.append(line("decoder", "full", 1, "--shard", *step("decoder", "b", 2), "limited"))
     entries = [(free_port(), line) for line in lines]
-    ranks(2, workers.__file__, "command-line", json.dumps(entries))
+    printed = ranks(2, workers.__file__, "command-line", json.dumps(entries))
+    (folder / "printed.txt").write_text(printed)
     return folder
 
 
@@ -73,6 +76,9 @@ def test_a_checkpoint_from_shards_is_evaluated_and_exported_like_any_other(runs,
 
 
 def test_a_checkpoint_from_shards_answers(runs):
+    steps = [runs / "decoder" / name / "checkpoints/step-000003" for name in ("a", "one")]
+    a, one = map(recorded.read, steps)
+    assert a == one and a["beams"] == 1
     (runs / "text.txt").write_text("A text.", "utf-8")
     run, text = runs / "decoder" / "a", runs / "text.txt"
     assert generate.main(["--run", str(run), str(text), "--max-new-tokens", "2"]) == 0
@@ -83,6 +89,14 @@ def test_each_rank_has_written_about_half_of_a_checkpoint(runs):
     for kind in ("model", "optimizer"):
         sizes = [file.stat().st_size for file in checkpoint.glob(f"{kind}-*-of-*.safetensors")]
         assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes), kind
+
+
+def test_the_size_of_a_checkpoint_in_shards_is_known_before_the_first_step(runs):
+    told = re.findall(r"a checkpoint takes ([\d.]+) MB", (runs / "printed.txt").read_text())
+    for tune, megabytes in zip(TUNES, told[::3]):
+        written = (runs / tune / "a/checkpoints/step-000003").iterdir()
+        size = sum(file.stat().st_size for file in written)
+        assert float(megabytes) == pytest.approx(size / 1e6, rel=0.02, abs=0.06)
 
 
 def test_a_part_that_cannot_be_written_costs_the_checkpoint_and_not_the_run(runs):

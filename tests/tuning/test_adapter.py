@@ -13,6 +13,7 @@ from torch import nn
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.model.weights import official_views
 from deepsynth_min.tuning.adapter import (
     CONFIG,
@@ -97,6 +98,25 @@ def test_target_modules_select_the_adapted_linears_and_no_other(small_config):
         "up_proj",
         "v_proj",
     )
+
+
+@pytest.mark.parametrize("pattern", ["attention", "attention+mlp", "all", "layers.[13].*.q_proj"])
+def test_target_modules_select_no_linear_of_an_encoder_with_the_same_names(pattern):
+    """Neither under the official names, nor under those of transformers' class."""
+    with torch.device("meta"):
+        model = DeepseekOCR(PRESETS["tiny-2"])
+    paths, chosen = official_paths(model), choose(model, (pattern,))
+    assert any(path.startswith("model.qwen2_model.model.model.layers.0") for path in paths)
+    targets = target_modules(paths, chosen)
+    assert selected(paths, targets, "") == chosen
+    renamed = {
+        path: path.replace("model.layers", "model.language_model.layers", 1) for path in paths
+    }
+    renamed = {
+        p: q.replace("qwen2_model.model.model", "vision_encoder") for p, q in renamed.items()
+    }
+    meant = selected(set(renamed.values()), targets, "")
+    assert meant == {renamed[path] for path in chosen}
 
 
 # -- PEFT itself ----------------------------------------------------------------------------------

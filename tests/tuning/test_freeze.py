@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.training.optim import make_adamw
 from deepsynth_min.tuning import freeze
 from deepsynth_min.tuning.freeze import FreezeError
@@ -34,6 +35,23 @@ def test_each_policy_trains_what_its_name_says(model, tune, encoder, projector):
     assert (ENCODER in policy, PROJECTOR in policy, DECODER in policy) == (encoder, projector, True)
     assert ("model.view_seperator" in policy) == projector
     assert "model.vision_model.embeddings.patch_embedding.weight" not in policy
+
+
+@pytest.mark.parametrize(
+    "sides, trained", [((), {192, 256}), ({256}, {256}), ({192, 256}, {192, 256})]
+)
+def test_learned_queries_train_for_the_sizes_that_are_read(sides, trained):
+    model = DeepseekOCR(PRESETS["tiny-2"])
+    policy = freeze.freeze(model, "all", sides)
+    queries = {name for name in policy if "query" in name}
+    assert queries == {f"model.qwen2_model.query_{side}.weight" for side in trained}
+    assert "model.qwen2_model.model.model.norm.weight" in policy
+    if trained == {192, 256}:  # of no other model do all parameters train
+        optimizer = make_adamw(model, (0.9, 0.95), 0.0)
+        freeze.check_start(model, optimizer, policy, "all")
+        with pytest.raises(FreezeError, match="nothing is frozen"):
+            freeze.check_start(model, optimizer, policy, "decoder")
+    assert not any("qwen2" in name for name in freeze.freeze(model, "projector+decoder"))
 
 
 def set_grad(model, name, flag):

@@ -1,7 +1,11 @@
 """A model to read with: that of a run's checkpoint, or any checkpoint with an adapter on it.
 
-In: what a command line names. Out: an `OpenModel`: the model on its device, the directory that its
-tokenizer comes from, and the settings that it is to be used with.
+In: what a command line names. Out: an `OpenModel`: the model on its device, what makes prompts for
+it, and the settings that it is to be used with.
+
+The one idea: these settings come with the model: from the run's config.toml, or from the file that
+lies beside weights or adapter (recorded.py). The command line takes precedence, then the adapter's
+file, then the base model's, then the defaults.
 """
 
 import argparse
@@ -10,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..config_file import check_found
 from ..data.samples import SampleBuilder
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
@@ -19,10 +24,11 @@ from ..options import OneLineParser, change
 from ..settings import Settings, load_of_run
 from ..tuning.adapter import base_digest, load_adapter
 from ..tuning.lora import Base
-from .build import load_run_model, usual_answers
-from .distributed import World, start
-from .precision import autocast
-from .run_directory import find_run_checkpoint
+from . import recorded
+from ..training.build import build_base, load_run_model, quant_config, usual_answers
+from ..training.distributed import World, start
+from ..training.precision import autocast, hold_as_trained
+from .run_directory import find_run_checkpoint, warn
 
 
 @dataclass(frozen=True)
@@ -82,32 +88,46 @@ def open_model(given: argparse.Namespace, values: dict[str, object]) -> OpenMode
         if getattr(given, name, least) < least:
             raise UserError(f"--{name.replace('_', '-')}: {getattr(given, name)} is below {least}")
     values = {name: getattr(given, name) for name in OWN if name in given} | values
-    settings = load_of_run(Path(given.run)) if given.run else Settings()
     if values.get("temperature"):
         values = {"beams": 1, **values}  # even if the run's answers came from a beam search
-    settings = change(settings, **values)
-    world = start(given.device, settings.run.threads)
+    settings = load_of_run(Path(given.run)) if given.run else Settings()
+    world = start(given.device, values.get("threads", settings.run.threads))
     if given.run:
         if given.adapter:
             raise UserError("--adapter: a run has its own adapter; give --model")
+        settings = change(settings, **values)
         checkpoint = find_run_checkpoint(Path(given.run), given.checkpoint)
+        check_found(Path(given.run) / "config.toml", settings, "main_font", "font")
         model, base = load_run_model(settings, Path(given.run), checkpoint, world.device)
     else:
-        model, base = _of_checkpoint(given, world.device)
-        checkpoint, settings = Path(given.adapter or base), change(settings, model=given.model)
+        model, base, settings = _of_checkpoint(given, values, world)
+        checkpoint = Path(given.adapter or base)
     model.eval().requires_grad_(False)
     settings = usual_answers(settings)
     builder = SampleBuilder(settings, model.config, load_tokenizer(base))
     return OpenModel(model, builder, settings, world, checkpoint)
 
 
-def _of_checkpoint(given: argparse.Namespace, device: torch.device) -> tuple[DeepseekOCR, Path]:
-    """(model, directory of its tokenizer), with --adapter in it."""
+def _of_checkpoint(
+    given: argparse.Namespace, values: dict[str, object], world: World
+) -> tuple[DeepseekOCR, Path, Settings]:
+    """(model, with --adapter in it, directory of its tokenizer, settings to use it with)."""
     if given.model in PRESETS:
         raise UserError(f"--model {given.model}: a preset has random weights")
     directory = find_checkpoint(given.model)
-    model = DeepseekOCR.from_pretrained(directory, device=device)
-    if given.adapter:
-        base = Base(given.model, None, base_digest(directory))
-        load_adapter(model, find_checkpoint(given.adapter), base)
-    return model, directory
+    adapter = find_checkpoint(given.adapter) if given.adapter else None
+    found = recorded.read(directory)
+    if adapter is not None:  # its file says how it stands on the base, if it has one
+        found = {name: value for name, value in found.items() if name not in recorded.TYPES}
+        found |= recorded.read(adapter)
+    for line in recorded.check_fonts(found, values, given.adapter or given.model):
+        if world.is_main:
+            warn(line)
+    settings = change(Settings(), **{"model": given.model, **found, **values})
+    packed = None if adapter is None else quant_config(settings)
+    model = build_base(settings.model, directory, world.device, packed=packed)
+    if adapter is not None:
+        load_adapter(model, adapter, Base(given.model, None, base_digest(directory)))
+    if "precision" in found:  # the types that the weights had in training, however they are stored
+        hold_as_trained(model, settings)
+    return model, directory, settings

@@ -1,7 +1,7 @@
 """The run directory: where a run's settings, metrics, pages, checkpoints and report go.
 
 In: settings and what the loop measures. Out: files, written by rank 0 alone:
-    config.toml        the full resolved settings; --config reads it again
+    config.toml        the settings as asked for, and what they became; --config reads it again
     metrics.jsonl      one JSON object per logging step and per evaluation
     pages/             a few rendered pages as PNG
     checkpoints/       step-NNNNNN/, each a model directory with training state
@@ -25,17 +25,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from .. import config_file
 from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
+from ..data.sources import weighted
 from ..errors import UserError, read_text
-from ..files.disk import undo_all_unfinished, write_text
-from ..options import to_toml
+from ..files.disk import append_whole, undo_all_unfinished, write_bytes, write_text, writing
+from ..model.presets import PRESETS
+from ..pages.font_file import parse
 from ..pages.png import png
 from ..reports import page as report
 from ..reports.runs import metric_lines
 from ..reports.sinks import numbers_of, open_sinks
 from ..settings import Settings, load
-from . import checkpoint
+from ..training import checkpoint
 
 PREVIEWS = 4  # documents of which pages are kept, and answers of an evaluation in metrics.jsonl
 PREVIEW_WIDTH, PREVIEW_ROWS = 512, 3  # px; rows of small pages side by side
@@ -48,6 +51,17 @@ def warn(text: str) -> None:
 
 def default_name(model: str) -> str:
     return f"runs/{Path(model).name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def files_of(settings: Settings) -> dict[str, str]:
+    """Name as given -> absolute path, of the files and folders that settings name; no hub ids."""
+    model, data, page = settings.model.model, settings.data, settings.page
+    names = [settings.adapter.adapter, *(weighted(name)[0] for name in data.data), data.val_data]
+    names += [parse(font).file for font in (page.main_font, *page.font) if font]
+    names += [model] if model not in PRESETS else []
+    found = [name for name in names if name and os.path.lexists(name)]
+    found += [data.feature_cache] if data.feature_cache not in ("off", "memory") else []
+    return {name: os.path.abspath(name) for name in found}
 
 
 def _check_writable(path: Path) -> None:
@@ -81,7 +95,8 @@ class RunDirectory:
         self.path, self.checkpoints = Path(path), Path(path) / "checkpoints"
         self.metrics_path = self.path / "metrics.jsonl"
         self.sinks: list = []
-        self.before: Settings | None = None  # of the run that is here
+        self.asked: Settings | None = None  # of the run that is here, and what they became
+        self.before: Settings | None = None
         self.claimed = None
         try:
             if self.path.exists() and not self.path.is_dir():
@@ -99,7 +114,9 @@ class RunDirectory:
             )
         if not (self.path / "config.toml").is_file() or not self.checkpoints.is_dir():
             raise UserError(f"--out {path}: holds files, but no run (config.toml, checkpoints/)")
-        self.before = load(self.path / "config.toml")  # raises if it is not one of ours
+        config = self.path / "config.toml"
+        self.before = load(config)  # raises if it is not one of ours
+        self.asked = load(config, is_resolved=False)
 
     def claim(self) -> None:
         """Makes sure that no other process writes here; holds until this one ends."""
@@ -116,14 +133,35 @@ class RunDirectory:
         if self.claimed is not None:
             self.claimed()
 
-    def create(self, settings: Settings) -> None:
+    def create(
+        self, asked: Settings, resolved: Settings | None = None, has_ended: bool = False
+    ) -> None:
+        """Makes the directory and writes config.toml, but for a run that has no step left.
+
+        asked: the settings as given; resolved: what they became.
+        """
+        resolved = resolved or asked
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.claim()
-            write_text(self.path / "config.toml", to_toml(settings))
-            self.sinks = open_sinks(settings.run, self.path)
+            if self.before is None or not has_ended:
+                text = config_file.to_text(asked, resolved, self.path, files_of(resolved))
+                write_text(self.path / "config.toml", text)
+            self.sinks = open_sinks(resolved.run, self.path)
         except OSError as error:
             raise UserError(f"--out {self.path}: {error.strerror}") from None
+
+    def looks_like(self, resume: str) -> Path | None:
+        """The checkpoint that `resume_from` will go on from, by a glance: None if there is none, or
+        none that can be read, of which `resume_from` will speak."""
+        found = checkpoint.all_checkpoints(self.checkpoints) if resume == "auto" else []
+        for path in [Path(resume)] if resume not in ("auto", "none") else reversed(found):
+            try:
+                checkpoint.read_facts(path)
+                return path
+            except UserError:
+                continue
+        return None
 
     def resume_from(self, resume: str) -> Path | None:
         """The checkpoint to go on from, or None to start afresh. Raises UserError."""
@@ -137,6 +175,12 @@ class RunDirectory:
         path = Path(resume)
         if not os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
             raise UserError(f"--resume {resume}: no such checkpoint directory")
+        ours = (checkpoint.MANIFEST, "training.json")
+        if not any(os.path.lexists(path / name) for name in ours):  # a run, or its checkpoints/?
+            inner = path / "checkpoints" if (path / "config.toml").is_file() else path
+            if newest := checkpoint.newest_whole(inner):
+                return newest
+            raise UserError(f"--resume {resume}: neither a checkpoint nor a run that has one")
         if wrong := checkpoint.damage(path):
             raise UserError(f"--resume {resume}: damaged ({wrong})")
         return path
@@ -144,7 +188,8 @@ class RunDirectory:
     def save_previews(self, rows: Sequence[Row], builder: SampleBuilder) -> None:
         """The first page of the first held-out rows; where pages are small, several of them."""
         folder = self.path / "pages"
-        folder.mkdir(exist_ok=True)
+        with writing("--out", self.path):
+            folder.mkdir(exist_ok=True)
         for i in range(min(PREVIEWS, len(rows))):
             try:
                 pages = builder.prompt(rows[i]).pages  # [n, C, h, w]
@@ -154,21 +199,22 @@ class RunDirectory:
                 continue
             if not len(pages):
                 continue
-            (folder / f"held-out-{i}.png").write_bytes(png(side_by_side(pages)))
+            with writing("--out", self.path):
+                write_bytes(folder / f"held-out-{i}.png", png(side_by_side(pages)))
 
-    def go_on_after(self, step: int) -> None:
+    def go_on_after(self, step: int, metric: str = "loss") -> None:
         """Drops what belongs to steps that will be run again; sets the markers to what is there.
 
-        Raises UserError if the directory does not let it.
+        metric: that of --best. Raises UserError if the directory does not let it.
         """
         try:
-            self._go_on_after(step)
+            self._go_on_after(step, metric)
         except OSError as error:
             raise UserError(
                 f"--out {self.path}: {error.filename2 or error.filename}: {error.strerror}"
             ) from None
 
-    def _go_on_after(self, step: int) -> None:
+    def _go_on_after(self, step: int, metric: str) -> None:
         scored = {}
         for path in checkpoint.all_checkpoints(self.checkpoints):
             try:
@@ -178,7 +224,7 @@ class RunDirectory:
                 continue
             if facts["step"] <= step:
                 self.mark("last", path.name)
-                if facts.get("score") is not None:  # of --best, lower is better
+                if facts["score"] is not None and facts["best_metric"] == metric:  # lower is better
                     scored[path.name] = facts["score"]
         if scored:
             self.mark("best", min(scored, key=scored.get))
@@ -191,10 +237,10 @@ class RunDirectory:
         line = json.dumps({"kind": kind, **values}) + "\n"
 
         def append() -> None:
-            with open(self.metrics_path, "a", encoding="utf-8") as file:
-                file.write(line)
+            with open(self.metrics_path, "ab", buffering=0) as file:
+                append_whole(file, line)
 
-        self._try(append, "a line of metrics")
+        self.attempt(append, "a line of metrics")
         for sink in self.sinks:
             sink(numbers_of(kind, values), values["step"])
 
@@ -211,7 +257,7 @@ class RunDirectory:
                 write_text(self.path / "answers" / f"{name}.jsonl", "".join(lines))
 
         if answers:
-            self._try(write, "the answers")
+            self.attempt(write, "the answers")
 
     def keep_best_answers(self) -> None:
         """The newest evaluation is the best one so far."""
@@ -221,7 +267,7 @@ class RunDirectory:
             write_text(last.with_name("best.jsonl"), last.read_text("utf-8"))
 
         if last.exists():
-            self._try(copy, "the best answers")
+            self.attempt(copy, "the best answers")
 
     def evaluations(self) -> list[dict]:
         """What has been logged of them, the first one first."""
@@ -234,9 +280,9 @@ class RunDirectory:
         def write() -> None:
             write_text(self.path / "report.html", report.page(self.path))
 
-        self._try(write, "the report")
+        self.attempt(write, "the report")
 
-    def _try(self, write: Callable, what: str) -> None:
+    def attempt(self, write: Callable, what: str) -> None:
         """A full disk must not end a training: warns, and goes on without."""
         try:
             write()

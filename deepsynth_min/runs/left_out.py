@@ -9,15 +9,22 @@ rank 0 alone writes, and what it decides all ranks do.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from ..data.row import TooLong
+from ..data.rows import is_skipped, refuse_bad_rows
+from ..data.samples import SampleBuilder
+from ..data.sources import Data
 from ..errors import UserError
+from ..files.disk import append_whole
 from ..files.index import Fault
 from ..settings import DataSettings
-from .distributed import World, broadcast_text, gather_lists
+from ..training.distributed import World, broadcast_text, gather_lists
 from .run_directory import warn
 
 FILE = "skipped.jsonl"
+LONGEST = 20_000  # rows whose answers are measured before training
 
 
 class LeftOut:
@@ -47,18 +54,24 @@ class LeftOut:
                     self.listed[entry["row"]] = entry["reason"]
                 except (ValueError, KeyError, TypeError):  # the line that a kill cut off
                     continue
-            self._write(self.listed, "w")
+            self._write(self.listed, "wb")
         new = {f.where: f.reason for f in faults if f.where not in self.listed}
         self.listed |= new
-        self._write(new, "a")
+        self._write(new, "ab")
         return [f for f in faults if f.where in new]
 
     def _write(self, entries: dict[str, str], mode: str) -> None:
-        if entries:
-            with open(self.path, mode, encoding="utf-8") as file:
-                for row, reason in entries.items():
-                    line = json.dumps({"row": row, "reason": reason}, ensure_ascii=False)
-                    file.write(line + "\n")
+        """A disk that refuses costs the lines and not the run."""
+        lines = (
+            json.dumps({"row": row, "reason": reason}, ensure_ascii=False) + "\n"
+            for row, reason in entries.items()
+        )
+        try:
+            if entries:
+                with open(self.path, mode, buffering=0) as file:
+                    append_whole(file, "".join(lines))
+        except OSError as error:
+            warn(f"{self.path}: rows that are left out could not be listed: {error.strerror}")
 
     def add(self, faults: Sequence[Fault]) -> None:
         """Those that this rank found in a step. Raises UserError on all ranks if they are too many
@@ -76,3 +89,22 @@ class LeftOut:
         message = broadcast_text(self.world, message)
         if message:
             raise UserError(message)
+
+
+def refuse_long_answers(data: Data, settings: DataSettings, builder: SampleBuilder) -> None:
+    """Finds answers that can never fit before training begins, among the longest rows: adds them to
+    the data's faults, or raises UserError."""
+    if settings.on_too_long == "truncate":
+        return
+    found = []
+    for rows in data.files:
+        for i in rows.longest(LONGEST, builder.context):
+            try:
+                builder.check_answer(rows[i])
+            except TooLong as error:
+                found.append(Fault(error.where, error.reason, error.kind))
+    if found:
+        good = sum(map(len, data.files)) - len(found)
+        policy = "skip" if is_skipped(settings, too_long=True) else "error"
+        refuse_bad_rows(data.faults + found, good, replace(settings, on_bad_row=policy))
+        data.faults += found

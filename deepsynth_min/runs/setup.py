@@ -8,42 +8,50 @@ the others as it is made, and the audits compare what will train with what shoul
 """
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from ..config_file import check_found
 from ..data.augment import check as check_augment
 from ..data.order import Order, rows_per_epoch
-from ..data.row import RowError, TooLong
-from ..data.rows import is_skipped, refuse_bad_rows
+from ..data.row import RowError
 from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
-from ..errors import UserError
-from ..evaluation.evaluator import Evaluator
+from ..errors import UserError, number_of
+from ..evaluation.evaluator import Evaluator, check_held_out, check_patience
 from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
-from ..files.index import Fault
+from ..model.presets import find_shape
 from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
-from ..settings import Settings
+from ..settings import OptimSettings, Settings
 from ..tuning import freeze
-from . import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
+from ..training import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
+from . import same_run
 from .announce import announce, drawing_faults, refuse_missing
-from .build import build_model, keep_preset, resolve
-from .left_out import LeftOut
+from ..training.build import as_before, build_model, keep_preset, resolve
+from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
-from .optim import LossScaler, make_adamw
-from .precision import autocast, set_parameter_types
+from ..training.optim import LossScaler, make_adamw, prepare_state
+from ..training.precision import autocast, set_parameter_types
+from .recorded import FILE, as_toml
+from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 
-LONGEST = 20_000  # rows whose answers are measured before training
-CHECKS = (check_augment, check_sinks, feature_cache.check, shard.check, compiling.check)
+CHECKS = (
+    check_patience,
+    check_augment,
+    check_sinks,
+    feature_cache.check,
+    shard.check,
+    compiling.check,
+)
 
 
 class Training:
@@ -72,9 +80,14 @@ class Training:
         world = self.world
         name = settings.run.out or dist.broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
-        page_side(settings.model.mode, 64)  # a wrong mode should not wait for the rest
+        found = self.directory.looks_like(settings.run.resume)
+        self.asked, before = settings, self.directory.before
+        if before:
+            config, own = self.directory.path / "config.toml", "model data val_data adapter"
+            check_found(config, settings, *own.split(), "main_font", "font")
+        # A wrong mode, or a model of another kind, should not wait for the rest.
+        page_side(settings.model.mode, find_shape(settings.model).page_format)
         # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
-        before = self.directory.before
         data = pinned(settings.data, before and before.data)
         text = json.dumps([data.data_revision, data.val_revision])
         commits = json.loads(dist.broadcast_text(world, text))
@@ -83,6 +96,9 @@ class Training:
         self.rows, self.held_out = self.data.train, self.data.held_out
         for check in CHECKS:
             check(settings)
+        check_held_out(self.held_out, settings)
+        if before and found:
+            settings = as_before(settings, self.directory.asked, before)
         settings = change(settings, out=name)
         self.settings = resolve(settings, rows_per_epoch(self.rows), world.size)
         optim = self.settings.optim
@@ -95,14 +111,28 @@ class Training:
             "mode": settings.model.mode,
             "data": self.rows.signature(),
         }
+        self.compared = None  # the checkpoint of which it is known that it is of the same run
+        if found:
+            self._check_same_run(found)
+
+    def _check_same_run(self, path: Path) -> None:
+        """Raises UserError if the checkpoint is of a run that stands on something else."""
+        before, resume = same_run.Before(path), self.settings.run.resume
+        there = same_run.contents(self.settings, self.directory.path, self.data, before.model)
+        where = f"--out {self.directory.path}" if resume == "auto" else f"--resume {path}"
+        global_batch = self.facts["global_batch"]
+        same_run.check(where, before, self.settings, there, len(self.rows), global_batch)
+        self.compared = path
 
     def _build_model(self) -> None:
         self.sharded = self.settings.optim.shard and self.world.size > 1
         self.built_on = torch.device("cpu") if self.sharded else self.world.device
         self.model, self.base = build_model(self.settings, self.built_on, self.directory.path)
+        there = same_run.contents(self.settings, self.directory.path, self.data)
+        self.stands_on = {"settings": same_run.fixed_settings(self.settings), "contents": there}
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(self.settings, self.model.config, tokenizer)
-        self._check_answers()
+        refuse_long_answers(self.data, self.settings.data, self.builder)
         refuse_missing(self.rows, self.settings, self.builder.style)
         try:  # a page setting that cannot work is found before any writing
             self.builder(self.rows[0])
@@ -110,28 +140,11 @@ class Training:
             if not self.builder.skips(error):
                 raise
 
-    def _check_answers(self) -> None:
-        """Finds answers that can never fit before training begins, among the longest rows."""
-        if self.settings.data.on_too_long == "truncate":
-            return
-        found = []
-        for rows in self.data.files:
-            for i in rows.longest(LONGEST, self.builder.context):
-                try:
-                    self.builder.check_answer(rows[i])
-                except TooLong as error:
-                    found.append(Fault(error.where, error.reason, error.kind))
-        if found:
-            good = sum(map(len, self.data.files)) - len(found)
-            policy = "skip" if is_skipped(self.settings.data, too_long=True) else "error"
-            faults = self.data.faults + found
-            refuse_bad_rows(faults, good, replace(self.settings.data, on_bad_row=policy))
-            self.data.faults += found
-
     def _prepare_parameters(self) -> None:
         """Freezes; then `eval_model` is the model itself, or beside shards an undivided one."""
         optim, world = self.settings.optim, self.world
-        self.policy = freeze.freeze(self.model, self.settings.model.tune)
+        sides = {self.builder.side} | ({self.builder.format.tile} if self.builder.gundam else set())
+        self.policy = freeze.freeze(self.model, self.settings.model.tune, sides)
         if self.sharded:
             self.eval_model = shard.shard(self.model, world, self.settings)
         else:
@@ -149,6 +162,7 @@ class Training:
         self.optimizer = make_adamw(
             self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed
         )
+        prepare_state(self.optimizer)  # now: a memory or disk that is too small shows before a step
         self.scaler = LossScaler(optim.precision == "fp16", self.world.device)
         self.checkpoints = CheckpointManager(
             self.directory,
@@ -159,6 +173,7 @@ class Training:
             self.base,
             self.optimizer,
             self.scaler,
+            {FILE: as_toml(self.settings)},
         )
 
     def _resume(self) -> None:
@@ -176,9 +191,11 @@ class Training:
                 if found
                 else f"{self.directory.path}: no checkpoint to go on from; starting afresh"
             )
-            self.directory.go_on_after(self.step if found else -1)
+            self.directory.go_on_after(self.step if found else -1, self.settings.evaluation.best)
 
     def _load(self, path: Path) -> None:
+        if path != self.compared:  # the newest one is damaged
+            self._check_same_run(path)
         parts = (self.model, self.optimizer, self.scaler, self.facts)
         if self.sharded:
             restore = partial(shard.restore_shards, self.eval_model)
@@ -195,7 +212,8 @@ class Training:
 
     def _audit_start(self) -> None:
         """Policy, autograd and optimizer agree; all ranks hold the same; frozen bytes are noted."""
-        freeze.check_start(self.model, self.optimizer, self.policy)
+        tune = self.settings.model.tune
+        freeze.check_start(self.model, self.optimizer, self.policy, tune)
         dist.check_same_parameters(self.world, dict(self.model.named_parameters()))
         self.frozen = freeze.fingerprint(self.model)
         self.gradients_audited = False
@@ -216,7 +234,15 @@ class Training:
         self.reducer = dist.GradientReducer(reduced_over, list(self.trainable.values()), dtype)
 
     def _announce(self) -> None:
-        self.directory.create(self.settings)
+        parts = (self.model, self.eval_model, self.optimizer, self.scaler, self.base)
+        room = "", ""
+        if not self.finished:
+            keep = self.settings.run.keep
+            room = check_room(checkpoint_bytes(*parts), self.directory.checkpoints, keep)
+        self.directory.create(self.asked, self.settings, has_ended=self.finished)
+        optim = self.asked.optim
+        if optim.max_steps and optim.epochs != OptimSettings().epochs:
+            print(f"--max-steps {optim.max_steps} wins over --epochs {optim.epochs:g}")
         for line in self.data.notes:
             print(line)
         for line in drawing_faults(self.rows, self.builder.style):
@@ -225,7 +251,9 @@ class Training:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         counts = len(self.rows), len(self.held_out), self.builder.side, self.facts["global_batch"]
-        announce(self.settings, self.model, *counts, self.world, self.directory)
+        announce(self.settings, self.model, *counts, self.world, self.directory, room[0])
+        if room[1]:
+            warn(room[1])
 
     # -- beside the steps --------------------------------------------------------------------------
 
@@ -235,8 +263,10 @@ class Training:
         patience = self.settings.evaluation.patience
         return self.step >= self.settings.optim.max_steps or 0 < patience <= self.stale
 
-    def evaluate(self) -> dict[str, float]:
-        """Scores the held-out rows, and writes down what came out."""
+    def evaluate(self) -> dict[str, float] | None:
+        """Scores the held-out rows, and writes down what came out; None if there are none."""
+        if not len(self.held_out):
+            return None
         with shard.filled(self.eval_model, self.model):
             result, answers = self.evaluator()
         answers = dist.gather_lists(self.world, answers)
@@ -250,8 +280,10 @@ class Training:
             tqdm.write(f"step {self.step:>6}: {describe(result)}")
         return result
 
-    def is_best(self, result: dict[str, float]) -> bool:
+    def is_best(self, result: dict[str, float] | None) -> bool:
         """Whether this evaluation is the best one so far; counts those since."""
+        if result is None:
+            return False
         score = cost(result, self.settings.evaluation.best)
         better = self.best is None or score < self.best
         if better and self.world.is_main:
@@ -264,7 +296,7 @@ class Training:
         metric = self.settings.evaluation.best
         state = {"best": self.best, "best_metric": metric, "stale": self.stale}
         state |= {"score": result and cost(result, metric), "unlogged": meter.unlogged()}
-        self.checkpoints.save({"step": self.step, **self.facts, **state}, is_best)
+        self.checkpoints.save({"step": self.step, **self.facts, **self.stands_on, **state}, is_best)
 
     def check_skipped_steps(self) -> None:
         """Ends a run in which step after step is skipped; the rows they had are written down."""
@@ -276,8 +308,8 @@ class Training:
         if self.world.is_main:
             chosen = {step: order.step(step) for step in range(self.step - streak, self.step)}
             where = {step: [self.rows[i].where for i in rows] for step, rows in chosen.items()}
-            write_text(path, json.dumps(where, indent=1))
+            self.directory.attempt(lambda: write_text(path, json.dumps(where, indent=1)), path.name)
         raise RuntimeError(
-            f"{streak} steps in a row had a loss or gradient that is not finite and were "
-            f"skipped; the rows they were made of: {path}"
+            f"{number_of(streak, 'step')} in a row had a loss or gradient that is not finite and "
+            f"were skipped; the rows they were made of: {path}"
         )

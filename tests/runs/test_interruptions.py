@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import python, two_processes, words
+from full_disk import full_disk
 from run_files import assert_same_run, exact_lines, lines
 
 from deepsynth_min import train
@@ -108,24 +108,34 @@ def test_two_processes_stop_together_on_a_signal_and_go_on_as_one(
     assert [line["step"] for line in ours] == [line["step"] for line in reference]
 
 
-def test_a_save_that_the_disk_refuses_is_a_warning_and_training_goes_on(
+def test_saves_that_the_disk_refuses_are_warnings_but_the_last_one_fails_the_run(
     tmp_path, jsonl, undisturbed, capfd
 ):
-    """The limit on a file's size stands for a full disk: writing fails in the middle of a file."""
+    """Training goes on to its end; the checkpoint of before is whole, and named."""
     out = tmp_path / "full"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     shutil.copytree(undisturbed, out)
     for path in checkpoint.all_checkpoints(out / "checkpoints")[1:]:
         shutil.rmtree(path)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        assert run(out, jsonl, "--resume", "auto") == 0
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert f"warning: no checkpoint of step {STEPS}" in capfd.readouterr().err
-    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-000002"]
-    assert checkpoint.damage(out / "checkpoints" / "step-000002") is None
+    with full_disk():
+        assert run(out, jsonl, "--resume", "auto") == 2
+    *before, last = capfd.readouterr().err.splitlines()
+    assert f"warning: no checkpoint of step {STEPS}" in "\n".join(before)
+    kept = out / "checkpoints" / "step-000002"
+    assert last.startswith(f"error: the last checkpoint, of step {STEPS}, is lost: ")
+    assert "File too large" in last and last.endswith(f"; the newest whole one is {kept}")
+    assert list((out / "checkpoints").iterdir()) == [kept]
+    assert checkpoint.damage(kept) is None
     assert exact_lines(out)[-1] == exact_lines(undisturbed)[-1]
+
+
+def test_a_run_that_never_saved_anything_fails(tmp_path, jsonl, capfd):
+    few = words("--tune decoder --max-steps 2 --eval-every 0 --val-samples 1 --answer-samples 0")
+    with full_disk():
+        assert run(tmp_path / "r", jsonl, *few) == 2
+    printed, errors = capfd.readouterr()
+    last = errors.splitlines()[-1]
+    assert last.startswith("error: the last checkpoint, of step 2, is lost: ")
+    assert last.endswith("; there is none") and "report: " not in printed
 
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_with_their_rows(

@@ -14,7 +14,7 @@ from ..data.augment import MIRRORED
 from ..data.order import Mixture
 from ..data.row import Row
 from ..data.rows import View
-from ..errors import UserError, one_line
+from ..errors import UserError, number_of, one_line
 from ..evaluation import ablations
 from ..evaluation.figures import best_beside_last
 from ..model.deepseek_ocr import summary_table
@@ -24,7 +24,7 @@ from ..pages.style import PageStyle
 from ..reports.answers import pairs
 from ..reports.runs import Run, best_evaluation
 from ..settings import Settings
-from .distributed import World, with_lost_ranks
+from ..training.distributed import World, with_lost_ranks
 from .run_directory import RunDirectory
 
 SHOWN = 400  # characters of a text that is printed
@@ -39,22 +39,35 @@ def announce(
     global_batch: int,
     world: World,
     directory: RunDirectory,
+    room: str,
 ) -> None:
-    """Prints the data, the parameters by part, and how far the run will go."""
+    """Prints the data, the parameters by part, how far the run will go, and what it will store.
+
+    room: a line about the latter, "" for a run that is finished.
+    """
     name = settings.model.model
     print(
-        f"{name} on {', '.join(settings.data.data)}: {rows:,} training rows, "
-        f"{held_out:,} held-out rows scored; pages of {page_side} px"
+        f"{name} on {', '.join(settings.data.data)}: {number_of(rows, 'training row')}, "
+        f"{number_of(held_out, 'held-out row')} scored; pages of {page_side} px"
     )
     if name in PRESETS:
         print("the weights are random: a preset is for trying out, not a trained model")
     if settings.augment.augment and settings.augment.augment_flip:
         print(f"warning: {MIRRORED}")
     print(f"\n{summary_table(model)}\ntrained: {settings.model.tune}\n")
+    processes = f"{world.size} process" + ("" if world.size == 1 else "es")
     print(
-        f"{settings.optim.max_steps:,} steps of {global_batch} samples, "
-        f"{world.size} process(es) on {world.device.type}; run directory: {directory.path}"
+        f"{number_of(settings.optim.max_steps, 'step')} of {number_of(global_batch, 'sample')}, "
+        f"{processes} on {world.device.type}; run directory: {directory.path}"
     )
+    if global_batch > rows:
+        print(
+            f"warning: a step has {number_of(global_batch, 'sample')}, the data "
+            f"{number_of(rows, 'row')}: each comes {global_batch / rows:.3g} times in a step "
+            "(--batch-size, --accumulate)"
+        )
+    if room:
+        print(room)
 
 
 def first_texts(rows: Sequence[Row], count: int) -> Iterator[str]:

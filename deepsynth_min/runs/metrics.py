@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import number_of
 from ..model.batch import Batch
-from .distributed import World
-from .optim import LossScaler
+from ..training.distributed import World
+from ..training.optim import LossScaler
 from .run_directory import RunDirectory, warn
 
 
@@ -30,6 +31,17 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+def time_text(seconds: float) -> str:
+    """A duration for people, in its two largest units: 45 s, 4 min, 2 h 10 min, 3 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
 class Meter:
     """Sums between two logging steps; nothing is read back from the device before `log`."""
 
@@ -37,6 +49,8 @@ class Meter:
         self.world, self.directory = world, directory
         self.global_batch, self.rows = global_batch, rows
         self.warned = False
+        self.all_idle, self.all_steps = 0.0, 0  # of this process until the last line
+        self.rate = self.step_seconds = 0.0  # as of the last line: samples/s; with pauses
 
     def start(self, unlogged: list[list[float]] = ()) -> None:
         """A new interval; `unlogged` are the steps of one that was interrupted."""
@@ -90,16 +104,20 @@ class Meter:
         finite = [(total, count) for total, count in steps if math.isfinite(total)]
         loss = sum(t for t, _ in finite) / max(1, sum(c for _, c in finite))
         seconds = time.perf_counter() - self.began - self.idle
+        self.all_idle, self.all_steps = self.all_idle + self.idle, self.all_steps + self.steps
+        self.rate = self.steps * self.global_batch / seconds
+        # Of the last steps, for the first ones are slow; but evaluations are rarer than lines.
+        self.step_seconds = seconds / self.steps + self.all_idle / self.all_steps
         tokens, wait, missing, truncated = self.world.sum(
             self.tokens, self.wait, self.missing, self.truncated
         )
         samples = step * self.global_batch
         if self.world.is_main and missing and not self.warned:
             warn(
-                f"{missing:.0f} characters since the last line could not be drawn as they should "
-                "(no font has them, or their script needs shaping); of which scripts and what "
-                "mends it: the warnings at the start, or python -m deepsynth_min.check; counted as "
-                "missing_glyphs in metrics.jsonl"
+                f"{number_of(int(missing), 'character')} since the last line could not be drawn as "
+                "they should (no font has them, or their script needs shaping); of which scripts "
+                "and what mends it: the warnings at the start, or python -m deepsynth_min.check; "
+                "counted as missing_glyphs in metrics.jsonl"
             )
             self.warned = True
         if self.world.is_main:
@@ -111,7 +129,7 @@ class Meter:
                 loss=loss,
                 lr=rate,
                 grad_norm=float(self.norm),
-                samples_per_s=self.steps * self.global_batch / seconds,
+                samples_per_s=self.rate,
                 tokens_per_s=tokens / seconds,
                 peak_memory_bytes=peak_memory(self.world.device),
                 missing_glyphs=int(missing),
@@ -123,3 +141,9 @@ class Meter:
             )
         self.start()
         return loss
+
+    def line(self, step: int, steps: int, loss: float) -> str:
+        """What a log file shows after `log`: where the run is, its rate and the time left."""
+        text = f"step {step:>6} of {steps}: loss {loss:.4f}, {self.rate:.3g} samples/s"
+        left = time_text((steps - step) * self.step_seconds)
+        return text + (f", {left} left" if step < steps else "")

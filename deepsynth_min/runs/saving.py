@@ -4,7 +4,8 @@ In: a run's state at a step. Out: files in its run directory (checkpoint.py and 
 them).
 
 The one idea: the loop says what is to be saved and goes on; a disk that refuses costs the
-checkpoint and not the run, for the one before is still there.
+checkpoint and not the run, for the one before is still there. Only where it refused the last one
+the run has failed, and says so when it ends.
 """
 
 from pathlib import Path
@@ -14,9 +15,9 @@ from torch import nn
 
 from ..files.disk import WriteError
 from ..settings import RunSettings
-from . import checkpoint, shard
-from .distributed import World, barrier
-from .optim import LossScaler
+from ..training import checkpoint, shard
+from ..training.distributed import World, barrier, broadcast_text
+from ..training.optim import LossScaler
 from .run_directory import RunDirectory, warn
 
 
@@ -33,14 +34,17 @@ class CheckpointManager:
         base: Path,
         optimizer: torch.optim.Optimizer,
         scaler: LossScaler,
+        notes: dict[str, str],
     ):
         """run: the run's settings. eval_model: an undivided copy, if the model that trains is in
-        shards, else the model itself. base: where config and tokenizer files lie."""
+        shards, else the model itself. base: where config and tokenizer files lie. notes: name and
+        text of further files in each checkpoint."""
         self.directory, self.world, self.settings = directory, world, run
         self.model, self.eval_model, self.base = model, eval_model, base
-        self.optimizer, self.scaler = optimizer, scaler
+        self.optimizer, self.scaler, self.notes = optimizer, scaler, notes
         self.newest: Path | None = None  # written by this process, or gone on from
         self.tried: int | None = None  # the step of the last attempt
+        self.failure = ""  # of that attempt
         self.writer = checkpoint.BackgroundWriter()
 
     def going_on_from(self, checkpoint: Path, step: int) -> None:
@@ -72,6 +76,20 @@ class CheckpointManager:
         """Until nothing is being written."""
         self.writer.wait()
 
+    def finish(self) -> None:
+        """Until nothing is being written; all ranks call it. Raises WriteError on all of them if
+        the last checkpoint could not be: what was trained since the one before is lost."""
+        self.wait()
+        message = ""
+        if self.failure:
+            newest = f"the newest whole one is {self.newest}" if self.newest else "there is none"
+            message = (
+                f"the last checkpoint, of step {self.tried}, is lost: {self.failure}; {newest}"
+            )
+        message = broadcast_text(self.world, message)
+        if message:
+            raise WriteError(message)
+
     def _save_shards(self, facts: dict, is_best: bool) -> None:
         """All ranks write, at once: they must agree on whether the checkpoint is whole."""
         path = self.directory.checkpoints / f"step-{facts['step']:06}"
@@ -85,22 +103,28 @@ class CheckpointManager:
                 self.base,
                 facts,
                 self.world,
+                self.notes,
             )
-        except WriteError as error:
-            if self.world.is_main:
-                warn(f"no checkpoint of step {facts['step']}: {error}")
-            return
-        self._written(path, is_best)
+            self._written(path, is_best)
+        except (WriteError, OSError) as error:
+            self._lost(facts["step"], error)
 
     def _write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
         try:
-            path = checkpoint.save(self.directory.checkpoints, snapshot, self.model, self.base)
+            path = checkpoint.save(
+                self.directory.checkpoints, snapshot, self.model, self.base, self.notes
+            )
             self._written(path, is_best)
         except (WriteError, OSError) as error:
-            warn(f"no checkpoint of step {snapshot.facts['step']}: {error}")
+            self._lost(snapshot.facts["step"], error)
+
+    def _lost(self, step: int, error: Exception) -> None:
+        self.failure = str(error)
+        if self.world.is_main:
+            warn(f"no checkpoint of step {step}: {error}")
 
     def _written(self, path: Path, is_best: bool) -> None:
-        self.newest = path
+        self.newest, self.failure = path, ""
         if not self.world.is_main:
             return
         self.directory.mark("last", path.name)
