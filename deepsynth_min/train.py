@@ -24,7 +24,7 @@ from .errors import UserError, exit_code, number_of
 from .model.batch import Batch
 from .publish import upload
 from .publish.official import stage_for_hub
-from .runs.announce import conclude, explained
+from .runs.announce import conclude, explained, show_answers
 from .runs.metrics import Meter
 from .runs.setup import Training
 from .settings import parse
@@ -213,8 +213,8 @@ def _conclude(training: Training, last: dict | None) -> None:
         stale = number_of(training.stale, "evaluation")
         print(f"ended early: {metric} was not better in {stale} (--patience)")
     if len(training.held_out):
-        has_rouge = training.evaluator.scorer is not None
-        conclude(training.directory, training.step, last, metric, has_rouge)
+        show_answers(training.directory, training.held_out)
+        conclude(training.directory, training.step, last, metric)
     print(f"frozen parameters unchanged: {number_of(len(training.frozen), 'tensor')}")
     if newest is not None:
         print(f"checkpoint: {newest}")

@@ -25,7 +25,7 @@ from ..settings import Settings, load_of_run
 from ..tuning.adapter import base_digest, load_adapter
 from ..tuning.lora import Base
 from . import recorded
-from ..training.build import build_base, load_run_model, quant_config, usual_beams
+from ..training.build import build_base, load_run_model, quant_config, usual_answers
 from ..training.distributed import World, start
 from ..training.precision import autocast, hold_as_trained
 from .run_directory import find_run_checkpoint, warn
@@ -103,7 +103,7 @@ def open_model(given: argparse.Namespace, values: dict[str, object]) -> OpenMode
         model, base, settings = _of_checkpoint(given, values, world)
         checkpoint = Path(given.adapter or base)
     model.eval().requires_grad_(False)
-    settings = change(settings, beams=usual_beams(settings))
+    settings = usual_answers(settings)
     builder = SampleBuilder(settings, model.config, load_tokenizer(base))
     return OpenModel(model, builder, settings, world, checkpoint)
 

@@ -22,7 +22,7 @@ from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError, number_of
-from ..evaluation.evaluator import Evaluator, check_held_out, check_metric
+from ..evaluation.evaluator import Evaluator, check_held_out, check_patience
 from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
 from ..model.presets import find_shape
@@ -46,7 +46,7 @@ from .saving import CheckpointManager
 from .status import Status
 
 CHECKS = (
-    check_metric,
+    check_patience,
     check_augment,
     check_sinks,
     feature_cache.check,

@@ -210,7 +210,7 @@ def test_rows_of_images_have_no_text_to_put_in_the_place_of_their_page(tmp_path)
 
 QUICK = (
     "--model tiny --batch-size 2 --val-samples 5 --max-new-tokens 3 --save-every 0 "
-    "--eval-every 1 --threads 1"
+    "--eval-every 1 --threads 1 --data embedded"
 ).split()
 
 
