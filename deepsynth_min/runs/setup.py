@@ -224,6 +224,8 @@ class Training:
     def _make_step_parts(self) -> None:
         optim, world = self.settings.optim, self.world
         self.model.recompute = optim.checkpoint_layers
+        if optim.flex and not self.sharded:
+            compiling.use_flex(self.model, world.device)
         if optim.compile:
             compiling.compile_parts(self.model, optim.precision)
         self.cache = None

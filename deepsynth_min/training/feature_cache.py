@@ -96,6 +96,7 @@ class FeatureCache:
         if data.feature_cache != "memory":
             root = Path(data.feature_cache)
             arithmetic = settings.optim.precision + " compiled" * settings.optim.compile
+            arithmetic += " flex" * any(b.attn.by_score for b in model.model.sam_model.blocks)
             fingerprint = encoder_fingerprint(model, device, arithmetic)
             self.folder = root / fingerprint
             try:
