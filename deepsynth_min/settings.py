@@ -192,8 +192,8 @@ class OptimSettings:
     epochs: float = free(1.0, "passes over the training data, unless --max-steps is given", 0)
     lr: float = free(
         0.0,
-        "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader 1e-3, "
-        "of adapters 1e-4, else 2e-5",
+        "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader "
+        "1.5e-3, of adapters 1e-4, else 2e-5",
         0,
     )
     warmup_ratio: float = free(0.05, "share of the steps in which the rate rises from 0", 0, 1)

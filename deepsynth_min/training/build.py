@@ -30,7 +30,7 @@ from .checkpoint import save_model
 from .precision import set_parameter_types
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
-RATE_TINY_READER = 1e-3  # for documents of a kind that is new to it
+RATE_TINY_READER = 1.5e-3  # for documents of a kind that is new to it, 8 in a step
 RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
 BEAMS_TINY_READER = 4  # it writes letters: the likeliest first one may lead astray
 ANSWERS, ANSWERS_TINY_READER = 8, 32  # of held-out rows, at each evaluation

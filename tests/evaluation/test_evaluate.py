@@ -41,6 +41,7 @@ def rows(number: int = 8) -> list[Row]:
 def make(**changes) -> tuple[DeepseekOCR, SampleBuilder]:
     torch.manual_seed(0)
     small = {"batch_size": 3, "max_new_tokens": 4, "font_size": 10, "margin": 4}
+    small |= {"answer_samples": 8}
     settings = change(Settings(), **(small | changes))
     return DeepseekOCR(SMALL), SampleBuilder(settings, SMALL, load_tokenizer())
 
