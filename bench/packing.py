@@ -24,7 +24,15 @@ from deepsynth_min.tuning import freeze
 def batches(given, number: int) -> list:
     """Padded micro-steps, as training would make them."""
     settings = parse(
-        ["--no-pack", "--batch-size", str(given.batch_size), "--bucket", str(given.bucket)]
+        [
+            "--data",
+            "embedded",
+            "--no-pack",
+            "--batch-size",
+            str(given.batch_size),
+            "--bucket",
+            str(given.bucket),
+        ]
     )
     rows, _ = open_rows(settings.data, settings.optim.seed)
     builder = SampleBuilder(settings, PRESETS["tiny"], load_tokenizer(EMBEDDED))

@@ -27,9 +27,9 @@ from pretend import CUDA, on_paper
 from train_step import PARTS, Step
 
 from deepsynth_min.errors import UserError, exit_code
+from deepsynth_min.runs.metrics import peak_memory
 from deepsynth_min.training.compile import parts_to_compile
 from deepsynth_min.training.distributed import World, start
-from deepsynth_min.training.metrics import peak_memory
 
 
 @dataclass(frozen=True)

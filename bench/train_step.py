@@ -26,9 +26,9 @@ from deepsynth_min.model import Batch, DeepseekOCR
 from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.deepseek_ocr import parameter_summary
 from deepsynth_min.pages.modes import page_side
+from deepsynth_min.runs.metrics import peak_memory
 from deepsynth_min.training.compile import compile_parts, use_flex
 from deepsynth_min.training.distributed import GradientReducer, World, start, stop
-from deepsynth_min.training.metrics import peak_memory
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach, freeze
@@ -42,8 +42,9 @@ PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 def random_batch(config, side: int, size: int, answer: int, grid: tuple = (1, 1)) -> Batch:
     """`size` samples of one page each, cut into a grid (w, h) of tiles, with `answer` scored
     tokens."""
+    newlines = config.page_format.newlines
     tile, tiles = min(config.page_format.tile, side), grid[0] * grid[1] if grid != (1, 1) else 0
-    visual = visual_tokens(side, side, grid, tile, config.page_format.newlines)
+    visual = visual_tokens(side, side, grid, tile, newlines)
     T = 1 + visual + PROMPT + answer
     ids = torch.randint(3, config.decoder.vocab_size - 1, (size, T))
     image_mask = torch.zeros(size, T, dtype=torch.bool)
@@ -55,7 +56,7 @@ def random_batch(config, side: int, size: int, answer: int, grid: tuple = (1, 1)
     if tiles:
         cut["tiles"] = torch.randint(0, 256, (size * tiles, 1, tile, tile), dtype=torch.uint8)
         cut["grids"] = torch.tensor([grid] * size)
-    return Batch(ids, real, image_mask, labels, pages, **cut)
+    return Batch(ids, real, image_mask, labels, pages, newlines=newlines, **cut)
 
 
 class Step:

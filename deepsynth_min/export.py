@@ -17,11 +17,11 @@ from .model.presets import find_checkpoint
 from .options import OneLineParser
 from .publish import upload
 from .publish.official import export_adapter, export_model
+from .runs.run_directory import find_run_checkpoint
+from .runs.taken import which_checkpoint
 from .settings import load_of_run
 from .training.build import is_adapted
 from .training.distributed import start, stop
-from .training.run_directory import find_run_checkpoint
-from .training.taken import which_checkpoint
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 

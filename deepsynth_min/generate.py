@@ -30,10 +30,10 @@ from .files.disk import append_whole, check_file, write_text, writing
 from .model.generation import Answer, generate, tokens
 from .options import change
 from .pages.scripts import complaints
+from .runs.open_model import OpenModel, add_model_options, open_model
+from .runs.taken import better, which_checkpoint
 from .settings import GenerationSettings, PageSettings
 from .training.distributed import stop
-from .training.open_model import OpenModel, add_model_options, open_model
-from .training.taken import better, which_checkpoint
 
 
 class Reader:

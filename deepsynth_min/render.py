@@ -36,11 +36,11 @@ from .pages.renderer import Pages, cores, fit, render_pages
 from .pages.scripts import complaints, kerning_complaint
 from .pages.style import PageStyle
 from .publish.page_table import PageTable
+from .runs import recorded
+from .runs.announce import drawing_faults
+from .runs.run_directory import find_run_checkpoint
 from .settings import DataSettings, ModelSettings, PageSettings, Settings, load_of_run
-from .training import recorded
-from .training.announce import drawing_faults
 from .training.build import base_of, is_adapted
-from .training.run_directory import find_run_checkpoint
 
 
 def parser() -> OneLineParser:

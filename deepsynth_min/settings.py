@@ -44,14 +44,14 @@ class ModelSettings:
 @dataclass(frozen=True)
 class DataSettings:
     data: tuple[str, ...] = fixed(
-        ("embedded",),
-        "embedded; or a file, a folder or a hub id (owner/name) of rows: JSON lines, JSON, CSV, "
-        "TSV, Parquet, an image folder; several with weights: a.jsonl b.parquet:0.3",
+        ("embedded:notices",),
+        "embedded:notices|reports; or a file, a folder or a hub id (owner/name) of rows: JSON "
+        "lines, JSON, CSV, TSV, Parquet, an image folder; with weights: a.jsonl b.parquet:0.3",
     )
     val_data: str = fixed(
         "",
-        "held-out rows, given like --data, one name; empty: those of the embedded corpus (256), or "
-        "a set's validation split, else --val-fraction of its rows",
+        "held-out rows, given like --data, one name; empty: those of the embedded documents, or a "
+        "set's validation split, else --val-fraction of its rows",
     )
     data_subset: str = fixed("", "subset (configuration) of a data set that has several")
     data_split: str = fixed("", "split that trains; empty: train, or all of a set without splits")
@@ -122,7 +122,7 @@ class PageSettings:
     on_missing: Literal["box", "error"] = fixed("box", "for characters that no font has")
     max_pages: int = fixed(0, "pages per document; 0: as many as the text needs", 0)
     overflow: Literal["error", "truncate", "shrink"] = fixed("error", "if max_pages are too few")
-    max_tiles: int = fixed(6, "gundam: most tiles of a page (servers agree up to 6)", 2, 9)
+    max_tiles: int = fixed(0, "gundam: most tiles of a page; 0: as served, 6 or 32", 0, 32)
     fit: Literal["auto", "pad", "stretch"] = fixed(
         "auto", "images become square by grey edges, or stretched; auto: stretched up to 640 px"
     )
@@ -192,8 +192,8 @@ class OptimSettings:
     epochs: float = free(1.0, "passes over the training data, unless --max-steps is given", 0)
     lr: float = free(
         0.0,
-        "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader and of "
-        "adapters 1e-4, else 2e-5",
+        "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader "
+        "1.5e-3, of adapters 1e-4, else 2e-5",
         0,
     )
     warmup_ratio: float = free(0.05, "share of the steps in which the rate rises from 0", 0, 1)
@@ -220,7 +220,7 @@ Metric = Literal[LossMetric, AnswerMetric]
 class EvaluationSettings:
     ablation_samples: int = free(32, "held-out rows scored again with another page, or none", 0)
     answer_samples: int = free(
-        8, "held-out rows answered; cer and rougeL come with a 95 % bootstrap interval over them", 0
+        -1, "held-out rows answered (cer, rougeL: 95 % intervals); -1: 8, of tiny-reader 32", -1
     )
     best: Metric = free(
         "loss",
@@ -239,7 +239,7 @@ class EvaluationSettings:
 @dataclass(frozen=True)
 class GenerationSettings:
     max_new_tokens: int = free(200, "an answer ends here at the latest", 1)
-    beams: int = free(0, "width of beam search; 0: 4 for tiny-reader unless sampling, else 1", 0)
+    beams: int = free(0, "width of beam search; 0: 4 for tiny-reader as it comes, else 1", 0)
     temperature: float = free(0.0, "of sampling; 0: greedy, or beam search", 0)
     top_p: float = free(1.0, "nucleus sampling: the likeliest of this total probability", 0, 1)
     no_repeat_ngram: int = free(0, "no run of so many tokens twice in an answer; 0: it may", 0)
@@ -307,7 +307,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
     parser = make_parser(
         "python -m deepsynth_min.train",
         "Fine-tune DeepSeek-OCR on rendered text. Without arguments: the small model that "
-        "comes with the package, on the embedded corpus. With torchrun: several processes.",
+        "comes with the package, on documents new to it. With torchrun: several processes.",
     )
     return complete(vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments)))
 

@@ -60,7 +60,8 @@ def jsonl(tmp_path_factory):
 
 
 # What takes longest is begun first, so that no process is left alone with it at the end.
-LONGEST = ("training", "tiny_reader", "test_train.py", "files", "publish", "evaluation", "bench")
+LONGEST = ("training", "runs", "tiny_reader", "test_train.py", "files", "publish")
+LONGEST += ("evaluation", "bench")
 
 
 def pytest_collection_modifyitems(items):

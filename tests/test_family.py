@@ -75,7 +75,7 @@ def test_evaluation_generation_and_export_have_the_window(folder, tmp_path, caps
         words = [*model, "--max-new-tokens", "40", str(folder / "rows.jsonl")]
         out = tmp_path / f"{len(answers)}.jsonl"
         assert generate.main([*words, "--out", str(out)]) == 0
-        answers.append([json.loads(line)["summary"] for line in out.read_text().splitlines()])
+        answers.append([json.loads(line)["answer"] for line in out.read_text().splitlines()])
     assert len(answers[0]) == len(answers[1]) == 12  # weights of the export are rounded to bf16
 
     peers = pytest.importorskip("peers", reason="transformers is not installed")

@@ -9,8 +9,8 @@ from fuzz import DEEP, ODD, TOML, mutate_bytes, outcome
 
 from deepsynth_min import settings as S
 from deepsynth_min.options import to_toml
+from deepsynth_min.runs import recorded
 from deepsynth_min.settings import CONCERNS, Settings
-from deepsynth_min.training import recorded
 
 DATES = ("nan", "-inf", "1979-05-27", "0x1f")
 VALUES = (*map(json.dumps, ODD[2:]), *DATES, DEEP, "{a=1}", "'''", "9" * 5000, "1e400", "true")

@@ -19,8 +19,8 @@ from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.options import change
+from deepsynth_min.runs.open_model import open_model
 from deepsynth_min.training.build import usual_beams
-from deepsynth_min.training.open_model import open_model
 
 QUICK = ["--max-new-tokens", "5"]
 

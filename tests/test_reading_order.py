@@ -12,7 +12,7 @@ PACKAGE = Path(deepsynth_min.__file__).parent
 # The way of the data through the package; a folder knows those above it.
 ORDER = (
     "errors other_names options config_file settings files corpus pages model tuning data "
-    "evaluation reports inspection training publish tiny_reader"
+    "evaluation reports inspection training runs publish tiny_reader"
 ).split()
 COMMANDS = "commands"  # the files at the top that are run; they know everybody, nobody knows them
 
@@ -109,3 +109,12 @@ def test_a_planted_circle_within_a_folder_is_found(tmp_path):
     (tmp_path / "pages" / "b.py").write_text("from .a import y\n", encoding="utf-8")
     with pytest.raises(CycleError):
         assert_no_circle(graph(tmp_path))
+
+
+def test_no_file_is_longer_than_a_reader_bears():
+    long = {
+        path.name: lines
+        for path in PACKAGE.rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 320
+    }
+    assert not long

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..errors import UserError, number_of
 from ..model.batch import Batch, visual_tokens
 from ..model.config import ModelConfig
 from ..model.loss import IGNORE
 from ..pages.font import FontChain
-from ..pages.images import cut_tiles, grids, open_images, prepare
-from ..pages.modes import PageFormat, page_side
+from ..pages.images import cut_tiles, open_images, page_shaped_grids, prepare, shrink_into_square
+from ..pages.modes import page_side
 from ..pages.renderer import Pages, PageStyle, TooManyPages, render_pages
 from ..settings import Settings
 from .row import Row, RowError, TooLong, prompt_after_pages
@@ -73,10 +72,11 @@ class SampleBuilder:
         # More pages than could ever be used are not drawn, but counted as an error.
         self.most_pages = self.context // self.visual_tokens()
         self.style = self._style(self.side, self.side)
-        tile, most = self.format.tile, settings.page.max_tiles
+        tile, most = self.format.tile, settings.page.max_tiles or self.format.served_tiles
         if self.gundam and most > self.format.most_tiles:
             raise UserError(f"--max-tiles {most}: this model reads up to {self.format.most_tiles}")
-        grids_ = _page_shaped(most, self.format) if self.gundam else []
+        self.most_tiles = most if self.gundam else 0
+        grids_ = page_shaped_grids(self.most_tiles, self.format)
         self.canvases = [  # gundam: one tile after the other until the text fits
             (grid, self._style(grid[0] * tile, grid[1] * tile)) for grid in grids_
         ]
@@ -154,8 +154,7 @@ class SampleBuilder:
                 )
                 raise TooLong(row.where, f"{reason} of {self.context} tokens")
             page = self.settings.page
-            tiles = page.max_tiles if self.gundam else 0
-            prepared.append(prepare(image, self.side, self.format, tiles, page.fit))
+            prepared.append(prepare(image, self.side, self.format, self.most_tiles, page.fit))
         if not prepared:
             return np.empty((0, 1, self.side, self.side), np.uint8), [], [], 0
         views = np.stack([view for view, _, _ in prepared])
@@ -249,30 +248,6 @@ class SampleBuilder:
             raise TooLong(row.where, "a page and the instruction alone fill the model's context")
         ids = [*sample.ids, *answer][: self.context]
         return replace(sample, ids=ids, truncated=True)
-
-
-def _page_shaped(most: int, page_format: PageFormat) -> list[tuple[int, int]]:
-    """For 2 .. `most` tiles the grid nearest to a square: upright, no strip, and roomier than the
-    global view, which a text is drawn on alone if it fits."""
-    best = {}
-    for w, h in grids(most):
-        if w <= h <= 2 * w and w * h * page_format.tile**2 > page_format.gundam**2:
-            best[w * h] = min(best.get(w * h, (w, h)), (w, h), key=lambda grid: grid[1] / grid[0])
-    return [best[tiles] for tiles in sorted(best)]
-
-
-def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [n, H, W] -> [n, 1, side, side]: fitted, antialiased, padded with grey 127."""
-    height, width = canvases.shape[1:]
-    scale = side / max(height, width)
-    size = (round(height * scale), round(width * scale))
-    large = torch.from_numpy(canvases)[:, None].float()
-    small = F.interpolate(large, size, mode="bicubic", antialias=True, align_corners=False)
-    small = small.round().clamp(0, 255).to(torch.uint8)
-    top, left = (side - size[0]) // 2, (side - size[1]) // 2
-    square = torch.full((len(canvases), 1, side, side), 127, dtype=torch.uint8)
-    square[:, :, top : top + size[0], left : left + size[1]] = small
-    return square.numpy()
 
 
 def collate(

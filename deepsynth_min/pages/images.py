@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from ..errors import UserError, find_file
 from .modes import PageFormat
@@ -225,3 +227,27 @@ def cut_tiles(canvas: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(cells.transpose(1, 3, 0, 2, 4)).reshape(
         w * h, channels, height // h, width // w
     )
+
+
+def page_shaped_grids(most: int, page_format: PageFormat) -> list[tuple[int, int]]:
+    """For 2 .. `most` tiles the grid nearest to a square: upright, no strip, and roomier than the
+    global view, which a text is drawn on alone if it fits."""
+    best = {}
+    for w, h in grids(most):
+        if w <= h <= 2 * w and w * h * page_format.tile**2 > page_format.gundam**2:
+            best[w * h] = min(best.get(w * h, (w, h)), (w, h), key=lambda grid: grid[1] / grid[0])
+    return [best[tiles] for tiles in sorted(best)]
+
+
+def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [n, H, W] -> [n, 1, side, side]: fitted, antialiased, padded with grey 127."""
+    height, width = canvases.shape[1:]
+    scale = side / max(height, width)
+    size = (round(height * scale), round(width * scale))
+    large = torch.from_numpy(canvases)[:, None].float()
+    small = F.interpolate(large, size, mode="bicubic", antialias=True, align_corners=False)
+    small = small.round().clamp(0, 255).to(torch.uint8)
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    square = torch.full((len(canvases), 1, side, side), 127, dtype=torch.uint8)
+    square[:, :, top : top + size[0], left : left + size[1]] = small
+    return square.numpy()

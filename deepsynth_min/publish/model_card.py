@@ -16,9 +16,9 @@ from ..data.samples import SampleBuilder
 from ..files.download import is_hub_id
 from ..model.presets import TINY_READER
 from ..pages.font_file import EMBEDDED
+from ..runs.recorded import FILE
+from ..runs.taken import better, standing
 from ..settings import Settings
-from ..training.recorded import FILE
-from ..training.taken import better, standing
 
 HERE, BASE = "THIS_REPOSITORY", "BASE_MODEL"  # for the reader to fill in
 
@@ -113,7 +113,7 @@ def _serving(builder: SampleBuilder) -> str:
 
 def _mode(builder: SampleBuilder) -> str:
     name = builder.settings.model.mode
-    tiles = f" and tiles, at most {builder.settings.page.max_tiles}" if builder.gundam else ""
+    tiles = f" and tiles, at most {builder.most_tiles}" if builder.gundam else ""
     return f"{name}: {builder.side} px{tiles}"
 
 

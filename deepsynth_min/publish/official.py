@@ -5,7 +5,7 @@ DeepSeek-OCR take: config, tokenizer and processor files of the base byte for by
 under its official name, in bf16 as the official files or in float32, in shards with an index. Of a
 run that trained an adapter: such a model with the adapter merged, or the adapter's own files, as
 PEFT and servers read them. Beside them README.md (model_card.py) and deepsynth_min.toml, from which
-our own commands learn how to ask (training/recorded.py).
+our own commands learn how to ask (runs/recorded.py).
 `python -m deepsynth_min.export` is its command; a training run that uploads its model calls
 `stage_for_hub`.
 
@@ -46,11 +46,11 @@ from ..model.weights import (
     tensor_digest,
     write_shards,
 )
+from ..runs import recorded
 from ..settings import Settings
-from ..training import recorded
 from ..training.build import load_run_model
 from ..training.checkpoint import copy_base_files
-from ..training.precision import autocast
+from ..training.precision import autocast, hold_as_trained
 from ..tuning import adapter
 from ..tuning.lora import LoraExperts, LoraLinear
 from ..tuning.quant import Packed
@@ -211,7 +211,8 @@ def export_model(
         del model  # two models need not fit
         gc.collect()
         check_tensors(partial, digests)
-        written = DeepseekOCR.from_pretrained(partial, held, device)
+        written = DeepseekOCR.from_pretrained(partial, device=device)
+        hold_as_trained(written, settings)
         text = compare(page_logits(written, batch, precision), expected, to)
     return text + ("; the weights are rounded to bf16 (--dtype float32: they are not)" * rounded)
 

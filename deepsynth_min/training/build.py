@@ -30,9 +30,10 @@ from .checkpoint import save_model
 from .precision import set_parameter_types
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
-RATE_TINY_READER = 1e-4  # its last stage ended at 3e-5; at 5e-4 it forgets more than it learns
+RATE_TINY_READER = 1.5e-3  # for documents of a kind that is new to it, 8 in a step
 RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
 BEAMS_TINY_READER = 4  # it writes letters: the likeliest first one may lead astray
+ANSWERS, ANSWERS_TINY_READER = 8, 32  # of held-out rows, at each evaluation
 DEFAULT_RANK, DEFAULT_TARGETS = 16, ("attention+mlp",)
 
 
@@ -69,8 +70,8 @@ def resolve(settings: Settings, rows: int, processes: int) -> Settings:
         per_epoch = math.ceil(rows / (optim.batch_size * optim.accumulate * processes))
         steps = max(1, round(optim.epochs * per_epoch))
     rate = optim.lr or float(f"{usual_rate(settings):.6g}")
-    beams = usual_beams(settings)
-    return resolve_adapter(change(settings, max_steps=steps, lr=rate, beams=beams))
+    beams = settings.generation.beams or 1  # of a model that trains: quick, and it grows certain
+    return resolve_adapter(usual_answers(change(settings, max_steps=steps, lr=rate, beams=beams)))
 
 
 def usual_rate(settings: Settings) -> float:
@@ -84,10 +85,18 @@ def usual_rate(settings: Settings) -> float:
 
 
 def usual_beams(settings: Settings) -> int:
-    """Beams of generation, if none are given."""
+    """Beams of generation by a model that was not trained any further, if none are given."""
     given = settings.generation
     searches = settings.model.model == TINY_READER and not given.temperature
     return given.beams or (BEAMS_TINY_READER if searches else 1)
+
+
+def usual_answers(settings: Settings) -> Settings:
+    """How many held-out rows are answered, and with how many beams, filled in where not given."""
+    count = settings.evaluation.answer_samples
+    if count < 0:
+        count = ANSWERS_TINY_READER if settings.model.model == TINY_READER else ANSWERS
+    return change(settings, answer_samples=count, beams=usual_beams(settings))
 
 
 def resolve_adapter(settings: Settings) -> Settings:

@@ -14,6 +14,8 @@ from torch import nn
 
 from ..errors import UserError
 from ..model.weights import is_adapter
+from ..settings import Settings
+from ..tuning.freeze import freeze
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,3 +39,10 @@ def set_parameter_types(model: nn.Module, precision: str, weights: str = "fp32")
         dtype = trained if parameter.requires_grad else frozen
         if parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+
+
+def hold_as_trained(model: nn.Module, settings: Settings) -> None:
+    """The parameters in the types that they had in a run with these settings, however a file holds
+    them. Sets requires_grad as the run did."""
+    freeze(model, settings.model.tune)
+    set_parameter_types(model, settings.optim.precision, settings.optim.weights)

@@ -60,8 +60,11 @@ def _fail(claim: str, names: Iterable[str]) -> None:
     raise FreezeError(f"freeze audit: {claim}: {', '.join(names[:10])}{more}")
 
 
-def check_start(model: nn.Module, optimizer: torch.optim.Optimizer, policy: set[str]) -> None:
-    """The optimizer's set, the trainable set and the policy's must be equal; neither side empty."""
+def check_start(
+    model: nn.Module, optimizer: torch.optim.Optimizer, policy: set[str], tune: str = ""
+) -> None:
+    """The optimizer's set, the trainable set and the policy's must be equal; neither side empty,
+    but of --tune all, where nothing need be frozen."""
     names = {id(p): name for name, p in model.named_parameters()}
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -79,7 +82,7 @@ def check_start(model: nn.Module, optimizer: torch.optim.Optimizer, policy: set[
             _fail(claim, wrong)
     if not policy:
         raise FreezeError("freeze audit: nothing trains")
-    if len(policy) == len(names):
+    if len(policy) == len(names) and tune != "all":
         raise FreezeError("freeze audit: nothing is frozen")
 
 

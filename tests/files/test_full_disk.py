@@ -14,9 +14,9 @@ from deepsynth_min import evaluate, generate, train
 from deepsynth_min.errors import exit_code
 from deepsynth_min.files.disk import append_whole, check_file, write_text, writing
 from deepsynth_min.files.index import Fault
+from deepsynth_min.runs.left_out import LeftOut
 from deepsynth_min.settings import DataSettings
 from deepsynth_min.training.distributed import World
-from deepsynth_min.training.left_out import LeftOut
 
 COMMANDS = [
     ("corpus.__main__", "--split val --out {}/rows.jsonl"),

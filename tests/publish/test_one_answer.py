@@ -20,8 +20,8 @@ from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import collate
 from deepsynth_min.pages.font_file import font_bytes, font_digest
-from deepsynth_min.training import recorded
-from deepsynth_min.training.open_model import open_model
+from deepsynth_min.runs import recorded
+from deepsynth_min.runs.open_model import open_model
 
 INSTRUCTION = "  In `short`:\n\n"
 # Everything that an answer depends on is not what it is by default.
@@ -136,7 +136,7 @@ def test_weights_stored_in_bf16_are_held_and_multiplied_as_in_training(
     assert ours.settings.optim.precision == precision
     assert ours.precision().fast_dtype == theirs.precision().fast_dtype
     error = (logits(ours) - logits(theirs)).norm() / logits(theirs).norm()
-    assert 0 < error < 0.02
+    assert 0 < error < 0.04  # 8 bits in each weight and, of a bf16 run, in each product
 
 
 def test_figures_of_an_export_are_those_of_its_run(folder, tmp_path):

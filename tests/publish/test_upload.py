@@ -15,7 +15,7 @@ from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.weights import tensor_digest
 from deepsynth_min.options import change
 from deepsynth_min.publish import model_card
-from deepsynth_min.training.recorded import FILE
+from deepsynth_min.runs.recorded import FILE
 from deepsynth_min.tuning.adapter import CONFIG, TENSORS
 
 REPO = "someone/reader"

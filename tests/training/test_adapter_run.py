@@ -14,6 +14,7 @@ from small_model import SMALL
 
 from deepsynth_min import evaluate, train
 from deepsynth_min.options import change
+from deepsynth_min.runs.recorded import FILE
 from deepsynth_min.settings import Settings
 from deepsynth_min.training.build import resolve
 from deepsynth_min.tuning.adapter import CONFIG, OTHERS, TENSORS
@@ -40,7 +41,7 @@ def test_the_loss_falls_and_the_checkpoint_holds_no_base(folder, tune, _):
     found = losses(folder / tune)
     assert found[-1] < found[0]
     checkpoint = folder / tune / "checkpoints" / "step-000012"
-    names = {CONFIG, TENSORS, "optimizer.safetensors", "training.json", "manifest.json"}
+    names = {CONFIG, TENSORS, FILE, "optimizer.safetensors", "training.json", "manifest.json"}
     assert {path.name for path in checkpoint.iterdir()} == (
         names | {OTHERS} if "projector" in tune else names
     )

@@ -11,7 +11,7 @@ from commands import free_port, ranks, words
 from small_model import SMALL
 
 from deepsynth_min import evaluate, export, generate, train
-from deepsynth_min.training import recorded
+from deepsynth_min.runs import recorded
 
 pytestmark = pytest.mark.slow
 TUNES = ("decoder", "projector+lora")

@@ -46,6 +46,11 @@ def test_learned_queries_train_for_the_sizes_that_are_read(sides, trained):
     queries = {name for name in policy if "query" in name}
     assert queries == {f"model.qwen2_model.query_{side}.weight" for side in trained}
     assert "model.qwen2_model.model.model.norm.weight" in policy
+    if trained == {192, 256}:  # of no other model do all parameters train
+        optimizer = make_adamw(model, (0.9, 0.95), 0.0)
+        freeze.check_start(model, optimizer, policy, "all")
+        with pytest.raises(FreezeError, match="nothing is frozen"):
+            freeze.check_start(model, optimizer, policy, "decoder")
     assert not any("qwen2" in name for name in freeze.freeze(model, "projector+decoder"))
 
 

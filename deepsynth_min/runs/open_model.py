@@ -23,12 +23,11 @@ from ..model.presets import PRESETS, find_checkpoint
 from ..options import OneLineParser, change
 from ..settings import Settings, load_of_run
 from ..tuning.adapter import base_digest, load_adapter
-from ..tuning.freeze import freeze
 from ..tuning.lora import Base
 from . import recorded
-from .build import build_base, load_run_model, quant_config, usual_beams
-from .distributed import World, start
-from .precision import autocast, set_parameter_types
+from ..training.build import build_base, load_run_model, quant_config, usual_answers
+from ..training.distributed import World, start
+from ..training.precision import autocast, hold_as_trained
 from .run_directory import find_run_checkpoint, warn
 
 
@@ -104,7 +103,7 @@ def open_model(given: argparse.Namespace, values: dict[str, object]) -> OpenMode
         model, base, settings = _of_checkpoint(given, values, world)
         checkpoint = Path(given.adapter or base)
     model.eval().requires_grad_(False)
-    settings = change(settings, beams=usual_beams(settings))
+    settings = usual_answers(settings)
     builder = SampleBuilder(settings, model.config, load_tokenizer(base))
     return OpenModel(model, builder, settings, world, checkpoint)
 
@@ -130,6 +129,5 @@ def _of_checkpoint(
     if adapter is not None:
         load_adapter(model, adapter, Base(given.model, None, base_digest(directory)))
     if "precision" in found:  # the types that the weights had in training, however they are stored
-        freeze(model, settings.model.tune)
-        set_parameter_types(model, settings.optim.precision, settings.optim.weights)
+        hold_as_trained(model, settings)
     return model, directory, settings

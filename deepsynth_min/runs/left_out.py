@@ -9,16 +9,22 @@ rank 0 alone writes, and what it decides all ranks do.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from ..data.row import TooLong
+from ..data.rows import is_skipped, refuse_bad_rows
+from ..data.samples import SampleBuilder
+from ..data.sources import Data
 from ..errors import UserError
 from ..files.disk import append_whole
 from ..files.index import Fault
 from ..settings import DataSettings
-from .distributed import World, broadcast_text, gather_lists
+from ..training.distributed import World, broadcast_text, gather_lists
 from .run_directory import warn
 
 FILE = "skipped.jsonl"
+LONGEST = 20_000  # rows whose answers are measured before training
 
 
 class LeftOut:
@@ -83,3 +89,22 @@ class LeftOut:
         message = broadcast_text(self.world, message)
         if message:
             raise UserError(message)
+
+
+def refuse_long_answers(data: Data, settings: DataSettings, builder: SampleBuilder) -> None:
+    """Finds answers that can never fit before training begins, among the longest rows: adds them to
+    the data's faults, or raises UserError."""
+    if settings.on_too_long == "truncate":
+        return
+    found = []
+    for rows in data.files:
+        for i in rows.longest(LONGEST, builder.context):
+            try:
+                builder.check_answer(rows[i])
+            except TooLong as error:
+                found.append(Fault(error.where, error.reason, error.kind))
+    if found:
+        good = sum(map(len, data.files)) - len(found)
+        policy = "skip" if is_skipped(settings, too_long=True) else "error"
+        refuse_bad_rows(data.faults + found, good, replace(settings, on_bad_row=policy))
+        data.faults += found

@@ -21,7 +21,7 @@ from ..errors import UserError, find_file
 from ..options import change, option_of, tables_of, to_toml, values_of
 from ..pages.font_file import EMBEDDED, font_digest
 from ..settings import CONCERNS, GenerationSettings, PageSettings, Settings
-from .build import usual_beams
+from ..training.build import usual_beams
 
 FILE = "deepsynth_min.toml"
 HEAD = "# How this model was trained to be asked; generate and evaluate read it.\n"

@@ -18,8 +18,8 @@ from ..errors import UserError
 from ..model.weights import is_adapter, official_pieces
 from ..tuning.adapter import trained_beside
 from ..tuning.lora import adapter_views
-from .checkpoint import all_checkpoints, base_files, optimizer_tensors
-from .optim import LossScaler
+from ..training.checkpoint import all_checkpoints, base_files, optimizer_tensors
+from ..training.optim import LossScaler
 
 NOTES = 3000  # bytes of training.json, manifest.json and adapter_config.json, about
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..errors import number_of
 from ..model.batch import Batch
-from .distributed import World
-from .optim import LossScaler
+from ..training.distributed import World
+from ..training.optim import LossScaler
 from .run_directory import RunDirectory, warn
 
 

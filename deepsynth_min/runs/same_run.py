@@ -25,8 +25,8 @@ from ..options import option_of
 from ..pages.font_file import font_digest
 from ..settings import CONCERNS, Settings
 from ..tuning.adapter import CONFIG, TENSORS, base_digest
-from .build import base_of
-from .checkpoint import read_facts
+from ..training.build import base_of
+from ..training.checkpoint import read_facts
 
 FIXED = [f.name for c in CONCERNS.values() for f in fields(c) if f.metadata["is_fixed"]]
 # What is compared by content -> the settings that name it, and what to call it.

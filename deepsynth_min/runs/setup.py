@@ -8,7 +8,6 @@ the others as it is made, and the audits compare what will train with what shoul
 """
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,37 +17,36 @@ from tqdm import tqdm
 from ..config_file import check_found
 from ..data.augment import check as check_augment
 from ..data.order import Order, rows_per_epoch
-from ..data.row import RowError, TooLong
-from ..data.rows import is_skipped, refuse_bad_rows
+from ..data.row import RowError
 from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError, number_of
-from ..evaluation.evaluator import Evaluator, check_held_out, check_metric
+from ..evaluation.evaluator import Evaluator, check_held_out, check_patience
 from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
-from ..files.index import Fault
 from ..model.presets import find_shape
 from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
 from ..settings import OptimSettings, Settings
 from ..tuning import freeze
-from . import checkpoint, compile as compiling, distributed as dist, feature_cache, same_run, shard
+from ..training import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
+from . import same_run
 from .announce import announce, drawing_faults, refuse_missing
-from .build import as_before, build_model, keep_preset, resolve
-from .left_out import LeftOut
+from ..training.build import as_before, build_model, keep_preset, resolve
+from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
-from .optim import LossScaler, make_adamw, prepare_state
-from .precision import autocast, set_parameter_types
+from ..training.optim import LossScaler, make_adamw, prepare_state
+from ..training.precision import autocast, set_parameter_types
 from .recorded import FILE, as_toml
 from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
+from .status import Status
 
-LONGEST = 20_000  # rows whose answers are measured before training
 CHECKS = (
-    check_metric,
+    check_patience,
     check_augment,
     check_sinks,
     feature_cache.check,
@@ -76,6 +74,8 @@ class Training:
         self.left_out = LeftOut(
             self.directory.path, self.data.faults, total, self.settings.data, self.world
         )
+        steps = self.settings.optim.max_steps
+        self.status = Status(self.directory, steps, self.world.is_main)
 
     # -- set-up, in order -------------------------------------------------------------------------
 
@@ -83,14 +83,14 @@ class Training:
         world = self.world
         name = settings.run.out or dist.broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
-        # A wrong mode, or a model of another kind, should not wait for the rest.
-        page_side(settings.model.mode, find_shape(settings.model).page_format)
         found = self.directory.looks_like(settings.run.resume)
-        # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
         self.asked, before = settings, self.directory.before
         if before:
-            config = self.directory.path / "config.toml"
-            check_found(config, settings, "data", "val_data", "adapter", "main_font", "font")
+            config, own = self.directory.path / "config.toml", "model data val_data adapter"
+            check_found(config, settings, *own.split(), "main_font", "font")
+        # A wrong mode, or a model of another kind, should not wait for the rest.
+        page_side(settings.model.mode, find_shape(settings.model).page_format)
+        # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
         data = pinned(settings.data, before and before.data)
         text = json.dumps([data.data_revision, data.val_revision])
         commits = json.loads(dist.broadcast_text(world, text))
@@ -135,31 +135,13 @@ class Training:
         self.stands_on = {"settings": same_run.fixed_settings(self.settings), "contents": there}
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(self.settings, self.model.config, tokenizer)
-        self._check_answers()
+        refuse_long_answers(self.data, self.settings.data, self.builder)
         refuse_missing(self.rows, self.settings, self.builder.style)
         try:  # a page setting that cannot work is found before any writing
             self.builder(self.rows[0])
         except RowError as error:
             if not self.builder.skips(error):
                 raise
-
-    def _check_answers(self) -> None:
-        """Finds answers that can never fit before training begins, among the longest rows."""
-        if self.settings.data.on_too_long == "truncate":
-            return
-        found = []
-        for rows in self.data.files:
-            for i in rows.longest(LONGEST, self.builder.context):
-                try:
-                    self.builder.check_answer(rows[i])
-                except TooLong as error:
-                    found.append(Fault(error.where, error.reason, error.kind))
-        if found:
-            good = sum(map(len, self.data.files)) - len(found)
-            policy = "skip" if is_skipped(self.settings.data, too_long=True) else "error"
-            faults = self.data.faults + found
-            refuse_bad_rows(faults, good, replace(self.settings.data, on_bad_row=policy))
-            self.data.faults += found
 
     def _prepare_parameters(self) -> None:
         """Freezes; then `eval_model` is the model itself, or beside shards an undivided one."""
@@ -233,7 +215,8 @@ class Training:
 
     def _audit_start(self) -> None:
         """Policy, autograd and optimizer agree; all ranks hold the same; frozen bytes are noted."""
-        freeze.check_start(self.model, self.optimizer, self.policy)
+        tune = self.settings.model.tune
+        freeze.check_start(self.model, self.optimizer, self.policy, tune)
         dist.check_same_parameters(self.world, dict(self.model.named_parameters()))
         self.frozen = freeze.fingerprint(self.model)
         self.gradients_audited = False

@@ -15,9 +15,9 @@ from torch import nn
 
 from ..files.disk import WriteError
 from ..settings import RunSettings
-from . import checkpoint, shard
-from .distributed import World, barrier, broadcast_text
-from .optim import LossScaler
+from ..training import checkpoint, shard
+from ..training.distributed import World, barrier, broadcast_text
+from ..training.optim import LossScaler
 from .run_directory import RunDirectory, warn
 
 

@@ -9,10 +9,10 @@ from commands import words
 from run_files import lines
 
 from deepsynth_min import train
+from deepsynth_min.runs.metrics import Meter, time_text
+from deepsynth_min.runs.run_directory import RunDirectory
 from deepsynth_min.training.distributed import World
-from deepsynth_min.training.metrics import Meter, time_text
 from deepsynth_min.training.optim import LossScaler
-from deepsynth_min.training.run_directory import RunDirectory
 
 
 def test_a_log_file_has_the_rate_and_the_time_left(tmp_path, capsys):
