@@ -8,10 +8,10 @@ from run_files import lines
 from small_model import SMALL
 
 from deepsynth_min import train
+from deepsynth_min.command_line import parse
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.presets import PRESETS
-from deepsynth_min.settings import parse
 from deepsynth_min.training import feature_cache as features
 from deepsynth_min.training.feature_cache import FeatureCache, keyed
 
