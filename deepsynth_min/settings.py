@@ -14,7 +14,14 @@ from .errors import UserError
 from .options import fixed, free
 
 Tune = Literal[
-    "decoder", "projector+decoder", "all", "lora", "qlora", "projector+lora", "projector+qlora"
+    "decoder",
+    "projector+decoder",
+    "all-but-sam",
+    "all",
+    "lora",
+    "qlora",
+    "projector+lora",
+    "projector+qlora",
 ]
 
 
@@ -32,7 +39,9 @@ class ModelSettings:
     )
     context: int = fixed(0, "tokens of prompt and answer at most; 0: as config.json says", 0)
     tune: Tune = fixed(
-        "decoder", "which parameters train; lora: an adapter; qlora: an adapter on a quantised base"
+        "decoder",
+        "which parameters train; all-but-sam: all but the encoder's first half, which reads pixels "
+        "(the official recipe); lora: an adapter; qlora: an adapter on a quantised base",
     )
 
 

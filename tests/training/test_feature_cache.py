@@ -139,7 +139,7 @@ def test_the_bounds_on_memory_and_disk_hold_and_change_no_result(model, tmp_path
     assert "no space left" in told[0]
 
 
-@pytest.mark.parametrize("wrong", [["--augment"], ["--tune", "all"]])
+@pytest.mark.parametrize("wrong", [["--augment"], ["--tune", "all"], ["--tune", "all-but-sam"]])
 def test_a_cache_that_could_not_be_right_is_the_users_mistake(tmp_path, capsys, wrong):
     out = str(tmp_path / "r")
     assert train.main(["--feature-cache", "memory", *wrong, "--out", out]) == 2
