@@ -98,7 +98,7 @@ class Step:
 
     def _fill_cache(self) -> None:
         """What --feature-cache would find: the features of every page, on the CPU."""
-        if "all" == self.options.tune:
+        if self.model.encoder_trains:
             return
         device, precision = self.world.device, self.options.precision
         for i, batch in enumerate(self.batches):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .command_line import parse
 from .data.augment import augment_batch
 from .data.loader import Loader
 from .data.order import rows_per_epoch
@@ -27,7 +28,6 @@ from .publish.official import stage_for_hub
 from .runs.announce import conclude, explained, show_answers
 from .runs.metrics import Meter
 from .runs.setup import Training
-from .settings import parse
 from .training import distributed as dist, feature_cache
 from .training.build import load_run_model
 from .training.optim import clip_and_step, cosine_rate, total_norm
