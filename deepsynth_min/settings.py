@@ -180,6 +180,12 @@ class OptimSettings:
     )
     batch_size: int = free(8, "micro-batch: samples per process and micro-step", 1, 65536)
     accumulate: int = free(1, "gradient accumulation: micro-steps per optimizer step", 1, 65536)
+    global_batch: int = free(
+        0,
+        "samples of an optimizer step, over all processes: --accumulate follows from it, from "
+        "--batch-size and from how many processes there are; 0: it follows from these",
+        0,
+    )
     pack: bool = free(True, "concatenate the samples of a micro-batch instead of padding them")
     checkpoint_layers: int = free(
         0, "activation checkpointing: first decoder layers to recompute", 0, 1024
