@@ -1,25 +1,27 @@
 """Settings of a run: one frozen dataclass per concern.
 
-In: command line and TOML files (config_file.py). Out: `Settings`, complete and checked.
+In: nothing. Out: `Settings` with their defaults; command_line.py makes those that were asked for.
 
 The one idea: the dataclasses below are the only place where a setting is declared, with its help
-and its limits; command line and TOML are made from them (options.py). Precedence: command line,
-then file, then with --resume auto the run's own, then the default. What a run stands on is `fixed`
-when it is resumed, its samples, its loss, its optimizer's state; the rest is `free`.
+and its limits; command line and TOML are made from them (options.py). What a run stands on is
+`fixed` when it is resumed, its samples, its loss, its optimizer's state; the rest is `free`.
 """
 
-import os
-import sys
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Literal, get_args
 
-from . import config_file, options
 from .errors import UserError
 from .options import fixed, free
 
 Tune = Literal[
-    "decoder", "projector+decoder", "all", "lora", "qlora", "projector+lora", "projector+qlora"
+    "decoder",
+    "projector+decoder",
+    "all-but-sam",
+    "all",
+    "lora",
+    "qlora",
+    "projector+lora",
+    "projector+qlora",
 ]
 
 
@@ -37,7 +39,9 @@ class ModelSettings:
     )
     context: int = fixed(0, "tokens of prompt and answer at most; 0: as config.json says", 0)
     tune: Tune = fixed(
-        "decoder", "which parameters train; lora: an adapter; qlora: an adapter on a quantised base"
+        "decoder",
+        "which parameters train; all-but-sam: all but the encoder's first half, which reads pixels "
+        "(the official recipe); lora: an adapter; qlora: an adapter on a quantised base",
     )
 
 
@@ -183,6 +187,11 @@ class OptimSettings:
     compile: bool = free(
         False, "torch.compile encoder blocks, norms, MLPs and experts; first steps take minutes"
     )
+    flex: bool = free(
+        True,
+        "on a GPU with Triton: the attention of a frozen SAM by one compiled kernel "
+        "(flex_attention), 24 of 140 ms on paper; the first step takes seconds longer",
+    )
     max_steps: int = free(0, "optimizer steps; 0: as --epochs says", 0)
     epochs: float = free(1.0, "passes over the training data, unless --max-steps is given", 0)
     lr: float = free(
@@ -281,40 +290,3 @@ class Settings:
 
 
 CONCERNS = {f.name: f.default_factory for f in fields(Settings)}
-
-
-def make_parser(program: str, description: str) -> options.OneLineParser:
-    """The options of all settings, and --config."""
-    parser = options.make_parser(CONCERNS, program, description)
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings, e.g. a run's")
-    parser.epilog = options.about_fixed(CONCERNS)
-    return parser
-
-
-def complete(given: dict[str, object]) -> Settings:
-    """What was given on a command line -> Settings; others from --config, and with --resume auto
-    from the run in --out. Raises UserError."""
-    return options.build(Settings, config_file.layered(given, CONCERNS))
-
-
-def parse(arguments: list[str] | None = None) -> Settings:
-    """Command line -> Settings. Raises UserError; --help prints and exits."""
-    parser = make_parser(
-        "python -m deepsynth_min.train",
-        "Fine-tune DeepSeek-OCR on rendered text. Without arguments: the small model that "
-        "comes with the package, on documents new to it. With torchrun: several processes.",
-    )
-    return complete(vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments)))
-
-
-def load(path: Path, is_resolved: bool = True) -> Settings:
-    """The settings in a TOML file: what they became in its run, or were asked for. UserError."""
-    return options.build(Settings, config_file.read(path, CONCERNS, is_resolved))
-
-
-def load_of_run(directory: Path) -> Settings:
-    """The settings that a run wrote into its directory. Raises UserError if it is none."""
-    path = directory / "config.toml"
-    if not os.path.isfile(path):
-        raise UserError(f"{directory}: not a run directory (no config.toml)")
-    return load(path)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .command_line import parse
 from .data.augment import augment_batch
 from .data.loader import Loader
 from .data.order import rows_per_epoch
@@ -27,7 +28,6 @@ from .publish.official import stage_for_hub
 from .runs.announce import conclude, explained, show_answers
 from .runs.metrics import Meter
 from .runs.setup import Training
-from .settings import parse
 from .training import distributed as dist, feature_cache
 from .training.build import load_run_model
 from .training.optim import clip_and_step, cosine_rate, total_norm
@@ -88,6 +88,7 @@ def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
                 bar.set_postfix(loss=f"{loss:.3f}")
                 if world.is_main and not shown:  # a log file wants lines, not a bar
                     print(meter.line(training.step, steps, loss), flush=True)
+                training.status.write("running", training.step)
                 training.check_skipped_steps()
 
             # -- evaluate
@@ -236,9 +237,10 @@ def run(arguments: list[str]) -> None:
         training = Training(settings)
         try:
             with Stopper(training.world.is_main) as stopper:
-                last = train(training, stopper)
-            if training.world.is_main:
-                _conclude(training, last)
+                with training.status.followed(training, stopper):
+                    last = train(training, stopper)
+                    if training.world.is_main:
+                        _conclude(training, last)
             dist.barrier(training.world)  # no process leaves while another still talks to it
         finally:
             training.directory.release()

@@ -50,6 +50,7 @@ def test_the_run_directory_is_as_documented(finished):
         "metrics.jsonl",
         "pages",
         "report.html",
+        "status.json",
     ]
     assert (finished / "last").read_text() == "step-000006\n"
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())][-2:] == [

@@ -152,18 +152,17 @@ class DeepseekOCR(nn.Module):
     def _towers(self, pages: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [N, C, h*64, w*64] -> SAM's features [N, C, h, w]; CLIP's [N, 1 + h*w, C], or the
         queries' outputs [N, h*w, C]."""
-        first, second = self.model.towers
-        dtype = first.pos_embed.dtype
         x = (pages.float() / 255 - 0.5) / 0.5
-        x = x.expand(-1, 3, -1, -1).to(dtype)  # one channel becomes three
-        # Weights held in 16 bit (a frozen encoder) are computed with as they are.
-        autocast = torch.is_autocast_enabled(x.device.type) and dtype == torch.float32
-        with (
-            torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_trains),
-            torch.autocast(x.device.type, enabled=autocast),
-        ):
-            sam = first(x)  # [N, C, h, w]
-            return sam, second(sam)
+        x = x.expand(-1, 3, -1, -1).to(self.model.sam_model.pos_embed.dtype)  # 1 channel becomes 3
+        cast, outputs = torch.is_autocast_enabled(x.device.type), []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_trains):
+            for tower in self.model.towers:
+                # Weights held in 16 bit (a frozen tower) are computed with as they are.
+                in_float32 = next(tower.parameters()).dtype == torch.float32
+                with torch.autocast(x.device.type, enabled=cast and in_float32):
+                    x = tower(x)
+                outputs.append(x)
+        return tuple(outputs)
 
     def encode_pages(
         self,
@@ -275,6 +274,7 @@ PARTS = (  # (part, prefix of the parameter names); the first prefix that fits d
     ("head", "lm_head."),
     ("decoder", "model."),
 )
+ENCODER = {"SAM", "CLIP", "Qwen2 encoder"}
 
 
 def part_of(name: str) -> str:

@@ -21,7 +21,8 @@ from ..errors import UserError
 from ..model.deepseek_ocr import DeepseekOCR
 from ..model.presets import PRESETS, find_checkpoint
 from ..options import OneLineParser, change
-from ..settings import Settings, load_of_run
+from ..command_line import load_of_run
+from ..settings import Settings
 from ..tuning.adapter import base_digest, load_adapter
 from ..tuning.lora import Base
 from . import recorded

@@ -37,7 +37,8 @@ from ..pages.png import png
 from ..reports import page as report
 from ..reports.runs import metric_lines
 from ..reports.sinks import numbers_of, open_sinks
-from ..settings import Settings, load
+from ..command_line import load
+from ..settings import Settings
 from ..training import checkpoint
 
 PREVIEWS = 4  # documents of which pages are kept, and answers of an evaluation in metrics.jsonl

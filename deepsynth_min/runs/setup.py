@@ -43,6 +43,7 @@ from .recorded import FILE, as_toml
 from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
+from .status import Status
 
 CHECKS = (
     check_patience,
@@ -73,6 +74,8 @@ class Training:
         self.left_out = LeftOut(
             self.directory.path, self.data.faults, total, self.settings.data, self.world
         )
+        steps = self.settings.optim.max_steps
+        self.status = Status(self.directory, steps, self.world.is_main)
 
     # -- set-up, in order -------------------------------------------------------------------------
 
@@ -221,6 +224,8 @@ class Training:
     def _make_step_parts(self) -> None:
         optim, world = self.settings.optim, self.world
         self.model.recompute = optim.checkpoint_layers
+        if optim.flex and not self.sharded:
+            compiling.use_flex(self.model, world.device)
         if optim.compile:
             compiling.compile_parts(self.model, optim.precision)
         self.cache = None

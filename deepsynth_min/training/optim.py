@@ -248,6 +248,13 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
     return square.sqrt()
 
 
+def _scales_in_kernel(optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> bool:
+    """Whether the optimizer's own kernel scales gradients, on a GPU: no pass of its own for it."""
+    whole = local_part(gradients[0]) is gradients[0]
+    is_fused = isinstance(optimizer, torch.optim.AdamW)
+    return is_fused and whole and gradients[0].device.type == "cuda"
+
+
 @torch.no_grad()
 def clip_and_step(
     optimizer: torch.optim.Optimizer, scaler: LossScaler, rate: float, clip: float
@@ -262,7 +269,10 @@ def clip_and_step(
     norm = total_norm(gradients) / scaler.scale
     overflow = (~norm.isfinite()).float()
     factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else torch.ones_like(norm)
-    torch._foreach_mul_(gradients, factor / scaler.scale)
+    if _scales_in_kernel(optimizer, gradients):
+        optimizer.grad_scale = scaler.scale / factor  # the gradients are divided by it
+    else:
+        torch._foreach_mul_(gradients, factor / scaler.scale)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
     if isinstance(optimizer, torch.optim.AdamW | RoundingAdamW):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..model.experts import Experts, grouped_product, mixture_of_experts_grouped
 from ..model.weights import official_views
+from .adapted_product import adapted_product
 from .quant import QuantExperts, QuantLinear
 
 # Sets of linears by name. A pattern fits an official module path, or the end of one from a dot on;
@@ -116,6 +117,15 @@ class LoraLinear(nn.Module):
         self.lora = LoraPair(base.in_features, base.out_features, config, device_of(base))
 
     def forward(self, x: Tensor) -> Tensor:
+        pair = self.lora
+        drops = pair.dropout > 0 and self.training
+        in_one_type = torch.is_autocast_enabled(x.device.type) or x.dtype == pair.A.dtype
+        if x.device.type == "cpu" or drops or not in_one_type:
+            return self.plain(x)
+        return adapted_product(x, self.base.weight, pair.A, pair.B, pair.scale)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The plain form: two roads, and their sum."""
         out = self.base(x)
         return out + self.lora(x).to(out.dtype)
 

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from small_model import SMALL
 
 from deepsynth_min import export
+from deepsynth_min.command_line import load
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.weights import official_views
 from deepsynth_min.publish import official
 from deepsynth_min.runs.run_directory import find_run_checkpoint
-from deepsynth_min.settings import load
 from deepsynth_min.training.build import load_run_model
 from deepsynth_min.tuning.adapter import TENSORS
 from deepsynth_min.tuning.lora import pairs

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.training import optim
 from deepsynth_min.training.optim import LossScaler, clip_and_step, cosine_rate, make_adamw
 
 
@@ -100,3 +101,29 @@ def test_decay_falls_on_matrices_only(small_config):
         "model.sam_model.blocks.0.attn.rel_pos_h",
     ):
         assert decay[name] == 0.0
+
+
+@pytest.mark.parametrize("clip", (0.0, 0.5))
+def test_scaling_in_the_optimizers_kernel_is_scaling_before_it(monkeypatch, clip):
+    """As on a GPU; the kernel for a CPU does it alike."""
+
+    def moved() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(3, 2)})
+        optimizer, scaler = (
+            make_adamw(model, (0.9, 0.95), 0.1),
+            LossScaler(True, torch.device("cpu"), 8.0),
+        )
+        norms = []
+        for bad in (False, True, False):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter) * 8
+            if bad:
+                model["a"].weight.grad[0, 0] = torch.inf
+            norms.append(clip_and_step(optimizer, scaler, 1e-2, clip))
+        return [*model.state_dict().values(), norms[0], norms[2]]
+
+    before = moved()
+    monkeypatch.setattr(optim, "_scales_in_kernel", lambda *_: True)
+    for ours, reference in zip(moved(), before):
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-7)

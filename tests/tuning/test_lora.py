@@ -13,6 +13,7 @@ from deepsynth_min.model.generation import greedy
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.training.optim import make_adamw
 from deepsynth_min.tuning import freeze
+from deepsynth_min.tuning.adapted_product import adapted_product
 from deepsynth_min.tuning.adapter import base_digest, load_adapter
 from deepsynth_min.tuning.lora import (
     Base,
@@ -24,6 +25,7 @@ from deepsynth_min.tuning.lora import (
     choose,
     pairs,
 )
+from deepsynth_min.tuning.quant import QuantConfig, QuantLinear
 
 
 def expected() -> dict[str, torch.Tensor]:
@@ -61,6 +63,43 @@ def gradients(model) -> dict[str, torch.Tensor]:
     for pair in pairs(model).values():
         pair.A.data, pair.B.data = pair.A.grad, pair.B.grad
     return adapter_views(model)
+
+
+@pytest.mark.parametrize("kind", ("as it is", "nf4", "int8"))
+@pytest.mark.parametrize("frozen_input", (False, True))
+def test_an_adapted_product_is_the_sum_of_its_two_roads(kind, frozen_input):
+    torch.manual_seed(0)
+    base = torch.nn.Linear(64, 24, bias=False).requires_grad_(False)
+    if kind != "as it is":
+        base = QuantLinear(base, QuantConfig(kind))
+        base.receive("weight", base.weight)
+    layer = LoraLinear(base, LoraConfig(3, 5.0))
+    layer.lora.B.data.normal_(0, 0.3)
+    x = torch.randn(2, 5, 64, requires_grad=not frozen_input)
+    wanted = [t for t in (x, layer.lora.A, layer.lora.B) if t.requires_grad]
+
+    def both(out):
+        return out, *torch.autograd.grad((out * weights).sum(), wanted)
+
+    weights = torch.randn(2, 5, 24)
+    pair = layer.lora
+    fused = both(adapted_product(x, base.weight, pair.A, pair.B, pair.scale))
+    for ours, plain in zip(fused, both(layer.plain(x))):
+        assert ours.dtype == plain.dtype == torch.float32
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_under_autocast_it_computes_in_16_bit_and_gives_float32_gradients():
+    torch.manual_seed(0)
+    layer = LoraLinear(torch.nn.Linear(64, 24, bias=False).bfloat16(), LoraConfig(3, 5.0))
+    pair, x = layer.lora, torch.randn(7, 64)
+    pair.B.data.normal_(0, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = adapted_product(x, layer.base.weight, pair.A, pair.B, pair.scale)
+        plain = layer.plain(x)
+    out.sum().backward()
+    assert out.dtype == plain.dtype == torch.bfloat16 and pair.A.grad.dtype == torch.float32
+    torch.testing.assert_close(out, plain, atol=0.05, rtol=0.02)
 
 
 def test_logits_loss_and_greedy_tokens_with_an_adapter_equal_the_official_ones(golden):
