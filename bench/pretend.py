@@ -8,6 +8,7 @@ there, is done here by its rules; what is one fused kernel on a GPU and in piece
 (attention, RMSNorm) is one kernel.
 """
 
+import sys
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from deepsynth_min.model import relative_attention
 from deepsynth_min.training import compile as compiling
+from deepsynth_min.tuning import quant
 
 CUDA = torch.device("cuda")
 
@@ -188,11 +190,19 @@ def _to_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if half else tensor
 
 
+def _forget_tables() -> None:
+    """bitsandbytes' tables of levels, which it and quant.py keep for the process."""
+    quant._absmax_levels.cache_clear()
+    if "bitsandbytes.functional" in sys.modules:
+        sys.modules["bitsandbytes.functional"].name2qmap.clear()
+
+
 @contextmanager
 def on_paper():
     """Inside, the device cuda is a GPU on paper; gives the `Count`, and what forgets the parameters
     that autocast has cast, to be called after each forward."""
     with ExitStack() as stack:
+        stack.callback(_forget_tables)
         # What torch asks before it turns autocast on, and transformers before a grouped product.
         common = torch.cuda.amp.common
         stack.enter_context(patch.object(common, "amp_definitely_not_available", lambda: False))
