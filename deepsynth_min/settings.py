@@ -140,8 +140,9 @@ class AdapterSettings:
     lora_dropout: float = fixed(0.0, "dropout on the adapter's inputs in training", 0, 0.9)
     lora_targets: tuple[str, ...] = fixed(
         (),
-        "attention; attention+mlp (default): also dense MLPs and shared experts, but no routed "
-        "experts; all: these too; or patterns of module paths",
+        "of the decoder: attention; attention+mlp (default): also dense MLPs and shared experts, "
+        "but no routed experts; all: these too; besides: encoder, or encoder-but-sam; or patterns "
+        "of official module paths: layers.0.*, vision_model.*.qkv_proj, re:REGULAR_EXPRESSION",
     )
     rslora: bool = fixed(False, "rank-stabilised LoRA: updates are scaled by alpha / sqrt(rank)")
     lora_plus_ratio: float = free(1.0, "LoRA+: rate of B over A's (its paper: 16)", 0.01)

@@ -44,7 +44,8 @@ from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import set_parameter_types
 from deepsynth_min.training.shard import shard, whole
 from deepsynth_min.tuning.freeze import freeze
-from deepsynth_min.tuning.lora import LoraConfig, attach, choose
+from deepsynth_min.tuning.lora import LoraConfig, attach
+from deepsynth_min.tuning.targets import choose
 
 WORDS = (
     "a council meets by the river, the bridge opens in May; Ines paints 17 boats - and who writes "
