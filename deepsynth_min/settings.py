@@ -196,6 +196,10 @@ class OptimSettings:
         "adapters 1e-4, else 2e-5",
         0,
     )
+    lr_projector: float = free(0.0, "peak rate of the projector, if it trains; 0: as --lr", 0)
+    lr_encoder: float = free(
+        0.0, "peak rate of what trains in the encoder, adapters too; 0: as --lr", 0
+    )
     warmup_ratio: float = free(0.05, "share of the steps in which the rate rises from 0", 0, 1)
     min_lr_ratio: float = free(0.1, "where the cosine ends, as a share of the peak", 0, 1)
     weight_decay: float = free(

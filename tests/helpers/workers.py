@@ -90,11 +90,11 @@ def without_page(sample):
     )
 
 
-def make_model(tune: str) -> DeepseekOCR:
+def make_model(tune: str, targets=("all",)) -> DeepseekOCR:
     torch.manual_seed(0)
     model = DeepseekOCR(SMALL)
     if tune == "lora":
-        attach(model, LoraConfig(rank=8, alpha=16), choose(model, ("all",)))
+        attach(model, LoraConfig(rank=8, alpha=16), choose(model, tuple(targets)))
     freeze(model, tune)
     return model
 
@@ -132,6 +132,8 @@ def train(
     weights="fp32",
     spoilt=None,
     recompute=0,
+    targets=("all",),
+    rates=None,
 ) -> None:
     settings = change(
         Settings(),
@@ -141,13 +143,13 @@ def train(
         precision="bf16" if weights == "bf16" else "fp32",
     )
     builder = SampleBuilder(settings, SMALL, load_tokenizer())
-    rows, model = samples(builder), make_model(tune)
+    rows, model = samples(builder), make_model(tune, targets)
     model.recompute = recompute
     if sharded:
         shard(model, world, settings)
     else:
         set_parameter_types(model, settings.optim.precision, weights)
-    optimizer = make_adamw(model, (0.9, 0.95), 0.01)
+    optimizer = make_adamw(model, (0.9, 0.95), 0.01, rates=rates)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     ddp = DistributedDataParallel(LossModule(model)) if with_ddp else None
     reducer = (

@@ -47,6 +47,7 @@ OTHERS = {
 # In a test of its own; uploads; extras; takes minutes to compile; say which run it is.
 ELSEWHERE = ("batch_size", "accumulate", "push_to_hub", "private", "tensorboard", "wandb")
 ELSEWHERE += ("compile", "out", "resume")
+ELSEWHERE += ("lr_projector", "lr_encoder")  # of what that run does not train
 
 
 def other(f, folder) -> list[str]:
