@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model.weights import is_adapter, official_pieces
-from ..tuning.adapter import trained_beside
-from ..tuning.lora import adapter_views
 from ..training.checkpoint import all_checkpoints, base_files, optimizer_tensors
 from ..training.optim import LossScaler
+from ..tuning.adapter import trained_beside
+from ..tuning.lora import adapter_views
 
 NOTES = 3000  # bytes of training.json, manifest.json and adapter_config.json, about
 

@@ -30,15 +30,15 @@ from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
 from ..settings import OptimSettings, Settings
-from ..tuning import freeze
 from ..training import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
+from ..training.build import as_before, build_model, keep_preset, resolve
+from ..training.optim import LossScaler, make_adamw, own_rates, prepare_state
+from ..training.precision import autocast, set_parameter_types
+from ..tuning import freeze
 from . import same_run
 from .announce import announce, drawing_faults, refuse_missing
-from ..training.build import as_before, build_model, keep_preset, resolve
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
-from ..training.optim import LossScaler, make_adamw, prepare_state
-from ..training.precision import autocast, set_parameter_types
 from .recorded import FILE, as_toml
 from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
@@ -161,9 +161,9 @@ class Training:
 
     def _make_optimizer(self) -> None:
         optim, lora_plus = self.settings.optim, self.settings.adapter.lora_plus_ratio
-        betas = (optim.beta1, optim.beta2)
+        betas, rates = (optim.beta1, optim.beta2), own_rates(self.model, optim)
         self.optimizer = make_adamw(
-            self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed
+            self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed, rates
         )
         prepare_state(self.optimizer)  # now: a memory or disk that is too small shows before a step
         self.scaler = LossScaler(optim.precision == "fp16", self.world.device)

@@ -24,8 +24,9 @@ from ..model.weights import load_weights
 from ..options import change
 from ..settings import ModelSettings, OptimSettings, Settings
 from ..tuning.adapter import base_digest, load_adapter, read_config
-from ..tuning.lora import Base, LoraConfig, attach, choose
+from ..tuning.lora import Base, LoraConfig, attach
 from ..tuning.quant import QuantConfig, quantise
+from ..tuning.targets import choose
 from .checkpoint import save_model
 from .precision import set_parameter_types
 

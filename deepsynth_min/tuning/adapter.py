@@ -27,16 +27,8 @@ from torch import nn
 
 from ..errors import UserError, read_json
 from ..model.weights import is_adapter, on_host, open_tensors, read_tensors, stored
-from .lora import (
-    STACKED,
-    Base,
-    LoraConfig,
-    adaptable,
-    adapter_views,
-    attach,
-    check_whole_layers,
-    official_paths,
-)
+from .lora import Base, LoraConfig, adapter_views, attach
+from .targets import STACKED, adaptable, check_whole_layers, official_paths, selected
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OTHERS = "trained.safetensors"  # ours alone: what trained beside the adapter, e.g. the projector
@@ -169,18 +161,6 @@ def read_config(directory: Path) -> LoraConfig:
     )
 
 
-def selected(paths: set[str], targets: str | tuple[str, ...], where: str) -> set[str]:
-    """The paths that PEFT's target_modules means: a pattern, or endings of paths."""
-    if isinstance(targets, tuple):
-        ends = tuple(f".{target}" for target in targets)
-        return {path for path in paths if path in targets or path.endswith(ends)}
-    try:
-        pattern = re.compile(targets)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UserError(f"{where}: target_modules is no regular expression ({error})") from None
-    return {path for path in paths if pattern.fullmatch(path)}
-
-
 def expected_shapes(model: nn.Module, rank: int, chosen: set[str]) -> dict[str, tuple]:
     """PEFT's tensor name -> shape, for an adapter on the linears `chosen` of a base model."""
     shapes, holders = {}, adaptable(model)
@@ -209,7 +189,7 @@ def _adapted_paths(
     path, holders = directory / TENSORS, adaptable(model)
     if strange := sorted(chosen - holders.keys()):
         more = f", nor are {len(strange) - 1} more" if len(strange) > 1 else ""
-        raise UserError(f"{path}: {strange[0]} is not a linear of this model's decoder{more}")
+        raise UserError(f"{path}: {strange[0]} is no linear of decoder or encoder{more}")
     check_whole_layers(holders, chosen, str(path))
     meant = selected(official_paths(model), config.target_modules, str(directory / CONFIG))
     if meant != chosen:

@@ -19,7 +19,8 @@ from deepsynth_min.training.checkpoint import save, take_snapshot
 from deepsynth_min.training.optim import LossScaler, make_adamw, prepare_state
 from deepsynth_min.training.precision import set_parameter_types
 from deepsynth_min.tuning import freeze
-from deepsynth_min.tuning.lora import Base, LoraConfig, attach, choose
+from deepsynth_min.tuning.lora import Base, LoraConfig, attach
+from deepsynth_min.tuning.targets import choose
 
 QUICK = (
     "--model tiny --batch-size 2 --max-steps 1 --val-samples 1 --answer-samples 0 --eval-every 0"

@@ -22,17 +22,9 @@ from deepsynth_min.tuning.adapter import (
     load_adapter,
     read_config,
     save_adapter,
-    selected,
 )
-from deepsynth_min.tuning.lora import (
-    Base,
-    LoraConfig,
-    attach,
-    choose,
-    official_paths,
-    pairs,
-    target_modules,
-)
+from deepsynth_min.tuning.lora import Base, LoraConfig, attach, pairs
+from deepsynth_min.tuning.targets import choose, official_paths, selected, target_modules
 
 BASE = Base("base", None, base_digest(GOLDEN))
 
@@ -119,17 +111,63 @@ def test_target_modules_select_no_linear_of_an_encoder_with_the_same_names(patte
     assert meant == {renamed[path] for path in chosen}
 
 
+@pytest.mark.parametrize("preset", ["tiny", "tiny-2"])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ("encoder",),
+        ("encoder-but-sam", "attention+mlp"),
+        (r"re:.*layers\.[12]\..*(q_proj|qkv_proj|shared_experts\.up_proj|fc1)",),
+        (r"re:(qwen2_model|vision_model)\..*layers\.0\..*", "layers.[13].*.q_proj"),
+        ("sam_model.blocks.0.*.proj", "all"),
+    ],
+)
+def test_target_modules_select_linears_of_encoders_and_no_other(preset, targets):
+    with torch.device("meta"):
+        model = DeepseekOCR(PRESETS[preset])
+    paths, chosen = official_paths(model), choose(model, targets)
+    assert any(not path.startswith("model.layers.") for path in chosen)
+    assert selected(paths, target_modules(paths, chosen), "") == chosen
+
+
+def test_target_modules_of_the_default_are_the_same_as_ever(small_config):
+    paths, chosen = (f(DeepseekOCR(small_config)) for f in (official_paths, default))
+    assert target_modules(paths, chosen) == (
+        *("k_proj", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "o_proj", "q_proj"),
+        *("shared_experts.down_proj", "shared_experts.gate_proj", "shared_experts.up_proj"),
+        "v_proj",
+    )
+    with torch.device("meta"):
+        model = DeepseekOCR(PRESETS["tiny-2"])
+    mlp, layer = (
+        r"(mlp\.down_proj|mlp\.gate_proj|mlp\.up_proj)",
+        r"model\.(language_model\.)?layers",
+    )
+    kinds = "|".join(rf"self_attn\.{kind}_proj" for kind in "koqv")
+    shared = "|".join(rf"mlp\.shared_experts\.{kind}_proj" for kind in ("down", "gate", "up"))
+    assert target_modules(official_paths(model), default(model)) == (
+        rf"{layer}\.((0)\.{mlp}|(0|1|2|3)\.({kinds})|(1|2|3)\.({shared}))"
+    )
+
+
+def default(model) -> set[str]:
+    return choose(model, ("attention+mlp",))
+
+
 # -- PEFT itself ----------------------------------------------------------------------------------
 
 
 def use_weights_of(tree: nn.Module, model: DeepseekOCR) -> None:
-    """Puts the tree's (adapted or merged) linears in place of a model's."""
-    for name, view in official_views(model).items():
-        if name.startswith("model.layers.") and name.endswith("_proj.weight"):
-            view.copy_(tree.get_submodule(name.removesuffix(".weight")).weight)
+    """Puts the tree's (adapted or merged) linears, and its embedding, in place of a model's."""
+    views = official_views(model)
+    for name, parameter in tree.named_parameters():
+        views[name].copy_(parameter)
 
 
-@pytest.mark.parametrize("targets", ["attention+mlp", "all"])
+ON_ENCODERS = ("encoder", "encoder-but-sam", r"re:vision_model\..*(qkv_proj|fc1)")
+
+
+@pytest.mark.parametrize("targets", ["attention+mlp", "all", *ON_ENCODERS])
 @torch.no_grad()
 def test_peft_loads_our_adapter_and_its_merge_gives_our_logits(tmp_path, targets):
     peft = pytest.importorskip("peft")
@@ -156,10 +194,36 @@ def test_peft_computes_the_same_product_as_our_linear(tmp_path):
     loaded = peft.PeftModel.from_pretrained(
         official_tree(load_file(GOLDEN / "model.safetensors")), tmp_path
     )
-    x = torch.randn(3, 64)
     for path in ("model.layers.0.mlp.gate_proj", "model.layers.2.self_attn.o_proj"):
-        theirs = loaded.base_model.model.get_submodule(path)
-        assert torch.allclose(theirs(x), model.get_submodule(path)(x), atol=1e-5)
+        compare_products(loaded, model, path)
+
+
+def compare_products(loaded, model, path: str) -> None:
+    theirs, ours = loaded.base_model.model.get_submodule(path), model.get_submodule(path)
+    x = torch.randn(3, ours.base.in_features)
+    assert torch.allclose(theirs(x), ours(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["vision_model", "sam_model"])
+def test_an_adapter_that_peft_makes_on_an_encoder_is_read(tmp_path, encoder):
+    """CLIP's qkv_proj and SAM's qkv are one linear each, in the official code as here."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    options = {"target_modules": rf".*({encoder}\..*(qkv|qkv_proj|fc2|lin1)|q_proj)"}
+    config = peft.LoraConfig(r=3, lora_alpha=5, init_lora_weights=False, **options)
+    tree = official_tree(load_file(GOLDEN / "model.safetensors"))
+    theirs = peft.get_peft_model(tree, config)
+    theirs.save_pretrained(tmp_path)
+    model = DeepseekOCR.from_pretrained(GOLDEN)
+    load_adapter(model, tmp_path, BASE)
+    assert len([path for path in pairs(model) if encoder in path]) == sum(
+        hasattr(m, "lora_A") and encoder in path for path, m in theirs.named_modules()
+    )
+    inner = {"vision_model": "transformer.layers.0.mlp.fc2", "sam_model": "blocks.1.attn.qkv"}
+    compare_products(theirs, model, f"model.{encoder}.{inner[encoder]}")
+    other = DeepseekOCR.from_pretrained(GOLDEN)
+    use_weights_of(theirs.merge_and_unload(), other)
+    assert (logits(other) - logits(model)).abs().max() < 1e-4
 
 
 # -- wrong adapters -------------------------------------------------------------------------------
@@ -208,7 +272,7 @@ def _wide(tensors):
 
 
 def _foreign(tensors):
-    tensors["base_model.model.model.sam_model.blocks.0.attn.qkv.lora_A.weight"] = torch.zeros(4, 8)
+    tensors["base_model.model.model.sam_model.patch_embed.proj.lora_A.weight"] = torch.zeros(4, 8)
 
 
 def _no_expert(tensors):
@@ -224,7 +288,7 @@ def _no_b(tensors):
     "change, message",
     [
         (_wide, r"wrongly shaped: .*q_proj.lora_A.weight is \[4, 128\]"),
-        (_foreign, "sam_model.blocks.0.attn.qkv is not a linear of this model's decoder"),
+        (_foreign, "sam_model.patch_embed.proj is no linear of decoder or encoder"),
         (_no_expert, "23 of the 24 linears of model.layers.1.mlp.experts"),
         (_no_b, "1 missing: .*v_proj.lora_B.weight"),
     ],
