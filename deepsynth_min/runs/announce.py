@@ -39,11 +39,11 @@ def announce(
     global_batch: int,
     world: World,
     directory: RunDirectory,
-    room: str,
+    space: str,
 ) -> None:
     """Prints the data, the parameters by part, how far the run will go, and what it will store.
 
-    room: a line about the latter, "" for a run that is finished.
+    space: a line about the latter, "" for a run that is finished.
     """
     name = settings.model.model
     print(
@@ -68,8 +68,8 @@ def announce(
             f"{number_of(rows, 'row')}: each comes {global_batch / rows:.3g} times in a step "
             "(--batch-size, --accumulate)"
         )
-    if room:
-        print(room)
+    if space:
+        print(space)
 
 
 def rates_text(optim: OptimSettings) -> str:

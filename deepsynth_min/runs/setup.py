@@ -37,10 +37,10 @@ from ..training.precision import autocast, set_parameter_types
 from ..tuning import freeze
 from . import same_run
 from .announce import announce, drawing_faults, refuse_missing
+from .disk_space import check_space, checkpoint_bytes
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
 from .recorded import FILE, as_toml
-from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 from .status import Status
@@ -240,10 +240,10 @@ class Training:
 
     def _announce(self) -> None:
         parts = (self.model, self.eval_model, self.optimizer, self.scaler, self.base)
-        room = "", ""
+        space = "", ""
         if not self.finished:
             keep = self.settings.run.keep
-            room = check_room(checkpoint_bytes(*parts), self.directory.checkpoints, keep)
+            space = check_space(checkpoint_bytes(*parts), self.directory.checkpoints, keep)
         self.directory.create(self.asked, self.settings, has_ended=self.finished)
         optim = self.asked.optim
         if optim.max_steps and optim.epochs != OptimSettings().epochs:
@@ -256,9 +256,9 @@ class Training:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         counts = len(self.rows), len(self.held_out), self.builder.side, self.facts["global_batch"]
-        announce(self.settings, self.model, *counts, self.world, self.directory, room[0])
-        if room[1]:
-            warn(room[1])
+        announce(self.settings, self.model, *counts, self.world, self.directory, space[0])
+        if space[1]:
+            warn(space[1])
 
     # -- beside the steps --------------------------------------------------------------------------
 

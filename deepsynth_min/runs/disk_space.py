@@ -64,8 +64,8 @@ def size_text(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def check_room(size: int, checkpoints: Path, keep: int) -> tuple[str, str]:
-    """(a line about room for checkpoints of `size` bytes, "" or a warning), at most: `keep`
+def check_space(size: int, checkpoints: Path, keep: int) -> tuple[str, str]:
+    """(a line about space for checkpoints of `size` bytes, "" or a warning), at most: `keep`
     (--keep), the best one and the next, which is written before another is removed.
 
     Raises UserError if not one fits.
@@ -76,10 +76,10 @@ def check_room(size: int, checkpoints: Path, keep: int) -> tuple[str, str]:
     one, left = size_text(size), size_text(free)
     if free < size:
         raise UserError(
-            f"--out {checkpoints.parent}: no room for a checkpoint, which takes {one}; "
+            f"--out {checkpoints.parent}: no space for a checkpoint, which takes {one}; "
             f"{left} are free"
         )
     line = f"a checkpoint takes {one}; --keep {keep}, the best one and the next "
     line += f"take {size_text((keep + 2) * size)}; {left} are free"
-    warning = f"the disk may not hold all checkpoints: {line}; lower --keep, or make room"
+    warning = f"the disk may not hold all checkpoints: {line}; lower --keep, or free some space"
     return line, warning if free < needed else ""
