@@ -15,7 +15,7 @@ _MISTAKES = {
     "train --out runs/lora --resume atuo": r"--resume auto",
     "train --out runs/lora --resume auto --model whole": r"--model 'tiny-reader', now 'whole'",
     "train --out runs/lora --resume auto --batch-size 3": r"global batch.* of 4, now 3",
-    "train --data scans --model adapter --out runs/new": r"adapter: an adapter, not a model.*--adapter",
+    "train --data scans --model adapter --out runs/new": r"adapter: an adapter, not a model",
     "generate --model runs/decoder latin1.jsonl": r"a run, not a model; .*runs/decoder/checkpoints",
     "evaluate --run scans": r"scans: not a run directory",
     "evaluate --run runs/lora --checkpoint 7": r"step-000007: no such checkpoint",
