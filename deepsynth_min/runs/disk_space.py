@@ -53,8 +53,11 @@ def checkpoint_bytes(
             parts.append(official_pieces(name, shape.to(types[name])))
     else:
         dtype = next(p.dtype for name, p in model.named_parameters() if is_adapter(name))
+        types = {name: parameter.dtype for name, parameter in model.named_parameters()}
         views = adapter_views(eval_model) | trained_beside(eval_model)
-        parts.append({n: torch.empty_like(v, dtype=dtype, device="meta") for n, v in views.items()})
+        for name, view in views.items():
+            shape = torch.empty_like(view, dtype=types.get(name, dtype), device="meta")
+            parts.append({name: shape})
     copied = 0 if model.adapter else sum(file.stat().st_size for file in base_files(base))
     return sum(map(_bytes, parts)) + copied + NOTES
 

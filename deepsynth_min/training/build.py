@@ -28,7 +28,7 @@ from ..tuning.lora import Base, LoraConfig, attach
 from ..tuning.quant import QuantConfig, quantise
 from ..tuning.targets import choose
 from .checkpoint import save_model
-from .precision import set_parameter_types
+from .precision import hold_as_trained
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
 RATE_TINY_READER = 1.5e-3  # for documents of a kind that is new to it, 8 in a step
@@ -253,5 +253,5 @@ def load_run_model(
     model = build_base(settings.model, directory, device, dtype, packed)
     load_adapter(model, checkpoint, describe_base(settings, directory))
     if dtype is None:
-        set_parameter_types(model, settings.optim.precision)  # as in training
+        hold_as_trained(model, settings)
     return model, directory

@@ -42,6 +42,9 @@ class LoraConfig:
     dropout: float = 0.0  # on what enters A, in training
     rslora: bool = False
     target_modules: str | tuple[str, ...] = ()  # as in adapter_config.json; filled in by `attach`
+    exclude_modules: str | tuple[str, ...] = ()  # as there; of an adapter that is attached: none
+    modules_to_save: tuple[str, ...] = ()  # the same
+    beside: tuple[str, ...] = ()  # whole parameters that came with it, in place of the base's
     base: Base | None = None  # must be known when the adapter is saved
 
     @property

@@ -1,6 +1,7 @@
 """Adapter files: the round trip, PEFT on both sides, and every wrong adapter."""
 
 import json
+import re
 import shutil
 import warnings
 
@@ -226,6 +227,54 @@ def test_an_adapter_that_peft_makes_on_an_encoder_is_read(tmp_path, encoder):
     assert (logits(other) - logits(model)).abs().max() < 1e-4
 
 
+PROJECTOR = {f"model.projector.layers.{name}" for name in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("spelt", ["", "modules_to_save.", "modules_to_save.default."])
+@pytest.mark.parametrize("excluded", [["layers.0.self_attn.q_proj", "o_proj"], r".*\.[01]\..*"])
+@torch.no_grad()
+def test_modules_that_peft_saves_whole_or_leaves_out_are_read(tmp_path, spelt, excluded):
+    """Whatever version wrote them; and saved again they are the same adapter."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=3,
+        init_lora_weights=False,
+        target_modules=["q_proj", "o_proj", "lm_head"],
+        exclude_modules=excluded,
+        modules_to_save=["projector", "embed_tokens", "lm_head"],
+    )
+    tree = official_tree(load_file(GOLDEN / "model.safetensors"))
+    theirs = peft.get_peft_model(tree, config)
+    for name, parameter in theirs.named_parameters():
+        if "modules_to_save" in name:
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    theirs.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
+    rename(tmp_path / "peft" / TENSORS, spelt)
+    model, other, again = (DeepseekOCR.from_pretrained(GOLDEN) for _ in range(3))
+    load_adapter(model, tmp_path / "peft", BASE)
+    use_weights_of(theirs.merge_and_unload(), other)
+    assert (logits(other) - logits(model)).abs().max() < 1e-4
+    assert (logits(DeepseekOCR.from_pretrained(GOLDEN)) - logits(model)).abs().max() > 0.1
+    assert set(model.adapter.beside) == PROJECTOR | {"lm_head.weight", "model.embed_tokens.weight"}
+    (tmp_path / "ours").mkdir()
+    save_adapter(model, tmp_path / "ours")
+    load_adapter(again, tmp_path / "ours", BASE)
+    assert torch.equal(logits(again), logits(model)) and again.adapter == model.adapter
+
+
+def rename(path, spelt: str) -> None:
+    """Writes the whole weights of an adapter under the names that older versions have."""
+    tensors = load_file(path)
+    saved = {n for n in tensors if ".lora_" not in n}
+    assert len(saved) == 4
+    named = {
+        re.sub(r"(projector|embed_tokens|lm_head)\.", rf"\1.{spelt}", n) if n in saved else n: t
+        for n, t in tensors.items()
+    }
+    save_file(named, path)
+
+
 # -- wrong adapters -------------------------------------------------------------------------------
 
 
@@ -242,7 +291,14 @@ def edited(tmp_path, **fields):
         ({"r": 8}, r"wrongly shaped.*is \[4, 64\], not \[8, 64\]"),
         ({"use_dora": True}, "use_dora = True is not supported"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "1 missing: base_model.model.lm_head.weight"),
+        ({"modules_to_save": ["score"]}, "modules_to_save: the model has no 'score'"),
+        ({"modules_to_save": ["experts"]}, r"'experts': .*experts.0.gate_proj.weight cannot be"),
+        ({"modules_to_save": ["layers.0.self_attn"]}, "target_modules does not select"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save = 'lm_head' makes no sense"),
+        ({"exclude_modules": ["q_proj"]}, "target_modules does not select .* e.g. .*q_proj"),
+        ({"exclude_modules": r".*\.0\..*"}, "target_modules does not select"),
+        ({"exclude_modules": 3}, "exclude_modules = 3 makes no sense"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"r": 0}, "r = 0 makes no sense"),
