@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from small_model import SMALL_2
 
 from deepsynth_min import evaluate, export, generate
+from deepsynth_min.command_line import load
 from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.sources import open_data
 from deepsynth_min.data.tokenizer import load_tokenizer, special_ids
@@ -24,7 +25,6 @@ from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.model.weights import official_views
-from deepsynth_min.settings import load
 from deepsynth_min.tuning.adapter import base_digest, load_adapter
 from deepsynth_min.tuning.lora import Base
 

@@ -43,8 +43,13 @@ def test_ctrl_c_saves_says_so_and_the_run_can_go_on(tmp_path, jsonl):
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and errors.splitlines().count(STOPPING) == 1
     assert "Traceback" not in errors
+    status = json.loads((out / "status.json").read_text())
     step = saved_step(out, jsonl, "--batch-size", "2")
     assert re.search(rf"stopped after step {step}; go on with .* --resume auto", printed)
+    assert (status["status"], status["step"], status["of"]) == ("stopped", step, 5000)
+    assert status["reason"] == "asked to by SIGINT" and status["since"] <= status["updated"]
+    status = json.loads((out / "status.json").read_text())
+    assert (status["status"], status["step"], status["of"]) == ("done", step + 1, step + 1)
 
 
 @pytest.mark.slow
