@@ -33,8 +33,9 @@ from deepsynth_min.training.distributed import start
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach, freeze
-from deepsynth_min.tuning.lora import adapter_views, choose
+from deepsynth_min.tuning.lora import adapter_views
 from deepsynth_min.tuning.quant import Packed, QuantConfig, quantise
+from deepsynth_min.tuning.targets import choose
 
 TUNES = ("decoder", "all-but-sam", "lora", "qlora")
 

@@ -32,8 +32,8 @@ from deepsynth_min.training.distributed import GradientReducer, World, start, st
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach, freeze
-from deepsynth_min.tuning.lora import choose
 from deepsynth_min.tuning.quant import QuantConfig, quantise
+from deepsynth_min.tuning.targets import choose
 
 PROMPT = 12  # text tokens of the instruction
 PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")

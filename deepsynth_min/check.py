@@ -23,6 +23,7 @@ from .inspection.statistics import Statistics, collect
 from .inspection.table import as_text, sections
 from .options import OneLineParser, change
 from .settings import Settings
+from .training.build import accumulation
 
 PAGE = "data-check.html"
 
@@ -95,6 +96,7 @@ def run(arguments: list[str]) -> None:
     if out != "none":
         check_file("--html", out)
     settings = command_line.complete(given)
+    settings = change(settings, accumulate=accumulation(settings.optim, processes))
     workers = settings.data.workers if "workers" in given else 0
     settings = replace(settings, data=pinned(settings.data))
     statistics = read(settings, workers)

@@ -140,8 +140,9 @@ class AdapterSettings:
     lora_dropout: float = fixed(0.0, "dropout on the adapter's inputs in training", 0, 0.9)
     lora_targets: tuple[str, ...] = fixed(
         (),
-        "attention; attention+mlp (default): also dense MLPs and shared experts, but no routed "
-        "experts; all: these too; or patterns of module paths",
+        "of the decoder: attention; attention+mlp (default): also dense MLPs and shared experts, "
+        "but no routed experts; all: these too; besides: encoder, or encoder-but-sam; or patterns "
+        "of official module paths: layers.0.*, vision_model.*.qkv_proj, re:REGULAR_EXPRESSION",
     )
     rslora: bool = fixed(False, "rank-stabilised LoRA: updates are scaled by alpha / sqrt(rank)")
     lora_plus_ratio: float = free(1.0, "LoRA+: rate of B over A's (its paper: 16)", 0.01)
@@ -180,6 +181,12 @@ class OptimSettings:
     )
     batch_size: int = free(8, "micro-batch: samples per process and micro-step", 1, 65536)
     accumulate: int = free(1, "gradient accumulation: micro-steps per optimizer step", 1, 65536)
+    global_batch: int = free(
+        0,
+        "samples of an optimizer step, over all processes: --accumulate follows from it, from "
+        "--batch-size and from how many processes there are; 0: it follows from these",
+        0,
+    )
     pack: bool = free(True, "concatenate the samples of a micro-batch instead of padding them")
     checkpoint_layers: int = free(
         0, "activation checkpointing: first decoder layers to recompute", 0, 1024
@@ -201,6 +208,10 @@ class OptimSettings:
         "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader "
         "1.5e-3, of adapters 1e-4, else 2e-5",
         0,
+    )
+    lr_projector: float = free(0.0, "peak rate of the projector, if it trains; 0: as --lr", 0)
+    lr_encoder: float = free(
+        0.0, "peak rate of what trains in the encoder, adapters too; 0: as --lr", 0
     )
     warmup_ratio: float = free(0.05, "share of the steps in which the rate rises from 0", 0, 1)
     min_lr_ratio: float = free(0.1, "where the cosine ends, as a share of the peak", 0, 1)

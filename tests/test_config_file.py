@@ -57,7 +57,7 @@ def test_what_depends_on_other_settings_is_made_anew(folder):
     settings = go(
         folder, "other", *words("--model tiny-reader --mode 256 --lora-rank 4 --epochs 0.1")
     )
-    assert (settings.optim.lr, settings.generation.beams) == (1e-4, 4)
+    assert (settings.optim.lr, settings.generation.beams) == (1.5e-3, 1)
     assert (settings.adapter.lora_rank, settings.adapter.lora_alpha) == (4, 8.0)
 
 

@@ -277,12 +277,15 @@ PARTS = (  # (part, prefix of the parameter names); the first prefix that fits d
 ENCODER = {"SAM", "CLIP", "Qwen2 encoder"}
 
 
-def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to."""
-    if is_adapter(name):
-        return "adapter"
+def place_of(name: str) -> str:
+    """The part of the model that a parameter stands in, an adapter's too."""
     part = next(part for part, prefix in PARTS if name.startswith(prefix))
     return "routed experts" if ".mlp.experts." in name else part
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a parameter belongs to."""
+    return "adapter" if is_adapter(name) else place_of(name)
 
 
 def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
@@ -293,15 +296,14 @@ def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
     """
     config = model.config.decoder
     routed = (config.num_experts_per_tok, config.n_routed_experts)
-    share = {"routed experts": routed, "decoder": (1, 1), "head": (1, 1), "adapter": (1, 1)}
+    share = {"routed experts": routed, "decoder": (1, 1), "head": (1, 1)}
     sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
     for path, module in model.named_modules():
         if isinstance(module, PackedWeight):  # counted as what it stands for
             sizes[path] = (module.shape.numel(), False)
     rows: dict[str, list[int]] = {}
     for name, (size, trains) in sizes.items():
-        row, (k, of) = rows.setdefault(part_of(name), [0, 0, 0]), share.get(part_of(name), (0, 1))
-        k, of = routed if ".mlp.experts." in name else (k, of)  # an expert's adapter
+        row, (k, of) = rows.setdefault(part_of(name), [0, 0, 0]), share.get(place_of(name), (0, 1))
         row[0] += size
         row[1] += size if trains else 0
         row[2] += size * k // of

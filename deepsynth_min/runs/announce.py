@@ -23,7 +23,7 @@ from ..pages.scripts import complaints, kerning_complaint
 from ..pages.style import PageStyle
 from ..reports.answers import pairs
 from ..reports.runs import Run, best_evaluation
-from ..settings import Settings
+from ..settings import OptimSettings, Settings
 from ..training.distributed import World, with_lost_ranks
 from .run_directory import RunDirectory
 
@@ -39,11 +39,11 @@ def announce(
     global_batch: int,
     world: World,
     directory: RunDirectory,
-    room: str,
+    space: str,
 ) -> None:
     """Prints the data, the parameters by part, how far the run will go, and what it will store.
 
-    room: a line about the latter, "" for a run that is finished.
+    space: a line about the latter, "" for a run that is finished.
     """
     name = settings.model.model
     print(
@@ -54,7 +54,9 @@ def announce(
         print("the weights are random: a preset is for trying out, not a trained model")
     if settings.augment.augment and settings.augment.augment_flip:
         print(f"warning: {MIRRORED}")
-    print(f"\n{summary_table(model)}\ntrained: {settings.model.tune}\n")
+    print(
+        f"\n{summary_table(model)}\ntrained: {settings.model.tune}; {rates_text(settings.optim)}\n"
+    )
     processes = f"{world.size} process" + ("" if world.size == 1 else "es")
     print(
         f"{number_of(settings.optim.max_steps, 'step')} of {number_of(global_batch, 'sample')}, "
@@ -66,8 +68,15 @@ def announce(
             f"{number_of(rows, 'row')}: each comes {global_batch / rows:.3g} times in a step "
             "(--batch-size, --accumulate)"
         )
-    if room:
-        print(room)
+    if space:
+        print(space)
+
+
+def rates_text(optim: OptimSettings) -> str:
+    """The peak learning rate, and those of the parts that have their own."""
+    own = {"projector": optim.lr_projector, "encoder": optim.lr_encoder}
+    text = "".join(f", of the {part} {rate:g}" for part, rate in own.items() if rate)
+    return f"peak learning rate {optim.lr:g}{text}"
 
 
 def first_texts(rows: Sequence[Row], count: int) -> Iterator[str]:

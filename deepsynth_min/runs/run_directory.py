@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import config_file
+from ..command_line import load
 from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
 from ..data.sources import weighted
@@ -37,7 +38,6 @@ from ..pages.png import png
 from ..reports import page as report
 from ..reports.runs import metric_lines
 from ..reports.sinks import numbers_of, open_sinks
-from ..command_line import load
 from ..settings import Settings
 from ..training import checkpoint
 

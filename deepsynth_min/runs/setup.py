@@ -30,17 +30,17 @@ from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
 from ..settings import OptimSettings, Settings
-from ..tuning import freeze
 from ..training import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
+from ..training.build import as_before, build_model, keep_preset, resolve
+from ..training.optim import LossScaler, make_adamw, own_rates, prepare_state
+from ..training.precision import autocast, set_parameter_types
+from ..tuning import freeze
 from . import same_run
 from .announce import announce, drawing_faults, refuse_missing
-from ..training.build import as_before, build_model, keep_preset, resolve
+from .disk_space import check_space, checkpoint_bytes
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
-from ..training.optim import LossScaler, make_adamw, prepare_state
-from ..training.precision import autocast, set_parameter_types
 from .recorded import FILE, as_toml
-from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 from .status import Status
@@ -161,9 +161,9 @@ class Training:
 
     def _make_optimizer(self) -> None:
         optim, lora_plus = self.settings.optim, self.settings.adapter.lora_plus_ratio
-        betas = (optim.beta1, optim.beta2)
+        betas, rates = (optim.beta1, optim.beta2), own_rates(self.model, optim)
         self.optimizer = make_adamw(
-            self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed
+            self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed, rates
         )
         prepare_state(self.optimizer)  # now: a memory or disk that is too small shows before a step
         self.scaler = LossScaler(optim.precision == "fp16", self.world.device)
@@ -240,10 +240,10 @@ class Training:
 
     def _announce(self) -> None:
         parts = (self.model, self.eval_model, self.optimizer, self.scaler, self.base)
-        room = "", ""
+        space = "", ""
         if not self.finished:
             keep = self.settings.run.keep
-            room = check_room(checkpoint_bytes(*parts), self.directory.checkpoints, keep)
+            space = check_space(checkpoint_bytes(*parts), self.directory.checkpoints, keep)
         self.directory.create(self.asked, self.settings, has_ended=self.finished)
         optim = self.asked.optim
         if optim.max_steps and optim.epochs != OptimSettings().epochs:
@@ -256,9 +256,9 @@ class Training:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         counts = len(self.rows), len(self.held_out), self.builder.side, self.facts["global_batch"]
-        announce(self.settings, self.model, *counts, self.world, self.directory, room[0])
-        if room[1]:
-            warn(room[1])
+        announce(self.settings, self.model, *counts, self.world, self.directory, space[0])
+        if space[1]:
+            warn(space[1])
 
     # -- beside the steps --------------------------------------------------------------------------
 

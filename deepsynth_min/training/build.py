@@ -22,12 +22,13 @@ from ..model.deepseek_ocr import DeepseekOCR
 from ..model.presets import PRESETS, TINY_READER, find_checkpoint, shape_of
 from ..model.weights import load_weights
 from ..options import change
-from ..settings import ModelSettings, Settings
+from ..settings import ModelSettings, OptimSettings, Settings
 from ..tuning.adapter import base_digest, load_adapter, read_config
-from ..tuning.lora import Base, LoraConfig, attach, choose
+from ..tuning.lora import Base, LoraConfig, attach
 from ..tuning.quant import QuantConfig, quantise
+from ..tuning.targets import choose
 from .checkpoint import save_model
-from .precision import set_parameter_types
+from .precision import hold_as_trained
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
 RATE_TINY_READER = 1.5e-3  # for documents of a kind that is new to it, 8 in a step
@@ -64,6 +65,7 @@ def as_before(asked: Settings, asked_before: Settings, before: Settings) -> Sett
 
 def resolve(settings: Settings, rows: int, processes: int) -> Settings:
     """Settings in which every automatic value is replaced by what it stands for."""
+    settings = change(settings, accumulate=accumulation(settings.optim, processes))
     optim = settings.optim
     steps = optim.max_steps
     if not steps:
@@ -72,6 +74,23 @@ def resolve(settings: Settings, rows: int, processes: int) -> Settings:
     rate = optim.lr or float(f"{usual_rate(settings):.6g}")
     beams = settings.generation.beams or 1  # of a model that trains: quick, and it grows certain
     return resolve_adapter(usual_answers(change(settings, max_steps=steps, lr=rate, beams=beams)))
+
+
+def accumulation(optim: OptimSettings, processes: int) -> int:
+    """Micro-steps of an optimizer step. Raises UserError for a --global-batch that cannot be."""
+    asked, each = optim.global_batch, optim.batch_size * processes
+    if not asked:
+        return optim.accumulate
+    if optim.accumulate not in (1, asked // each):
+        raise UserError("--accumulate: follows from --global-batch; give one of them")
+    if asked % each:
+        below, above = asked // each * each, -(-asked // each) * each
+        nearest = f"{below} and {above} are" if below else f"{above} is the least"
+        raise UserError(
+            f"--global-batch {asked}: not a multiple of {each} (--batch-size {optim.batch_size} x "
+            f"processes {processes}); {nearest}"
+        )
+    return asked // each
 
 
 def usual_rate(settings: Settings) -> float:
@@ -234,5 +253,5 @@ def load_run_model(
     model = build_base(settings.model, directory, device, dtype, packed)
     load_adapter(model, checkpoint, describe_base(settings, directory))
     if dtype is None:
-        set_parameter_types(model, settings.optim.precision)  # as in training
+        hold_as_trained(model, settings)
     return model, directory

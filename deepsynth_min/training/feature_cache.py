@@ -88,6 +88,8 @@ class FeatureCache:
         world: int,
         report: Callable[[str], None] = print,
     ):
+        if model.encoder_trains:
+            raise UserError("--feature-cache: not with an adapter on the encoder (--lora-targets)")
         data = settings.data
         self.model, self.report = model, report
         self.free_bytes = int(data.cache_memory * GIB)

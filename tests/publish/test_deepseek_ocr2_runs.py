@@ -11,7 +11,7 @@ import torch
 from adapter_runs import run, write_base, write_rows
 from golden import GOLDEN, TOLERANCE, difference
 from official_rules import official_shapes, problems
-from released import images_of
+from released import logits_of
 from run_files import losses
 from safetensors.torch import load_file
 from small_model import SMALL_2
@@ -64,14 +64,6 @@ def peer_of(directory) -> torch.nn.Module:
     config.image_token_id = special_ids(load_tokenizer(directory)).image
     peer_class = peers.modeling.DeepseekOcr2ForConditionalGeneration
     return peer_class.from_pretrained(directory, config=config, dtype=torch.float32)
-
-
-@torch.no_grad()
-def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    if isinstance(model, DeepseekOCR):
-        return model(batch)[batch.attention_mask]
-    text = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long()}
-    return model(**text, **images_of(batch)).logits[batch.attention_mask]
 
 
 def test_a_run_is_resumed_scored_and_asked(folder, capsys):

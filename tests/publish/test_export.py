@@ -147,7 +147,7 @@ def test_a_merged_export_equals_pefts_merge(folder, tmp_path):
     ours = load_file(to / "model-00001-of-000001.safetensors")
     base = {n: t.float() for n, t in load_file(folder / "base" / "model.safetensors").items()}
     merged = peft.PeftModel.from_pretrained(official_tree(base), adapter).merge_and_unload()
-    theirs = dict(merged.named_parameters())
+    theirs = {n: p for n, p in merged.named_parameters() if n.startswith("model.layers.")}
     assert len(theirs) == 4 * 2 + 3 + 3 + 4 * 3
     for name, weight in theirs.items():
         # Both round the same float32 sum to bf16, but for the order of its terms.

@@ -45,8 +45,17 @@ OTHERS = {
     "epochs": "0.5",  # of 11 rows: 3 steps
 }
 # In a test of its own; uploads; extras; takes minutes to compile; say which run it is.
-ELSEWHERE = ("batch_size", "accumulate", "push_to_hub", "private", "tensorboard", "wandb")
+ELSEWHERE = (
+    "batch_size",
+    "accumulate",
+    "global_batch",
+    "push_to_hub",
+    "private",
+    "tensorboard",
+    "wandb",
+)
 ELSEWHERE += ("compile", "out", "resume")
+ELSEWHERE += ("lr_projector", "lr_encoder")  # of what that run does not train
 
 
 def other(f, folder) -> list[str]:

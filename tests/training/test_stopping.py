@@ -5,13 +5,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import LAUNCHER, TRAIN, python, words
+from commands import LAUNCHER, TRAIN, begun, python, start, words
 from run_files import lines
 
 from deepsynth_min import train
@@ -22,20 +21,6 @@ COMMON = words(
     "--model tiny --tune lora --val-samples 2 --answer-samples 1 --max-new-tokens 4 --log-every 1 "
     "--eval-every 0"
 )
-
-
-def start(*arguments) -> subprocess.Popen:
-    """A process group of its own, as a terminal makes one of each command line."""
-    command = [sys.executable, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-
-def begun(process: subprocess.Popen, out: Path) -> None:
-    """Waits until some steps have been made."""
-    while not (out / "metrics.jsonl").exists() or len(lines(out, "train")) < 3:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
 
 
 def saved_step(out: Path, jsonl: Path, *options) -> int:
