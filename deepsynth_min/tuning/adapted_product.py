@@ -20,6 +20,7 @@ def adapted_product(
     x: Tensor, weight: Tensor | Packed, A: Tensor, B: Tensor, scale: float
 ) -> Tensor:
     """As above; the plain form is `LoraLinear.plain` in lora.py."""
+    assert isinstance(weight, Packed) or not weight.requires_grad, "the base is frozen"
     rows = x.reshape(-1, x.shape[-1]).to(compute_dtype(x))  # [M, in]
     return _AdaptedProduct.apply(rows, weight, A, B, scale).view(*x.shape[:-1], -1)
 
