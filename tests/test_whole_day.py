@@ -28,13 +28,13 @@ from released import logits_of
 from run_files import assert_same_run, exact_lines, lines, losses, newest, weights
 from scans import LAYOUTS, PAGES, draw_scans
 
+from deepsynth_min.command_line import load_of_run
 from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.sources import open_files
 from deepsynth_min.data.tokenizer import load_tokenizer, special_ids
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.presets import find_checkpoint
-from deepsynth_min.settings import load_of_run
 from deepsynth_min.training import checkpoint
 from deepsynth_min.training.stopping import STOPPING
 from deepsynth_min.tuning.adapter import base_digest, load_adapter
