@@ -204,7 +204,7 @@ def test_grey_pages_and_colour_images_share_a_batch(tmp_path, tokenizer):
 
 
 def test_the_loader_gives_the_same_batches_from_any_step_on_with_any_number_of_threads(tokenizer):
-    rows = EmbeddedRows("val")
+    rows = EmbeddedRows("val", "reports")
 
     def batches(start: int, workers: int) -> list:
         settings = change(Settings(), batch_size=2, accumulate=2, workers=workers)

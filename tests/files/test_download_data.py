@@ -145,10 +145,10 @@ def test_rows_may_name_image_files_of_the_data_set_and_no_others(tmp_path):
 
 def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
     out = tmp_path / "run"
-    command_line = [*TRAIN, *QUICK, "--data", REPO, "--out", out]
+    given = [*TRAIN, *QUICK, "--data", REPO, "--out", out]
     with running_hub() as server, reader(server, tmp_path) as read:
         serve(server, {"rows.parquet": table([f"text {i}" for i in range(8)])})
-        done = command(server, tmp_path, *command_line, "--max-steps", 1)
+        done = command(server, tmp_path, *given, "--max-steps", 1)
         assert done.returncode == 0, done.stderr
         assert command_line.load(out / "config.toml").data.data_revision == (COMMIT,)
         # The branch has moved on, and the cache with it; the run goes on with its own rows.
@@ -157,7 +157,7 @@ def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
         for ref in (tmp_path / "home").rglob("refs/main"):
             ref.write_text(LATER)
         assert read()[0] == LATER
-        done = command(server, tmp_path, *command_line, "--max-steps", 2, "--resume", "auto")
+        done = command(server, tmp_path, *given, "--max-steps", 2, "--resume", "auto")
         assert done.returncode == 0, done.stderr
         assert "resuming after step 1" in done.stdout
         assert command_line.load(out / "config.toml").data.data_revision == (COMMIT,)
