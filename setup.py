@@ -51,7 +51,6 @@ setup(
         "scripts": ["manimgx-fonts>=2026.9.26", "uharfbuzz>=0.40", "python-bidi>=0.6"],
         "emoji": ["manimgx-fonts>=2026.9.26"],  # 3.5 MB: Noto Emoji in outlines, and `scripts`
         "cjk": ["manimgx-fonts-cjk>=2026.9.26"],  # 20 MB: Noto Sans CJK
-        "eval": ["rouge-score>=0.1.2"],  # ROUGE of generated answers
         "log": ["tensorboard>=2.15", "wandb>=0.17"],  # other places for the figures
         "test": [
             "rouge-score>=0.1.2",

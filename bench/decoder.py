@@ -26,7 +26,8 @@ from deepsynth_min.training.distributed import start
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach
 from deepsynth_min.tuning.freeze import freeze
-from deepsynth_min.tuning.lora import choose, pairs
+from deepsynth_min.tuning.lora import pairs
+from deepsynth_min.tuning.targets import choose
 
 TIE = 2e-6  # relative; ours and the library's float32 are 1e-6 apart
 SQUARE = 2048  # side of the product that the machine's rate is taken from; 8192 on a GPU

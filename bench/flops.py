@@ -50,10 +50,14 @@ def qwen_flops(config: QwenConfig, side: int) -> int:
     return config.layers * (2 * 2 * features * weights + attention)
 
 
+def second_flops(config: ModelConfig, side: int) -> int:
+    """Forward of one page's features through what follows SAM."""
+    return qwen_flops(config.qwen, side) if config.qwen else clip_flops(config.clip, side)
+
+
 def encoder_flops(config: ModelConfig, side: int, as_done: bool = False) -> int:
     """Forward of one page, projector left out."""
-    second = qwen_flops(config.qwen, side) if config.qwen else clip_flops(config.clip, side)
-    return sam_flops(config.sam, side, as_done) + second
+    return sam_flops(config.sam, side, as_done) + second_flops(config, side)
 
 
 def mlp_weights(config: DecoderConfig, layer: int) -> int:
@@ -122,6 +126,7 @@ def step_flops(
     total += 2 * passes * scored * dec.hidden_size * dec.vocab_size
     if not cached:
         total += encoder_flops(config, side) * pages * (3 if tune == "all" else 1)
+        total += second_flops(config, side) * pages * (2 if tune == "all-but-sam" else 0)
     places = pages * (side // 64) ** 2
-    trained = 2 if tune == "all" or "projector" in tune else 0
+    trained = 2 if tune.startswith("all") or "projector" in tune else 0
     return total + 2 * places * config.feature_width * dec.hidden_size * (1 + trained)

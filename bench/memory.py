@@ -1,4 +1,4 @@
-"""Memory and file sizes of the ways to train: decoder, lora, qlora; and the peak while loading.
+"""Memory and file sizes of the ways to train: decoder, all-but-sam, lora, qlora; peak of loading.
 
     python bench/memory.py                                # preset tiny, steps really run
     python bench/memory.py --preset deepseek-ocr --count  # sizes alone, from shapes: any machine
@@ -33,10 +33,11 @@ from deepsynth_min.training.distributed import start
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach, freeze
-from deepsynth_min.tuning.lora import adapter_views, choose
+from deepsynth_min.tuning.lora import adapter_views
 from deepsynth_min.tuning.quant import Packed, QuantConfig, quantise
+from deepsynth_min.tuning.targets import choose
 
-TUNES = ("decoder", "lora", "qlora")
+TUNES = ("decoder", "all-but-sam", "lora", "qlora")
 
 
 def config_of(options) -> ModelConfig:
@@ -70,7 +71,7 @@ def counted(options, tune: str) -> dict:
         packed = 0
         if tune == "qlora":
             quantise(model, QuantConfig())
-        if tune != "decoder":
+        if "lora" in tune:
             adapt(model, options)
     freeze.freeze(model, tune)
     weights = trained = 0
@@ -95,7 +96,7 @@ def counted(options, tune: str) -> dict:
 
 def file_bytes(model: DeepseekOCR, tune: str) -> int:
     """What is handed on: the adapter in float32, or the whole model in bf16."""
-    if tune == "decoder":
+    if "lora" not in tune:
         return 2 * sum(view.numel() for view in official_views(model).values())
     return 4 * sum(view.numel() for view in adapter_views(model).values())
 
@@ -110,7 +111,7 @@ def measured(options, tune: str) -> dict:
         model = DeepseekOCR(config_of(options))
     if tune == "qlora":
         quantise(model, QuantConfig())
-    if tune != "decoder":
+    if "lora" in tune:
         adapt(model, options)
     freeze.freeze(model, tune)
     set_parameter_types(model, options.precision)

@@ -28,7 +28,7 @@ from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach
 from deepsynth_min.tuning.freeze import freeze
-from deepsynth_min.tuning.lora import choose
+from deepsynth_min.tuning.targets import choose
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj"]  # attention alone: both sides adapt the same
 

@@ -12,11 +12,11 @@ import time
 import torch
 from common import environment, finish, median, table
 
+from deepsynth_min.command_line import parse
 from deepsynth_min.data import Loader, SampleBuilder
 from deepsynth_min.data.sources import open_rows
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model import PRESETS, DeepseekOCR
-from deepsynth_min.settings import parse
 from deepsynth_min.training.build import EMBEDDED
 from deepsynth_min.tuning import freeze
 
@@ -24,7 +24,15 @@ from deepsynth_min.tuning import freeze
 def batches(given, number: int) -> list:
     """Padded micro-steps, as training would make them."""
     settings = parse(
-        ["--no-pack", "--batch-size", str(given.batch_size), "--bucket", str(given.bucket)]
+        [
+            "--data",
+            "embedded",
+            "--no-pack",
+            "--batch-size",
+            str(given.batch_size),
+            "--bucket",
+            str(given.bucket),
+        ]
     )
     rows, _ = open_rows(settings.data, settings.optim.seed)
     builder = SampleBuilder(settings, PRESETS["tiny"], load_tokenizer(EMBEDDED))

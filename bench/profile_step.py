@@ -52,7 +52,7 @@ def main() -> None:
     trace.add_argument("--trace", help="file for chrome://tracing or ui.perfetto.dev")
     given_trace, rest = trace.parse_known_args()
     sys.argv[1:] = rest
-    given = train_step.options()
+    given = train_step.parser(__doc__.splitlines()[0]).parse_args()
     world = start(given.device, given.threads)
     cuda = world.device.type == "cuda"
     step = train_step.Step(given, world)

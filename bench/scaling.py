@@ -80,7 +80,7 @@ class Contender:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    tunes = ("decoder", "projector+decoder", "all")
+    tunes = ("decoder", "projector+decoder", "all-but-sam", "all")
     parser.add_argument("--tune", choices=tunes, default="decoder")
     parser.add_argument("--mode", default="auto")
     parser.add_argument("--batch-size", type=int, default=4, help="samples per process")

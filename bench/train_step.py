@@ -27,22 +27,24 @@ from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.deepseek_ocr import parameter_summary
 from deepsynth_min.pages.modes import page_side
 from deepsynth_min.runs.metrics import peak_memory
-from deepsynth_min.training.compile import compile_parts
+from deepsynth_min.training.compile import compile_parts, use_flex
 from deepsynth_min.training.distributed import GradientReducer, World, start, stop
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach, freeze
-from deepsynth_min.tuning.lora import choose
 from deepsynth_min.tuning.quant import QuantConfig, quantise
+from deepsynth_min.tuning.targets import choose
 
 PROMPT = 12  # text tokens of the instruction
 PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 
 
-def random_batch(config, side: int, size: int, answer: int) -> Batch:
-    """`size` samples of one page each, with `answer` scored tokens."""
+def random_batch(config, side: int, size: int, answer: int, grid: tuple = (1, 1)) -> Batch:
+    """`size` samples of one page each, cut into a grid (w, h) of tiles, with `answer` scored
+    tokens."""
     newlines = config.page_format.newlines
-    visual = visual_tokens(side, side, newlines=newlines)
+    tile, tiles = min(config.page_format.tile, side), grid[0] * grid[1] if grid != (1, 1) else 0
+    visual = visual_tokens(side, side, grid, tile, newlines)
     T = 1 + visual + PROMPT + answer
     ids = torch.randint(3, config.decoder.vocab_size - 1, (size, T))
     image_mask = torch.zeros(size, T, dtype=torch.bool)
@@ -50,8 +52,11 @@ def random_batch(config, side: int, size: int, answer: int) -> Batch:
     labels = ids.clone()
     labels[:, : T - answer] = -100
     pages = torch.randint(0, 256, (size, 1, side, side), dtype=torch.uint8)
-    everywhere = torch.ones_like(image_mask)
-    return Batch(ids, everywhere, image_mask, labels, pages, newlines=newlines)
+    real, cut = torch.ones_like(image_mask), {}
+    if tiles:
+        cut["tiles"] = torch.randint(0, 256, (size * tiles, 1, tile, tile), dtype=torch.uint8)
+        cut["grids"] = torch.tensor([grid] * size)
+    return Batch(ids, real, image_mask, labels, pages, newlines=newlines, **cut)
 
 
 class Step:
@@ -59,7 +64,7 @@ class Step:
 
     def __init__(self, options, world: World):
         self.options, self.world = options, world
-        self.config = SIZES[options.preset]
+        self.config = SIZES[options.preset].with_attention(options.attention_window)
         self.side = page_side(options.mode, self.config.page_format)
         torch.manual_seed(0)
         with torch.device(world.device):
@@ -72,6 +77,8 @@ class Step:
         freeze.freeze(self.model, options.tune)
         set_parameter_types(self.model, options.precision, options.weights)
         self.model.recompute = options.checkpoint_layers
+        if options.flex:
+            use_flex(self.model, world.device)
         if options.compile:
             compile_parts(self.model, options.precision)
         self.optimizer = make_adamw(self.model, (0.9, 0.95), 0.01, kind=options.optimizer)
@@ -80,16 +87,18 @@ class Step:
         self.reducer = GradientReducer(world, trainable)
         torch.manual_seed(world.rank)
         self.batches = [
-            random_batch(self.config, self.side, options.batch_size, options.answer)
+            random_batch(self.config, self.side, options.batch_size, options.answer, options.grid)
             for _ in range(4)
         ]
+        if options.pack:
+            self.batches = [batch.packed() for batch in self.batches]
         self.done = 0
         if options.cached:
             self._fill_cache()
 
     def _fill_cache(self) -> None:
         """What --feature-cache would find: the features of every page, on the CPU."""
-        if "all" == self.options.tune:
+        if self.model.encoder_trains:
             return
         device, precision = self.world.device, self.options.precision
         for i, batch in enumerate(self.batches):
@@ -158,8 +167,15 @@ class Step:
         )
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def grid(text: str) -> tuple[int, int]:
+    """WxH as in `--grid 2x3`."""
+    w, h = text.split("x")
+    return int(w), int(h)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of a step, for every bench that takes one."""
+    parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
     add("--preset", choices=SIZES, default="tiny")
     add("--tune", choices=freeze.TUNED_PARTS, default="decoder")
@@ -167,21 +183,25 @@ def options() -> argparse.Namespace:
     add("--mode", default="auto", help="page size, as in training")
     add("--batch-size", type=int, default=8, help="samples per process")
     add("--answer", type=int, default=100, help="scored tokens per sample")
+    add("--grid", type=grid, default=(1, 1), help="tiles of each page, WxH (gundam)")
+    add("--pack", action="store_true", help="samples one after another, as in training")
+    add("--attention-window", type=int, default=0, help="as in training")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     add("--weights", choices=("fp32", "bf16"), default="fp32", help="of what trains")
     add("--optimizer", choices=("adamw", "adamw8bit", "paged_adamw8bit"), default="adamw")
     add("--checkpoint-layers", type=int, default=0, help="as in training")
     add("--compile", action="store_true", help="as in training")
+    add("--flex", action=argparse.BooleanOptionalAction, default=True, help="as in training")
     add("--cached", action="store_true", help="the encoder's features are known already")
     add("--repeats", type=int, default=9)
     add("--warmup", type=int, default=3)
     add("--device", default="auto")
     add("--threads", type=int, default=0)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    given = options()
+    given = parser(__doc__.splitlines()[0]).parse_args()
     world = start(given.device, given.threads)
     step = Step(given, world)
     for _ in range(given.warmup):

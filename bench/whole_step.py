@@ -70,11 +70,16 @@ class PeerStep:
             pixels = peers.normalised(batch.pages, dtype)
             return self.model(input_ids=ids, pixel_values=pixels, labels=batch.labels).loss
 
-    def run(self, i: int) -> None:
-        self.loss(self.ours.batches[i]).backward()
+    def run(self, i: int, lap=lambda part: None) -> None:
+        """One step; `lap(part)` is called after each part."""
+        loss = self.loss(self.ours.batches[i])
+        lap("forward")
+        loss.backward()
+        lap("backward")
         nn.utils.clip_grad_norm_(self.trained, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        lap("optimizer")
 
 
 def our_step(given: Namespace, world: World) -> Step:
@@ -134,6 +139,7 @@ def main() -> None:
     given = parser.parse_args()
     world = start(given.device, given.threads)
     same = {"weights": "fp32", "optimizer": "adamw", "checkpoint_layers": 0, "cached": False}
+    same |= {"flex": True, "grid": (1, 1), "pack": False, "attention_window": 0}
     results = [
         measure(Namespace(**vars(given) | same | {"preset": preset, "tune": tune}), world)
         for preset in given.preset

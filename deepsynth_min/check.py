@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from . import settings as S
+from . import command_line
 from .data.rows import is_skipped
 from .data.sources import open_data, pinned
 from .errors import UserError, exit_code, one_line
@@ -23,13 +23,14 @@ from .inspection.statistics import Statistics, collect
 from .inspection.table import as_text, sections
 from .options import OneLineParser, change
 from .settings import Settings
+from .training.build import accumulation
 
 PAGE = "data-check.html"
 
 
 def parser() -> OneLineParser:
     """The options of a training, and this command's own."""
-    out = S.make_parser(
+    out = command_line.make_parser(
         "python -m deepsynth_min.check",
         "Reads all data as training would and says what is in it: bad rows, sizes, characters that "
         "no font has, duplicates, steps of an epoch. Takes the options of a training; --workers "
@@ -94,7 +95,8 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"--processes: {processes} is below 1")
     if out != "none":
         check_page("--html", out)
-    settings = S.complete(given)
+    settings = command_line.complete(given)
+    settings = change(settings, accumulate=accumulation(settings.optim, processes))
     workers = settings.data.workers if "workers" in given else 0
     settings = replace(settings, data=pinned(settings.data))
     statistics = read(settings, workers)

@@ -16,7 +16,7 @@ from .config_file import check_found
 from .data.sources import open_all, open_data
 from .errors import UserError, exit_code
 from .evaluation import ablations
-from .evaluation.evaluator import NO_ROUGE, Evaluator
+from .evaluation.evaluator import Evaluator
 from .files.disk import check_file, write_text, writing
 from .options import OneLineParser
 from .runs.open_model import add_model_options, open_model
@@ -87,8 +87,7 @@ def run(arguments: list[str]) -> dict[str, float]:
         if given.run:
             metric = settings.evaluation.best
             print(which_checkpoint(Path(given.run), opened.checkpoint, metric), file=sys.stderr)
-        notes = [ablations.warning(figures), None if evaluator.scorer else NO_ROUGE]
-        for note in filter(None, notes):
+        if note := ablations.warning(figures):
             print(f"warning: {note}", file=sys.stderr)
         if given.out:
             answers.sort(key=lambda answer: answer["number"])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from .command_line import load_of_run
 from .errors import UserError, exit_code
 from .model.presets import find_checkpoint
 from .options import OneLineParser
@@ -19,7 +20,6 @@ from .publish import upload
 from .publish.official import export_adapter, export_model
 from .runs.run_directory import find_run_checkpoint
 from .runs.taken import which_checkpoint
-from .settings import load_of_run
 from .training.build import is_adapted
 from .training.checkpoint import damage
 from .training.distributed import start, stop

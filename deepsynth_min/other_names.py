@@ -52,6 +52,8 @@ OTHER_NAMES = {
     **dict.fromkeys(("adapter-name-or-path", "lora-path", "lora-model-dir"), "--adapter"),
     # steps
     **dict.fromkeys(("learning-rate", "max-lr", "base-lr"), "--lr"),
+    **dict.fromkeys(("vit-lr", "vision-lr", "vision-tower-lr"), "--lr-encoder"),
+    **dict.fromkeys(("aligner-lr", "merger-lr", "mm-projector-lr"), "--lr-projector"),
     **dict.fromkeys(("num-epochs", "num-train-epochs", "max-epochs", "n-epochs"), "--epochs"),
     **dict.fromkeys(("train-iters", "max-iters", "num-steps", "total-steps"), "--max-steps"),
     **dict.fromkeys(("per-device-train-batch-size", "train-batch-size"), _BATCH),

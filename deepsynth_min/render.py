@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from . import options
+from .command_line import load_of_run
 from .config_file import check_found
 from .data.row import Row, RowError
 from .data.samples import SampleBuilder, draw
@@ -39,7 +40,7 @@ from .publish.page_table import PageTable
 from .runs import recorded
 from .runs.announce import drawing_faults
 from .runs.run_directory import find_run_checkpoint
-from .settings import DataSettings, ModelSettings, PageSettings, Settings, load_of_run
+from .settings import DataSettings, ModelSettings, PageSettings, Settings
 from .training.build import base_of, is_adapted
 
 

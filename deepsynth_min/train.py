@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .command_line import parse
 from .data.augment import augment_batch
 from .data.loader import Loader
 from .data.order import rows_per_epoch
@@ -24,10 +25,9 @@ from .errors import UserError, exit_code, number_of
 from .model.batch import Batch
 from .publish import upload
 from .publish.official import stage_for_hub
-from .runs.announce import conclude, explained
+from .runs.announce import conclude, explained, show_answers
 from .runs.metrics import Meter
 from .runs.setup import Training
-from .settings import parse
 from .training import distributed as dist, feature_cache
 from .training.build import load_run_model
 from .training.optim import clip_and_step, cosine_rate, total_norm
@@ -88,6 +88,7 @@ def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
                 bar.set_postfix(loss=f"{loss:.3f}")
                 if world.is_main and not shown:  # a log file wants lines, not a bar
                     print(meter.line(training.step, steps, loss), flush=True)
+                training.status.write("running", training.step)
                 training.check_skipped_steps()
 
             # -- evaluate
@@ -212,8 +213,8 @@ def _conclude(training: Training, last: dict | None) -> None:
         stale = number_of(training.stale, "evaluation")
         print(f"ended early: {metric} was not better in {stale} (--patience)")
     if len(training.held_out):
-        has_rouge = training.evaluator.scorer is not None
-        conclude(training.directory, training.step, last, metric, has_rouge)
+        show_answers(training.directory, training.held_out)
+        conclude(training.directory, training.step, last, metric)
     print(f"frozen parameters unchanged: {number_of(len(training.frozen), 'tensor')}")
     if newest is not None:
         print(f"checkpoint: {newest}")
@@ -236,9 +237,10 @@ def run(arguments: list[str]) -> None:
         training = Training(settings)
         try:
             with Stopper(training.world.is_main) as stopper:
-                last = train(training, stopper)
-            if training.world.is_main:
-                _conclude(training, last)
+                with training.status.followed(training, stopper):
+                    last = train(training, stopper)
+                    if training.world.is_main:
+                        _conclude(training, last)
             dist.barrier(training.world)  # no process leaves while another still talks to it
         finally:
             training.directory.release()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hub_server import command, running_hub
 
-from deepsynth_min import check, settings as S
+from deepsynth_min import check, command_line, settings as S
 from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.data.loader import Loader
 from deepsynth_min.data.sources import open_data
@@ -35,7 +35,7 @@ def rows_of(start: int, stop: int) -> list[dict]:
 
 
 def collect(data: Path, *more: object, workers: int = 1) -> statistics.Statistics:
-    settings = check.lenient(S.parse(["--data", str(data), *map(str, more)]))
+    settings = check.lenient(command_line.parse(["--data", str(data), *map(str, more)]))
     return statistics.collect(settings, workers)
 
 
@@ -53,7 +53,7 @@ def checked(capsys, tmp_path, *arguments: object) -> tuple[int, str, str]:
 def test_the_figures_are_those_of_the_batches_of_one_epoch(jsonl):
     found = collect(jsonl, "--val-fraction", "0.25")
     options = "--val-fraction 0.25 --batch-size 6 --bucket 0".split()
-    settings = S.parse(["--data", str(jsonl), *options])
+    settings = command_line.parse(["--data", str(jsonl), *options])
     train = open_data(settings.data, 0).train
     assert len(train) == 18  # three steps of six: an epoch with nothing of the next
     loader = Loader(train, found.builder, settings)
@@ -336,7 +336,10 @@ def test_the_options_of_a_training_are_taken(tmp_path, jsonl):
     (tmp_path / "run.toml").write_text(f'[data]\ndata = ["{jsonl}"]\n[optim]\nlr = 1e-4\n')
     given = ["--config", tmp_path / "run.toml", "--tune", "lora", "--html", "none"]
     assert check.main(list(map(str, given))) == 0
-    assert change(S.parse(["--config", str(tmp_path / "run.toml")]), lr=1e-4).optim.lr == 1e-4
+    assert (
+        change(command_line.parse(["--config", str(tmp_path / "run.toml")]), lr=1e-4).optim.lr
+        == 1e-4
+    )
 
 
 def test_a_file_of_the_users_is_not_replaced_by_the_page(jsonl, capsys):

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from fuzz import DEEP, ODD, TOML, mutate_bytes, outcome
 
-from deepsynth_min import settings as S
+from deepsynth_min import command_line
 from deepsynth_min.options import to_toml
 from deepsynth_min.runs import recorded
 from deepsynth_min.settings import CONCERNS, Settings
@@ -54,7 +54,7 @@ def test_settings_are_refused_or_are_what_the_file_says(tmp_path):
             mine[at] = chance.choice([*forms, f"[{key}]", mine[at].replace("=", "=="), odd])
             content = "\n".join(mine).encode("utf-8", "surrogatepass")
         path.write_bytes(content)
-        got = outcome(lambda: S.parse(["--config", str(path)]))
+        got = outcome(lambda: command_line.parse(["--config", str(path)]))
         if got is None:
             continue
         accepted += 1

@@ -12,7 +12,7 @@ import torch
 from commands import python, words
 from PIL import Image
 
-from deepsynth_min import generate, settings as S, train
+from deepsynth_min import command_line, generate, settings as S, train
 from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import SampleBuilder, collate
@@ -59,7 +59,7 @@ def answer_of(trained: Path, row: Row, most: int = 5) -> str:
     """The reference: the sequence decoded again for each token, from the settings the run wrote."""
     checkpoint = trained / "checkpoints" / "step-000001"
     model, tokenizer = loaded(checkpoint)
-    builder = SampleBuilder(S.load(trained / "config.toml"), model.config, tokenizer)
+    builder = SampleBuilder(command_line.load(trained / "config.toml"), model.config, tokenizer)
     prompt, ids = builder.prompt(row), []
     for _ in range(most):
         sample = replace(prompt, ids=[*prompt.ids, *ids])

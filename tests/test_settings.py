@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from deepsynth_min import export, settings as S
+from deepsynth_min import command_line, export, settings as S
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.options import option_of, to_toml
@@ -15,7 +15,7 @@ from deepsynth_min.pages.modes import PageFormat, page_side
 
 
 def test_what_a_run_writes_is_what_it_reads(tmp_path):
-    given = S.parse(
+    given = command_line.parse(
         [
             "--lr",
             "0.125",
@@ -31,20 +31,20 @@ def test_what_a_run_writes_is_what_it_reads(tmp_path):
     )
     path = tmp_path / "config.toml"
     path.write_text(to_toml(given), encoding="utf-8")
-    assert S.load(path) == given
+    assert command_line.load(path) == given
     assert tomllib.loads(path.read_text("utf-8"))["optim"]["lr"] == 0.125
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text("[optim]\nlr = 0.5\nbatch_size = 3\n")
-    settings = S.parse(["--config", str(path), "--batch-size", "7"])
+    settings = command_line.parse(["--config", str(path), "--batch-size", "7"])
     assert (settings.optim.lr, settings.optim.batch_size, settings.optim.seed) == (0.5, 7, 0)
 
 
 def test_every_setting_has_an_option_and_a_help_text(capsys):
     with pytest.raises(SystemExit) as ended:
-        S.parse(["--help"])
+        command_line.parse(["--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0
     for concern in vars(S.Settings()).values():
@@ -84,7 +84,7 @@ def test_every_setting_has_an_option_and_a_help_text(capsys):
 )
 def test_a_wrong_argument_is_one_line_that_names_it(arguments, message):
     with pytest.raises(UserError) as raised:
-        S.parse(arguments)
+        command_line.parse(arguments)
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -119,7 +119,7 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, message):
     path = tmp_path / "c.toml"
     path.write_text(text)
     with pytest.raises(UserError) as raised:
-        S.parse(["--config", str(path)])
+        command_line.parse(["--config", str(path)])
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -186,13 +186,13 @@ NAMES_ELSEWHERE = {
 @pytest.mark.parametrize("name, here", NAMES_ELSEWHERE.items())
 def test_names_of_other_trainers_are_known(name, here):
     with pytest.raises(UserError) as raised:
-        S.parse([name, "1"])
+        command_line.parse([name, "1"])
     assert str(raised.value).startswith(f"unknown setting {name}; here it is {here}")
 
 
 def test_a_schedule_that_cannot_be_chosen_is_explained():
     with pytest.raises(UserError, match="--lr-scheduler-type; the rate always falls as a cosine: "):
-        S.parse(["--lr-scheduler-type", "linear"])
+        command_line.parse(["--lr-scheduler-type", "linear"])
 
 
 def test_a_command_suggests_only_options_that_it_has(capsys):

@@ -23,6 +23,7 @@ QUICK = (
     "--model tiny --batch-size 2 --val-samples 4 --log-every 1 --answer-samples 1 "
     "--max-new-tokens 4"
 ).split()
+REPORTS = ["--data", "embedded"]
 
 
 def run(*arguments, out: Path) -> int:
@@ -33,7 +34,8 @@ def run(*arguments, out: Path) -> int:
 def finished(tmp_path_factory) -> Path:
     """A run of 6 steps on the embedded corpus, shared by the tests that only look at it."""
     out = tmp_path_factory.mktemp("run") / "r"
-    assert run("--max-steps", 6, "--save-every", 2, "--eval-every", 3, "--lr", 0.01, out=out) == 0
+    options = words("--save-every 2 --eval-every 3 --lr 0.01")
+    assert run(*REPORTS, "--max-steps", 6, *options, out=out) == 0
     return out
 
 
@@ -48,13 +50,15 @@ def test_the_run_directory_is_as_documented(finished):
         "metrics.jsonl",
         "pages",
         "report.html",
+        "status.json",
     ]
     assert (finished / "last").read_text() == "step-000006\n"
     assert [p.name for p in sorted((finished / "checkpoints").iterdir())][-2:] == [
         "step-000004",
         "step-000006",
     ]
-    assert {path.name for path in (finished / "answers").iterdir()} == {"best.jsonl", "last.jsonl"}
+    kept = {"best.jsonl", "first.jsonl", "last.jsonl"}
+    assert {path.name for path in (finished / "answers").iterdir()} == kept
     for page in (finished / "pages").iterdir():
         assert page.read_bytes().startswith(b"\x89PNG")
     settings = tomllib.loads((finished / "config.toml").read_text("utf-8"))
@@ -97,7 +101,7 @@ def test_the_checkpoint_gives_the_same_held_out_loss_in_a_new_process(finished):
 
 def test_a_checkpoint_is_a_model_that_training_can_start_from(finished, tmp_path):
     checkpoint = finished / "checkpoints" / "step-000006"
-    assert run("--model", checkpoint, "--max-steps", 1, out=tmp_path / "r") == 0
+    assert run(*REPORTS, "--model", checkpoint, "--max-steps", 1, out=tmp_path / "r") == 0
     before, after = lines(finished, "eval")[-1], lines(tmp_path / "r", "eval")[0]
     assert abs(before["loss"] - after["loss"]) < 1e-6
 
@@ -152,7 +156,7 @@ def test_a_run_gone_on_with_elsewhere_and_at_its_end_names_the_checkpoint_there_
 ):
     newest = finished / "checkpoints" / (finished / "last").read_text().strip()
     steps = int(newest.name.removeprefix("step-"))
-    assert run("--max-steps", steps, "--resume", newest, out=tmp_path / "new") == 0
+    assert run(*REPORTS, "--max-steps", steps, "--resume", newest, out=tmp_path / "new") == 0
     assert f"checkpoint: {newest}\n" in capsys.readouterr().out
     assert run("--seed", 1, "--resume", newest, out=tmp_path / "other") == 2
     said = (
@@ -163,7 +167,7 @@ def test_a_run_gone_on_with_elsewhere_and_at_its_end_names_the_checkpoint_there_
 
 def test_resuming_as_another_run_is_an_error(finished, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
-    code = run("--max-steps", 8, "--seed", 1, "--resume", "auto", out=finished)
+    code = run(*REPORTS, *words("--max-steps 8 --seed 1 --resume auto"), out=finished)
     assert code == 2
     assert "was trained with --seed 0, now 1; give the old value" in capsys.readouterr().err
     assert (finished / "metrics.jsonl").read_bytes() == before

@@ -164,6 +164,15 @@ def test_a_damaged_model_directory(capsys, tmp_path, checkpoint, file, content, 
     assert message in fails(capsys, tmp_path, "--model", checkpoint)
 
 
+def test_an_adapter_or_a_run_in_the_place_of_a_model_is_told_apart(capsys, tmp_path):
+    line = fails(capsys, tmp_path, "--model", GOLDEN / "adapter")
+    assert "golden/adapter: an adapter, not a model; give its base, and it as --adapter" in line
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.toml").write_text("")
+    line = fails(capsys, tmp_path, "--model", tmp_path / "run")
+    assert line.endswith(f"run: a run, not a model; its models are in {tmp_path}/run/checkpoints")
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [

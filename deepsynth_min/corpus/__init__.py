@@ -1,1 +1,1 @@
-"""The embedded documents: (text, summary) pairs in four languages, made from LANGUAGE.toml."""
+"""The embedded documents, (text, summary) pairs: reports in four languages, and notices."""

@@ -1,4 +1,4 @@
-"""The embedded corpus: (text, summary) pairs in four languages, made here, nothing downloaded.
+"""The reports: (text, summary) pairs in four languages, made here, nothing downloaded.
 
 In: a split and a seed. Out: a list of Documents of 300 to 1,500 characters, which data/rows.py
 gives out like rows {text, summary} of a JSONL file. A summary states names, places, quantities,
@@ -19,10 +19,10 @@ sentences:
 
 In a sentence, {slot} is the value, {slot.form} a form of it (grammar.py; of a person also first,
 last), {slot?male|female} a choice by gender. A slot is one of
-    "person", "town", "date 1950 2020", "time 6 21", "int 20 500 10" (low, high, step),
-    "dec 10 99" (tenths), "year 1900 1990", "few 2 9" (in words), "like OTHER" (another value from
-    the same list), or a list of phrases; "m:", "f:", "n:" mark nouns, and "first ~ second" gives
-    {slot} and {slot.also}.
+    "person", "town", "date 1950 2020", "day 1 6" (in one of these months), "time 6 21",
+    "int 20 500 10" (low, high, step), "dec 10 99" (tenths), "year 1900 1990", "few 2 9" (in words),
+    "like OTHER" (another value from the same list), or a list of phrases; "m:", "f:", "n:" mark
+    nouns, and "first ~ second" gives {slot} and {slot.also}; or two lists, head and tail.
 No two slots of a scene take the same value.
 
     python -m deepsynth_min.corpus --split train --out FILE.jsonl
@@ -31,7 +31,7 @@ No two slots of a scene take the same value.
 import random
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from functools import lru_cache
@@ -43,6 +43,7 @@ from . import grammar
 
 SIZES = {"train": 2400, "val": 256}
 MIN_CHARS, MAX_CHARS = 300, 1500
+DAY_YEAR = 2022  # in which a "day" is, whose year is not written
 FOLDER = Path(__file__).parent
 SLOT = re.compile(r"\{(\w+)(?:\.(\w+)|\?([^}]*))?\}")
 Item = TypeVar("Item")
@@ -118,7 +119,7 @@ class Value:
             return grammar.noun(language, word, self.gender, form)
         if self.kind == "phrase":
             return dict(zip(("", "also"), word.split(" ~ ")))[form]
-        if self.kind == "date":
+        if self.kind in ("date", "day"):
             return grammar.day(language, word, form)
         assert not form, f"{self.kind} has no form {form!r}"
         spell = {
@@ -132,23 +133,36 @@ class Value:
 
 
 class Scene:
-    """The slots of one document, each drawn when first asked for."""
+    """The slots of one document, each drawn when first asked for.
 
-    def __init__(self, language: str, tables: dict, slots: dict, draw: Draw):
+    allowed: whether a document may use a value; others are drawn until one is.
+    """
+
+    def __init__(
+        self,
+        language: str,
+        tables: dict,
+        slots: dict,
+        draw: Draw,
+        allowed: Callable[[Value], bool] = lambda value: True,
+    ):
         self.language, self.tables, self.slots, self.draw = language, tables, slots, draw
+        self.allowed = allowed
         self.values: dict[str, Value] = {}
         self.used: list = []
 
     def value(self, slot: str) -> Value:
         while slot not in self.values:
             value = self._drawn(self.slots[slot])
-            if not any(key in self.used for key in value.keys()):
+            if self.allowed(value) and not any(key in self.used for key in value.keys()):
                 self.used += value.keys()
                 self.values[slot] = value
         return self.values[slot]
 
-    def _drawn(self, spec: str | list[str]) -> Value:
+    def _drawn(self, spec: str | list[str] | dict[str, list[str]]) -> Value:
         draw, names = self.draw, self.tables
+        if isinstance(spec, dict):
+            return Value("phrase", self._name(spec))
         if isinstance(spec, list):
             phrase = draw.pick(spec)
             gender, colon, word = phrase.partition(":")
@@ -160,17 +174,26 @@ class Scene:
             return self._drawn(self.slots[args[0]])
         if kind == "person":
             gender = draw.pick("mf")
-            first, last = draw.pick(names["first"][gender]), draw.pick(names["last"])
+            first, last = draw.pick(names["first"][gender]), self._name(names["last"])
             return Value(kind, (first, last), gender)
         if kind == "town":
-            return Value(kind, draw.pick(names["town"]["head"]) + draw.pick(names["town"]["tail"]))
+            return Value(kind, self._name(names["town"]))
         low, high, step = [int(arg) for arg in args] + [1] * (3 - len(args))
         if kind == "date":
             start = date(low, 1, 1)
             return Value(kind, start + timedelta(draw.below((date(high, 12, 31) - start).days + 1)))
+        if kind == "day":
+            start, end = date(DAY_YEAR, low, 1), date(DAY_YEAR + high // 12, high % 12 + 1, 1)
+            return Value(kind, start + timedelta(draw.below((end - start).days)))
         if kind == "time":
             return Value(kind, time(low + draw.below(high - low + 1), 5 * draw.below(12)))
         return Value(kind, low + step * draw.below((high - low) // step + 1))
+
+    def _name(self, table: list[str] | dict[str, list[str]]) -> str:
+        """One of a list, or put together from a head and a tail."""
+        if isinstance(table, list):
+            return self.draw.pick(table)
+        return self.draw.pick(table["head"]) + self.draw.pick(table["tail"])
 
     def write(self, sentence: str) -> str:
         """Fills the slots of a sentence, which begins with a capital whatever stands there."""
@@ -215,9 +238,21 @@ def _laid_out(layout: str, sentences: list[str], draw: Draw) -> str:
     return "\n\n".join(" ".join(sentences[a:b]) for a, b in zip(edges, edges[1:]))
 
 
-def _document(id: str, language: str, tables: dict, genre: str, draw: Draw) -> Document:
+def make_document(
+    id: str,
+    language: str,
+    tables: dict,
+    genre: str,
+    draw: Draw,
+    allowed: Callable[[Value], bool] = lambda value: True,
+) -> Document:
+    """A document of a genre, drawn from the tables and sentences of a language.
+
+    allowed: of a value, whether the document may use it.
+    """
     rules = tables["genre"][genre]
-    scene = Scene(language, tables, rules["slots"], draw)
+    slots = tables.get("slots", {}) | rules.get("slots", {})
+    scene = Scene(language, tables, slots, draw, allowed)
     head = [scene.write(draw.pick(rules["head"]))] if "head" in rules else []
     text = _laid_out(rules["layout"], _body(rules, scene, draw), draw)
     end = [scene.write(draw.pick(rules["end"]))] if "end" in rules else []
@@ -251,7 +286,9 @@ def _splits(seed: int) -> dict[str, list[Document]]:
             language = grammar.LANGUAGES[language]
             genres = list(tables[language]["genre"])
             id = f"{split}-{len(made):04d}"
-            document = _document(id, language, tables[language], genres[turn % len(genres)], draw)
+            document = make_document(
+                id, language, tables[language], genres[turn % len(genres)], draw
+            )
             if (
                 MIN_CHARS <= len(document.text) <= MAX_CHARS
                 and document.text not in texts

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..corpus import documents as corpus
+from ..corpus.families import documents
 from ..errors import UserError
 from ..files.index import Fault, row_index
 from ..settings import DataSettings
@@ -40,19 +40,21 @@ class BadRows(UserError):
 
 
 class EmbeddedRows:
-    """The embedded corpus, train or val."""
+    """A family of embedded documents, train or val."""
 
     columns = Columns(text="text", answer="summary")
     faults: list[Fault] = []
 
-    def __init__(self, split: str):
-        self.split, self.documents = split, corpus.documents(split)
+    def __init__(self, split: str, family: str):
+        self.documents = documents(family, split)
+        # The reports were once all there was; runs of then know them by this name.
+        self.name = f"embedded {split}" if family == "reports" else f"embedded:{family} {split}"
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def signature(self) -> str:
-        return f"embedded {self.split}"
+        return self.name
 
     def size(self, i: int) -> int:
         """Characters of text and summary."""
@@ -60,7 +62,7 @@ class EmbeddedRows:
 
     def __getitem__(self, i: int) -> Row:
         document = self.documents[i]
-        return Row(f"embedded {self.split} {i}", document.summary, document.text)
+        return Row(f"{self.name} {i}", document.summary, document.text)
 
 
 class FileRows:

@@ -72,10 +72,11 @@ class SampleBuilder:
         # More pages than could ever be used are not drawn, but counted as an error.
         self.most_pages = self.context // self.visual_tokens()
         self.style = self._style(self.side, self.side)
-        tile, most = self.format.tile, settings.page.max_tiles
+        tile, most = self.format.tile, settings.page.max_tiles or self.format.served_tiles
         if self.gundam and most > self.format.most_tiles:
             raise UserError(f"--max-tiles {most}: this model reads up to {self.format.most_tiles}")
-        grids_ = page_shaped_grids(most, self.format) if self.gundam else []
+        self.most_tiles = most if self.gundam else 0
+        grids_ = page_shaped_grids(self.most_tiles, self.format)
         self.canvases = [  # gundam: one tile after the other until the text fits
             (grid, self._style(grid[0] * tile, grid[1] * tile)) for grid in grids_
         ]
@@ -153,8 +154,7 @@ class SampleBuilder:
                 )
                 raise TooLong(row.where, f"{reason} of {self.context} tokens")
             page = self.settings.page
-            tiles = page.max_tiles if self.gundam else 0
-            prepared.append(prepare(image, self.side, self.format, tiles, page.fit))
+            prepared.append(prepare(image, self.side, self.format, self.most_tiles, page.fit))
         if not prepared:
             return np.empty((0, 1, self.side, self.side), np.uint8), [], [], 0
         views = np.stack([view for view, _, _ in prepared])

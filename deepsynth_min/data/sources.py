@@ -1,7 +1,7 @@
 """What --data names -> the rows that train and the rows that are held out.
 
-In: "embedded", files, folders, data sets on the hub, each with a weight if there are several. Out:
-`Data`: training rows, held-out rows, and what is to be said of them.
+In: embedded documents, files, folders, data sets on the hub, each with a weight if there are
+several. Out: `Data`: training rows, held-out rows, and what is to be said of them.
 
 The one idea: nothing trains that its owner set apart. Of a data set with splits "train" trains,
 "validation" is held out and "test" is left alone; of others a share is held out, chosen by the
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..corpus.families import family_of
 from ..errors import UserError, find_file, number_of
 from ..files.download import fetch_data, files_of, is_hub_id
 from ..files.index import Fault
@@ -205,8 +206,8 @@ def _open_one(
     name: str, revision: str, settings: DataSettings, seed: int, progress: bool, data: Data
 ) -> tuple[Sequence[Row], Sequence[Row] | None]:
     """(training rows, held-out rows or None if none are of it) of one --data; adds to its notes."""
-    if name == "embedded":
-        return EmbeddedRows("train"), EmbeddedRows("val")
+    if family := family_of(name):
+        return EmbeddedRows("train", family), EmbeddedRows("val", family)
     source = find_source(name, settings, revision)
     split = settings.data_split or "train"
     rows = source.rows(split, settings, progress)
@@ -247,8 +248,8 @@ def _held_out(
     settings: DataSettings, progress: bool, training: list[Path], data: Data
 ) -> Sequence[Row]:
     """The rows of --val-data, none of whose files may be among those that train."""
-    if settings.val_data == "embedded":
-        return EmbeddedRows("val")
+    if family := family_of(settings.val_data):
+        return EmbeddedRows("val", family)
     source = find_source(settings.val_data, settings, settings.val_revision)
     rows = source.rows("val", settings, progress)
     for file in rows.files:
@@ -274,8 +275,8 @@ def open_all(settings: DataSettings, progress: bool = False, split: str = "train
     """
     data, every, split = Data((), ()), [], settings.data_split or split
     for name, revision in _with_revisions(settings):
-        if name == "embedded":
-            rows = EmbeddedRows("val" if split in SYNONYMS["val"] else "train")
+        if family := family_of(name):
+            rows = EmbeddedRows("val" if split in SYNONYMS["val"] else "train", family)
         else:
             rows = find_source(name, settings, revision).rows(split, settings, progress)
             _note(data, name, rows)

@@ -33,7 +33,6 @@ from .figures import COUNTS, answer_figures
 
 MEANS = ("cer", "wer", "cer_normalised", "exact_match", "eos_rate", "repetition")
 MEASURED = (*MEANS, *COUNTS)  # of every answer
-NO_ROUGE = "ROUGE needs rouge-score: pip install 'deepsynth-min[eval]'"
 
 
 class Ranks(Protocol):
@@ -64,7 +63,6 @@ class Evaluator:
         self.model, self.rows, self.builder, self.world = model, rows, builder, world
         self.autocast = autocast
         self.settings: Settings = builder.settings
-        self.scorer = text_metrics.rouge_scorer()
         self.allowed = ids_of(builder.tokenizer, self.settings.generation.repeat_allow)
         self.left_out: dict[int, Fault] = {}  # rows of this rank that cannot be used
 
@@ -162,7 +160,7 @@ class Evaluator:
     def answers(self) -> tuple[dict[str, float], list[dict]]:
         """(figures about generated answers to the first rows, the answers of this rank)."""
         count = min(self.settings.evaluation.answer_samples, len(self.rows))
-        names = [*(text_metrics.ROUGE if self.scorer else ()), *MEASURED, "usable"]
+        names = [*text_metrics.ROUGE, *MEASURED, "usable"]
         table = [[0.0] * len(names) for _ in range(count)]  # a row is filled in by one rank
         found = []
         for chosen in self._bar(self._shares(count), "answering"):
@@ -198,9 +196,8 @@ class Evaluator:
         """The numbers of one answer: ROUGE, and MEASURED."""
         edits, characters = text_metrics.character_edits(reference, text)
         word_edits, words = text_metrics.word_edits(reference, text)
-        rouge = text_metrics.rouge(self.scorer, reference, text) if self.scorer else ()
         return {
-            **dict(zip(text_metrics.ROUGE, rouge)),
+            **dict(zip(text_metrics.ROUGE, text_metrics.rouge(reference, text))),
             "cer": text_metrics.rate(edits, characters),
             "wer": text_metrics.rate(word_edits, words),
             "cer_normalised": text_metrics.normalised_error_rate(reference, text),
@@ -254,13 +251,10 @@ def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
     return result | ({"ablated": ablated} if ablated else {})
 
 
-def check_metric(settings: Settings) -> None:
-    """Raises UserError if --best names a figure that will not be there, or if there will be no
-    evaluations for --patience to count."""
+def check_patience(settings: Settings) -> None:
+    """Raises UserError if there will be no evaluations for --patience to count."""
     if settings.evaluation.patience and not settings.run.eval_every:
         raise UserError("--patience: counts evaluations, and --eval-every 0 makes none on the way")
-    if settings.evaluation.best.startswith("rouge") and text_metrics.rouge_scorer() is None:
-        raise UserError(f"--best {settings.evaluation.best}: {NO_ROUGE}")
 
 
 def check_held_out(rows: Sequence[Row], settings: Settings) -> None:

@@ -91,6 +91,10 @@ class Batch:
         for name in ("attention_mask", "image_mask", "labels"):
             if getattr(self, name).shape != (B, T):
                 raise ValueError(f"{name} is {tuple(getattr(self, name).shape)}, not {(B, T)}")
+        kinds = {"attention_mask": torch.bool, "image_mask": torch.bool, "pages": torch.uint8}
+        for name, kind in (kinds | {"input_ids": torch.long, "labels": torch.long}).items():
+            if getattr(self, name).dtype != kind:
+                raise ValueError(f"{name} is of {getattr(self, name).dtype}, not {kind}")
         N, _, h, w = self.pages.shape
         if h % 64 or w % 64:
             raise ValueError(f"pages of {w} x {h} px: sides must be multiples of 64")

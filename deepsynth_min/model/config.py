@@ -161,6 +161,8 @@ class ModelConfig:
     @property
     def page_format(self) -> PageFormat:
         """Which pages it reads, and how they become tokens."""
+        if self.qwen is None and self.decoder.sliding_window:  # Unlimited-OCR
+            return PageFormat(self.page_size, served_tiles=32, most_tiles=32)
         if self.qwen is None:
             return PageFormat(self.page_size)
         tile, page = self.qwen.page_sides

@@ -152,18 +152,17 @@ class DeepseekOCR(nn.Module):
     def _towers(self, pages: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [N, C, h*64, w*64] -> SAM's features [N, C, h, w]; CLIP's [N, 1 + h*w, C], or the
         queries' outputs [N, h*w, C]."""
-        first, second = self.model.towers
-        dtype = first.pos_embed.dtype
         x = (pages.float() / 255 - 0.5) / 0.5
-        x = x.expand(-1, 3, -1, -1).to(dtype)  # one channel becomes three
-        # Weights held in 16 bit (a frozen encoder) are computed with as they are.
-        autocast = torch.is_autocast_enabled(x.device.type) and dtype == torch.float32
-        with (
-            torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_trains),
-            torch.autocast(x.device.type, enabled=autocast),
-        ):
-            sam = first(x)  # [N, C, h, w]
-            return sam, second(sam)
+        x = x.expand(-1, 3, -1, -1).to(self.model.sam_model.pos_embed.dtype)  # 1 channel becomes 3
+        cast, outputs = torch.is_autocast_enabled(x.device.type), []
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_trains):
+            for tower in self.model.towers:
+                # Weights held in 16 bit (a frozen tower) are computed with as they are.
+                in_float32 = next(tower.parameters()).dtype == torch.float32
+                with torch.autocast(x.device.type, enabled=cast and in_float32):
+                    x = tower(x)
+                outputs.append(x)
+        return tuple(outputs)
 
     def encode_pages(
         self,
@@ -275,14 +274,18 @@ PARTS = (  # (part, prefix of the parameter names); the first prefix that fits d
     ("head", "lm_head."),
     ("decoder", "model."),
 )
+ENCODER = {"SAM", "CLIP", "Qwen2 encoder"}
+
+
+def place_of(name: str) -> str:
+    """The part of the model that a parameter stands in, an adapter's too."""
+    part = next(part for part, prefix in PARTS if name.startswith(prefix))
+    return "routed experts" if ".mlp.experts." in name else part
 
 
 def part_of(name: str) -> str:
     """The part of the model that a parameter belongs to."""
-    if is_adapter(name):
-        return "adapter"
-    part = next(part for part, prefix in PARTS if name.startswith(prefix))
-    return "routed experts" if ".mlp.experts." in name else part
+    return "adapter" if is_adapter(name) else place_of(name)
 
 
 def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
@@ -293,15 +296,14 @@ def parameter_summary(model: DeepseekOCR) -> list[tuple[str, int, int, int]]:
     """
     config = model.config.decoder
     routed = (config.num_experts_per_tok, config.n_routed_experts)
-    share = {"routed experts": routed, "decoder": (1, 1), "head": (1, 1), "adapter": (1, 1)}
+    share = {"routed experts": routed, "decoder": (1, 1), "head": (1, 1)}
     sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
     for path, module in model.named_modules():
         if isinstance(module, PackedWeight):  # counted as what it stands for
             sizes[path] = (module.shape.numel(), False)
     rows: dict[str, list[int]] = {}
     for name, (size, trains) in sizes.items():
-        row, (k, of) = rows.setdefault(part_of(name), [0, 0, 0]), share.get(part_of(name), (0, 1))
-        k, of = routed if ".mlp.experts." in name else (k, of)  # an expert's adapter
+        row, (k, of) = rows.setdefault(part_of(name), [0, 0, 0]), share.get(place_of(name), (0, 1))
         row[0] += size
         row[1] += size if trains else 0
         row[2] += size * k // of

@@ -7,15 +7,8 @@ The one idea: pixels are read by cheap windowed attention (SAM, one patch per 16
 16-fold by two strided convolutions, and only then by full attention (CLIP). CLIP never sees a
 pixel: SAM's last feature map takes the place of its patch embedding.
 
-SAM adds a relative position bias to its attention logits, rel_h[q_row - k_row] . q + rel_w[q_col -
-k_col] . q. Written as a mask that is [heads, P, P] numbers per page, 0.8 GB in float32 at 1024 px.
-Here it is part of the dot product instead: each query gets h + w extra columns that hold its dot
-products with the tables, each key the one-hot columns of its row and its column. So any fused
-attention kernel can be used, and nothing of size P x P is ever stored. (A CPU without gradients
-does better with a mask for a few rows at a time.)
-
-Sources: Kirillov et al. 2023 (SAM), Li et al. 2022 (decomposed relative positions), Radford et al.
-2021 (CLIP), Wei et al. 2025 (DeepSeek-OCR). Parameter names are those of the official checkpoint.
+Sources: Kirillov et al. 2023 (SAM), Radford et al. 2021 (CLIP), Wei et al. 2025 (DeepSeek-OCR).
+Parameter names are those of the official checkpoint.
 """
 
 import torch
@@ -23,8 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ClipConfig, ModelConfig, SamConfig
-
-PIECE = 2**24  # numbers of a mask that are alive at a time on a CPU: 64 MiB in float32
+from .relative_attention import (
+    attend_by_score,
+    attend_in_pieces,
+    attend_with_columns,
+    distance_products,
+    relative_positions,
+)
 
 
 def _resized_table(table: Tensor, size: tuple[int, int]) -> Tensor:
@@ -37,73 +35,6 @@ def _resized_table(table: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.permute(0, 2, 3, 1).to(table.dtype)  # [1, *size, D]
 
 
-def _relative_positions(table: Tensor, side: int) -> Tensor:
-    """Relative table [2s-1, d] -> [side, side, d], entry [q, k] for the distance q - k.
-
-    A table made for another side is interpolated linearly, in float32.
-    """
-    if table.shape[0] != 2 * side - 1:
-        resized = F.interpolate(table.t()[None].float(), 2 * side - 1, mode="linear")
-        table = resized[0].t().to(table.dtype)  # [2*side-1, d]
-    position = torch.arange(side, device=table.device)
-    return table[position[:, None] - position[None, :] + side - 1]  # [side, side, d]
-
-
-def relative_position_bias(bias_h: Tensor, bias_w: Tensor) -> Tensor:
-    """The plain form of SAM's bias: each query's dot products with the tables of rows
-    [N, H, h, w, h] and of columns [N, H, h, w, w], added up for every key -> [N, H, P, P].
-
-    At 1024 px that is 0.8 GB a page in float32; the forms below never hold it.
-    """
-    bias = bias_h[..., :, None] + bias_w[..., None, :]  # [N, H, h, w, h, w]
-    return bias.flatten(4, 5).flatten(2, 3)
-
-
-def attention_with_bias(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
-    """The plain form: softmax(q k^T / sqrt(d) + bias) v; q, k, v and the result [N, H, h, w, d]."""
-    shape, d = q.shape, q.shape[-1]
-    q, k, v = (part.flatten(2, 3) for part in (q, k, v))  # [N, H, P, d]
-    scores = q @ k.transpose(-1, -2) * d**-0.5 + relative_position_bias(bias_h, bias_w)
-    return (scores.softmax(dim=-1) @ v).view(shape)
-
-
-def _attend_with_columns(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
-    """`attention_with_bias` for any fused kernel: the bias as h + w further columns of q and k."""
-    n, H, h, w, d = q.shape
-    q = torch.cat([q * d**-0.5, bias_h, bias_w], dim=-1).flatten(2, 3)  # [N, H, P, d+h+w]
-    rows = torch.eye(h, dtype=k.dtype, device=k.device)[:, None].expand(h, w, h)
-    cols = torch.eye(w, dtype=k.dtype, device=k.device)[None].expand(h, w, w)
-    place = torch.cat([rows, cols], dim=-1).expand(n, H, h, w, h + w)
-    k = torch.cat([k, place], dim=-1).flatten(2, 3)  # [N, H, P, d+h+w]
-    # Fused kernels want values as wide as keys; the padding costs less than a mask would.
-    v = F.pad(v.flatten(2, 3), (0, h + w))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :d].view(n, H, h, w, d)
-
-
-def _attend_in_pieces(q: Tensor, k: Tensor, v: Tensor, bias_h: Tensor, bias_w: Tensor) -> Tensor:
-    """The same for a CPU: there three times the columns are three times the work, so the bias is a
-    mask, but only for a few rows or windows at a time, `PIECE` numbers. Without gradients, for
-    which each piece of the mask would have to be kept.
-    """
-    n, H, h, w, d = q.shape
-    out = q.new_empty(n, h, w, H, d).permute(0, 3, 1, 2, 4)
-    whole = H * (h * w) ** 2  # numbers in the bias of one window or page
-    several, rows = max(1, PIECE // whole), max(1, PIECE * h // whole)
-    for start in range(0, n, several):
-        own = slice(start, start + several)
-        keys, values = k[own].flatten(2, 3), v[own].flatten(2, 3)  # [n, H, P, d]
-        for first in range(0, h, rows):
-            part = own, slice(None), slice(first, first + rows)
-            by_row, by_column = bias_h[part][..., None], bias_w[part][..., None, :]
-            mask = q.new_empty(*by_row.shape[:5], w)  # [n, H, rows, w, h, w]
-            torch.add(by_row, by_column, out=mask)
-            mask = mask.flatten(4, 5).flatten(2, 3)  # [n, H, rows*w, P]
-            queries = q[part].flatten(2, 3)  # [n, H, rows*w, d]
-            attended = F.scaled_dot_product_attention(queries, keys, values, mask)
-            out[part] = attended.view(q[part].shape)
-    return out
-
-
 class SamAttention(nn.Module):
     """Multi-head attention over an h x w grid with decomposed relative position bias."""
 
@@ -114,14 +45,20 @@ class SamAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_side - 1, width // heads))
+        self.by_score = False  # by a kernel that is compiled for it (training/compile.py)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, h, w, D] -> same
         n, h, w, width = x.shape
         d = width // self.heads
         qkv = self.qkv(x).view(n, h, w, 3, self.heads, d).permute(3, 0, 4, 1, 2, 5)
         q, k, v = qkv  # [N, H, h, w, d] each
+        if self.by_score and not q.requires_grad:
+            q, k, v = (part.flatten(2, 3) for part in (q, k, v))  # [N, H, P, d], views
+            products = distance_products(q, self.rel_pos_h, self.rel_pos_w, h, w)
+            out = attend_by_score(q, k, v, products, h, w)  # [N, H, P, d]
+            return self.proj(out.transpose(1, 2).reshape(n, h, w, width))
         in_pieces = x.device.type == "cpu" and not q.requires_grad
-        form = _attend_in_pieces if in_pieces else _attend_with_columns
+        form = attend_in_pieces if in_pieces else attend_with_columns
         out = form(q, k, v, *self.axis_biases(q))  # [N, H, h, w, d]
         return self.proj(out.permute(0, 2, 3, 1, 4).reshape(n, h, w, width))
 
@@ -131,8 +68,8 @@ class SamAttention(nn.Module):
         The bias of a query and a key: the query times a vector learned for their distance in rows,
         plus the same for columns.
         """
-        rel_h = _relative_positions(self.rel_pos_h, q.shape[2]).to(q.dtype)  # [h, h, d]
-        rel_w = _relative_positions(self.rel_pos_w, q.shape[3]).to(q.dtype)  # [w, w, d]
+        rel_h = relative_positions(self.rel_pos_h, q.shape[2]).to(q.dtype)  # [h, h, d]
+        rel_w = relative_positions(self.rel_pos_w, q.shape[3]).to(q.dtype)  # [w, w, d]
         bias_h = torch.einsum("nHhwd,hkd->nHhwk", q, rel_h)  # [N, H, h, w, h]
         bias_w = torch.einsum("nHhwd,wkd->nHhwk", q, rel_w)  # [N, H, h, w, w]
         return bias_h, bias_w

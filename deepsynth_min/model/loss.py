@@ -39,6 +39,33 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Te
         return _ChunkedCrossEntropy.apply(hidden, weight, targets, torch.is_grad_enabled())
 
 
+def _little_memory(logits: Tensor, target: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:
+    """(summed loss, its gradient by the logits [rows, V] in their type), all in the memory of the
+    logits in float32: torch's logsumexp would take as much again."""
+    dtype, logits = logits.dtype, logits.float()
+    loss = -logits.gather(1, target).sum()
+    top = logits.amax(-1, keepdim=True)  # [rows, 1]
+    sums = logits.sub_(top).exp_().sum(-1, keepdim=True)  # [rows, 1]
+    loss += (sums.log() + top).sum()
+    if not training:
+        return loss, None
+    d_logits = logits.div_(sums)  # softmax, and then minus one-hot
+    d_logits.scatter_add_(1, target, torch.full_like(sums, -1))
+    return loss, d_logits.to(dtype)
+
+
+def _few_passes(logits: Tensor, target: Tensor, training: bool) -> tuple[Tensor, Tensor | None]:
+    """The same for a GPU, where passes over memory cost more than twice the memory does."""
+    log_p = logits.float().log_softmax(-1)  # [rows, V]
+    picked = log_p.gather(1, target)  # [rows, 1]
+    if not training:
+        return -picked.sum(), None
+    d_logits = torch.exp(log_p, out=torch.empty_like(logits))
+    # In float32: of a probability near 1 that has been rounded nothing would be left.
+    d_logits.scatter_(1, target, picked.expm1().to(logits.dtype))
+    return -picked.sum(), d_logits
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """hidden [L, D] and weight [V, D] of the compute type, targets [L] -> sum, float32."""
 
@@ -53,22 +80,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK):
             chunk = slice(start, start + CHUNK)
             rows, target = hidden[chunk], targets[chunk, None]
-            logits = F.linear(rows, weight).float()  # [rows, V]
-            # All in the memory of the logits: torch's logsumexp would take as much again.
-            total -= logits.gather(1, target).sum()
-            top = logits.amax(-1, keepdim=True)  # [rows, 1]
-            sums = logits.sub_(top).exp_().sum(-1, keepdim=True)  # [rows, 1]
-            total += (sums.log() + top).sum()
-            if not (hidden_trains or weight_trains):
-                continue
-            d_logits = logits.div_(sums)  # softmax, and then minus one-hot
-            d_logits.scatter_add_(1, target, torch.full_like(sums, -1))
-            d_logits = d_logits.to(hidden.dtype)  # [rows, V]
+            form = _little_memory if hidden.device.type == "cpu" else _few_passes
+            loss, d_logits = form(F.linear(rows, weight), target, hidden_trains or weight_trains)
+            total += loss
             if hidden_trains:
                 torch.mm(d_logits, weight, out=d_hidden[chunk])
             if weight_trains:
                 d_weight.addmm_(d_logits.t(), rows)
-            del logits, d_logits  # before the next chunk's are made
+            del d_logits  # before the next chunk's are made
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 

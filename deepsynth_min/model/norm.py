@@ -49,7 +49,15 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, weight = x.float(), self.weight.float()
         if x.device.type == "cpu":
-            return _RMSNormCPU.apply(rows, weight, self.eps).to(x.dtype)
-        return F.rms_norm(rows, x.shape[-1:], weight, self.eps).to(x.dtype)
+            return _RMSNormCPU.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
+        if x.dtype == self.weight.dtype:
+            return rms_norm_by_kernel(x, self.weight, self.eps)
+        return rms_norm_by_kernel(x.float(), self.weight.float(), self.eps).to(x.dtype)
+
+
+def rms_norm_by_kernel(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Torch's kernel for a GPU, which computes in float32 whatever type it reads. Without autocast,
+    which would first make float32 of it."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, x.shape[-1:], weight, eps)

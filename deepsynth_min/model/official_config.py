@@ -10,6 +10,7 @@ honoured or refused, never ignored. What is no model of the family is refused by
 from dataclasses import asdict
 from pathlib import Path
 
+from ..config_file import is_run
 from ..errors import UserError, read_json
 from .config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfig, TextConfig
 
@@ -177,13 +178,21 @@ def config_from_dict(official: dict, where: str = "config.json") -> ModelConfig:
     return config
 
 
+def _check_is_model(directory: Path) -> None:
+    """Raises UserError for what is easily taken for a model: an adapter, a run directory."""
+    if (directory / "config.json").exists():
+        return
+    if (directory / "adapter_config.json").is_file():
+        raise UserError(f"{directory}: an adapter, not a model; give its base, and it as --adapter")
+    if is_run(directory):
+        raise UserError(
+            f"{directory}: a run, not a model; its models are in {directory}/checkpoints"
+        )
+
+
 def config_from_file(path: Path, where: str = "") -> ModelConfig:
     """Raises UserError naming the file, or `where` it came from."""
-    if not path.exists() and (path.parent / "adapter_config.json").exists():
-        raise UserError(
-            f"{path.parent}: holds an adapter, not a model: give its base as --model, and this as "
-            "--adapter"
-        )
+    _check_is_model(path.parent)
     official = read_json(path)
     if not isinstance(official, dict):
         raise UserError(f"{where or path}: not a JSON object")

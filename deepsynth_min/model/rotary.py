@@ -25,11 +25,18 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    out, sin = x * cos, sin[..., :half]
+    if x.device.type == "cpu":
+        return _with_partners(x * cos, x, sin).to(x.dtype)
+    # A GPU computes in float32 and writes in x's type: half the bytes, and a rounding more.
+    return _with_partners(torch.mul(x, cos, out=torch.empty_like(x)), x, sin)
+
+
+def _with_partners(out: Tensor, x: Tensor, sin: Tensor) -> Tensor:
+    """Adds to out, which is x * cos, what each number gets of the other of its pair."""
+    half, sin = x.shape[-1] // 2, sin[..., : x.shape[-1] // 2]
     out[..., :half].addcmul_(x[..., half:], sin, value=-1)
     out[..., half:].addcmul_(x[..., :half], sin)
-    return out.to(x.dtype)
+    return out
 
 
 class _Rotary(torch.autograd.Function):

@@ -22,6 +22,7 @@ class PageFormat:
     sides: tuple[int, ...] = ()  # sides that a page may have; empty: any multiple of 64
     tile: int = 640  # side of a gundam tile
     gundam: int = MODES["gundam"]  # side of the global view beside tiles
+    served_tiles: int = 6  # of a page at most, as servers have it
     most_tiles: int = 9  # that a page may have
     newlines: bool = True  # a token ends each row, and tiles are read as one large grid
     stretched_up_to: int = 640  # images are stretched to a square as small, padded to a larger one

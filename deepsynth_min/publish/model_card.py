@@ -113,7 +113,7 @@ def _serving(builder: SampleBuilder) -> str:
 
 def _mode(builder: SampleBuilder) -> str:
     name = builder.settings.model.mode
-    tiles = f" and tiles, at most {builder.settings.page.max_tiles}" if builder.gundam else ""
+    tiles = f" and tiles, at most {builder.most_tiles}" if builder.gundam else ""
     return f"{name}: {builder.side} px{tiles}"
 
 
@@ -133,6 +133,8 @@ def _description(builder: SampleBuilder, run: Path, checkpoint: Path, base: str)
         "line height": f"{style.line_height:g} font sizes",
         "steps": optim.max_steps,
         "peak learning rate": optim.lr,
+        **({"that of the projector": optim.lr_projector} if optim.lr_projector else {}),
+        **({"that of the encoder": optim.lr_encoder} if optim.lr_encoder else {}),
         "optimizer": optim.optimizer,
         "samples per process and micro-step": optim.batch_size,
         "precision": optim.precision,

@@ -51,9 +51,10 @@ from ..settings import Settings
 from ..training.build import load_run_model
 from ..training.checkpoint import copy_base_files
 from ..training.precision import autocast, hold_as_trained
-from ..tuning import adapter
+from ..tuning import adapter, lora
 from ..tuning.lora import LoraExperts, LoraLinear
 from ..tuning.quant import Packed
+from ..tuning.targets import in_encoder
 from .model_card import model_card
 
 TOLERANCE = 0.05  # of the logits' norm; rounding weights to bf16 alone changes them by about 0.005
@@ -90,6 +91,8 @@ def merged_tensors(
         updates = {}
         if isinstance(module, LoraLinear):
             weights = {f"{path}.weight": module.base.weight}
+            if (bias := getattr(module.base, "bias", None)) is not None:  # of an encoder's
+                weights[f"{path}.bias"] = bias
             updates[f"{path}.weight"] = module.lora.delta()
         elif isinstance(module, LoraExperts):
             weights = {f"{path}.gate_up": module.base.gate_up, f"{path}.down": module.base.down}
@@ -231,6 +234,12 @@ def export_adapter(
         describe(builder, run, checkpoint, partial)
         adapter.restore_adapter(model, partial)
         text = compare(page_logits(model, batch, precision), expected, to)
+    if any(map(in_encoder, lora.pairs(model))):
+        text += (
+            "\nnote: the adapter has linears of the encoder, under official names: PEFT reads it "
+            "over the official modules, not over transformers' own classes, which cut some in "
+            "three, and servers adapt the decoder alone; --merge makes a model for all of them"
+        )
     if (to / adapter.OTHERS).exists():
         text += (
             f"\nnote: {adapter.OTHERS} holds what trained beside the adapter, which other "

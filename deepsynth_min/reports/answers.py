@@ -16,6 +16,7 @@ from ..evaluation.text_metrics import alignment
 
 OPEN = 4  # answers that are shown at once; the others unfold
 LISTED = 100  # answers that are in the page at all
+COMPARED = 3  # documents whose answers before and after training are set side by side
 MARKED = 10_000  # characters of a text in which differences are marked: time and memory grow as n²
 MARKED_IN_ALL = 100_000  # characters of answers that are compared for one page
 
@@ -24,6 +25,8 @@ ANSWER_STYLE = """
 .answer h4 { margin: 0 0 .4rem; font-weight: 500; color: var(--soft); overflow-wrap: anywhere; }
 .beside { display: grid; gap: .8rem 1.2rem; grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .beside.paged { grid-template-columns: 260px repeat(2, minmax(0, 1fr)); }
+.beside.three { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.beside.paged.three { grid-template-columns: 260px repeat(3, minmax(0, 1fr)); }
 .beside img, .pages img { width: 260px; max-width: 100%; border: 1px solid var(--line); }
 .beside b { font-weight: 600; font-size: .85rem; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 32rem; overflow-y: auto; }
@@ -32,7 +35,8 @@ ins { background: var(--more); text-decoration: underline solid; }
 del { background: var(--less); text-decoration: underline wavy 1px; }
 .end::before { content: "\\21B5"; }
 summary { cursor: pointer; margin: .4rem 0; }
-@media (max-width: 800px) { .beside, .beside.paged { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 800px) { .beside, .beside.paged, .beside.three, .beside.paged.three {
+  grid-template-columns: minmax(0, 1fr); } }
 """
 HOW_TO_READ = (
     "<p>Marked, letter by letter: <del>in the reference</del> what the answer lacks or has "
@@ -90,22 +94,42 @@ def plain(reference: str, answer: str) -> tuple[str, str]:
     return html.escape(visible(reference.strip())), html.escape(visible(answer.strip()))
 
 
-def _block(picture: str, found: dict, number: int, texts: tuple[str, str], note: str) -> str:
-    """One answer: its page, if that is kept, the reference and the answer, side by side."""
+def _block(pages: Path, found: dict, number: int, columns: dict[str, str]) -> str:
+    """One answer: its page, if that is kept, and texts by their names, side by side."""
     title = [f"held-out row {number}", str(found.get("row", ""))]
     if isinstance(found.get("cer"), float):
         title.append(f"CER {found['cer']:.3f}")
     if "ended" in found:
         title.append("ended by itself" if found["ended"] else "cut off: it did not end by itself")
-    columns = "".join(
+    texts = "".join(
         f'<div><b>{name}</b><div class="text" dir="auto">{text}</div></div>'
-        for name, text in zip(("reference", "answer" + note), texts)
+        for name, text in columns.items()
     )
-    paged, page = (" paged", f"<div>{picture}</div>") if picture else ("", "")
+    picture = image(pages / f"held-out-{number}.png")
+    page = f"<div>{picture}</div>" if picture else ""
+    form = "beside" + " paged" * bool(picture) + " three" * (len(columns) == 3)
     return (
         f'<div class="answer"><h4>{html.escape(visible(" · ".join(filter(None, title))))}</h4>'
-        f'<div class="beside{paged}">{page}{columns}</div></div>'
+        f'<div class="{form}">{page}{texts}</div></div>'
     )
+
+
+def pairs(first: list[dict], last: list[dict]) -> list[tuple[dict, dict]]:
+    """(answer before, answer after) to the first COMPARED documents that have both."""
+    before = {found["number"]: found for found in first if "number" in found}
+    return [(before[a["number"]], a) for a in last if a.get("number") in before][:COMPARED]
+
+
+def before_and_after(first: list[dict], last: list[dict], pages: Path) -> str:
+    """The answers to the same documents in the first evaluation and in the last; "" if there are
+    none. Marked is what the last ones have otherwise than their references."""
+    blocks = []
+    for before, after in pairs(first, last):
+        reference, answer = marked(after["reference"], after["answer"])
+        texts = {"before": html.escape(visible(before["answer"].strip()))}
+        texts |= {"after": answer, "reference": reference}
+        blocks.append(_block(pages, after, after["number"], texts))
+    return "".join(blocks)
 
 
 def answers(shown: list[dict], pages: Path) -> str:
@@ -119,8 +143,8 @@ def answers(shown: list[dict], pages: Path) -> str:
         number = found.get("number", place)  # runs of before do not have it
         left -= min(len(answer), MARKED)
         form, note = (marked, "") if left >= 0 else (plain, " (differences not marked)")
-        picture = image(pages / f"held-out-{number}.png")
-        blocks.append(_block(picture, found, number, form(reference, answer), note))
+        texts = dict(zip(("reference", "answer" + note), form(reference, answer)))
+        blocks.append(_block(pages, found, number, texts))
     rest = blocks[OPEN:]
     more = f"{len(rest)} more answer{'s' * (len(rest) > 1)}"
     if len(shown) > LISTED:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..evaluation import ablations
 from ..evaluation.figures import DEFINITIONS, WITH_INTERVAL, best_beside_last
 from ..files.disk import PAGE_HEAD
-from .answers import ANSWER_STYLE, HOW_TO_READ, answers, image
+from .answers import ANSWER_STYLE, HOW_TO_READ, answers, before_and_after, image
 from .charts import bars, chart
 from .runs import Run
 
@@ -186,12 +186,17 @@ def figures(runs: list[Run]) -> str:
 
 
 def pages_and_answers(run: Run) -> str:
-    """Pages beside reference and answer, of the last evaluation and of the best one."""
+    """Pages beside reference and answer: of the first and the last evaluation, of all the last
+    one's answers, and of the best one's."""
     kept, parts = run.path / "pages", []
     last, best = run.last, run.best
     if last and (shown := run.answers(last["step"], "last")):
+        parts.append(HOW_TO_READ)
+        if compared := before_and_after(run.first_answers(), shown, kept):
+            step = run.lines["eval"][0]["step"]
+            parts.append(f"<h3>Before and after: steps {step} and {last['step']}</h3>{compared}")
         parts.append(f"<h3>Answers at step {last['step']}, the last evaluation</h3>")
-        parts.append(HOW_TO_READ + answers(shown, kept))
+        parts.append(answers(shown, kept))
     if best and best["step"] != last["step"] and (shown := run.answers(best["step"], "best")):
         title = f"Answers of the best checkpoint, step {best['step']}"
         parts.append(f"<details><summary>{title}</summary>{answers(shown, kept)}</details>")

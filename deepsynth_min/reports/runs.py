@@ -89,8 +89,15 @@ class Run:
         return [(v[x], *(v[e] for e in ends)) for v in self.lines["eval"] if ends[0] in v]
 
     def answers(self, step: int, which: str) -> list[dict]:
-        """All answers of the evaluation after `step`, which is the "last" or the "best" one; where
-        they are not (runs of before), those that metrics.jsonl keeps."""
+        """All answers of the evaluation after `step`, which is the "first", the "last" or the
+        "best" one; where they are not (runs of before), those that metrics.jsonl keeps."""
         kept = [line["shown"] for line in self.lines["answers"] if line["step"] == step]
         every = [a for a in _objects(self.path / f"answers/{which}.jsonl") if a["step"] == step]
         return every or (kept[-1] if kept else [])
+
+    def first_answers(self) -> list[dict]:
+        """Those of the first evaluation; [] where it is the last one too."""
+        scored = self.lines["eval"]
+        if not scored or scored[0]["step"] == scored[-1]["step"]:
+            return []
+        return self.answers(scored[0]["step"], "first")

@@ -7,6 +7,7 @@ to do about it. Nothing here computes anything.
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import nn
@@ -15,20 +16,22 @@ from ..data.augment import MIRRORED
 from ..data.order import Mixture
 from ..data.row import Row
 from ..data.rows import View
-from ..errors import UserError, number_of
+from ..errors import UserError, number_of, one_line
 from ..evaluation import ablations
-from ..evaluation.evaluator import NO_ROUGE
 from ..evaluation.figures import best_beside_last
 from ..model.deepseek_ocr import summary_table
 from ..model.presets import PRESETS, find_checkpoint
 from ..pages.scripts import complaints, kerning_complaint
 from ..pages.style import PageStyle
-from ..reports.runs import best_evaluation
-from ..settings import PageSettings, Settings
+from ..reports.answers import pairs
+from ..reports.runs import Run, best_evaluation
+from ..settings import OptimSettings, PageSettings, Settings
 from ..training.distributed import World, with_lost_ranks
 from . import recorded
 from .run_directory import RunDirectory
 from .same_run import difference
+
+SHOWN = 400  # characters of a text that is printed
 
 
 def announce(
@@ -40,11 +43,11 @@ def announce(
     global_batch: int,
     world: World,
     directory: RunDirectory,
-    room: str,
+    space: str,
 ) -> None:
     """Prints the data, the parameters by part, how far the run will go, and what it will store.
 
-    room: a line about the latter, "" for a run that is finished.
+    space: a line about the latter, "" for a run that is finished.
     """
     name = settings.model.model
     print(
@@ -55,7 +58,9 @@ def announce(
         print("the weights are random: a preset is for trying out, not a trained model")
     if settings.augment.augment and settings.augment.augment_flip:
         print(f"warning: {MIRRORED}")
-    print(f"\n{summary_table(model)}\ntrained: {settings.model.tune}\n")
+    print(
+        f"\n{summary_table(model)}\ntrained: {settings.model.tune}; {rates_text(settings.optim)}\n"
+    )
     processes = f"{world.size} process" + ("" if world.size == 1 else "es")
     print(
         f"{number_of(settings.optim.max_steps, 'step')} of {number_of(global_batch, 'sample')}, "
@@ -67,8 +72,15 @@ def announce(
             f"{number_of(rows, 'row')}: each comes {global_batch / rows:.3g} times in a step "
             "(--batch-size, --accumulate)"
         )
-    if room:
-        print(room)
+    if space:
+        print(space)
+
+
+def rates_text(optim: OptimSettings) -> str:
+    """The peak learning rate, and those of the parts that have their own."""
+    own = {"projector": optim.lr_projector, "encoder": optim.lr_encoder}
+    text = "".join(f", of the {part} {rate:g}" for part, rate in own.items() if rate)
+    return f"peak learning rate {optim.lr:g}{text}"
 
 
 def first_texts(rows: Sequence[Row], count: int) -> Iterator[str]:
@@ -119,9 +131,15 @@ def asked_otherwise(settings: Settings, base: Path) -> list[str]:
     return lines
 
 
-def conclude(
-    directory: RunDirectory, step: int, last: dict | None, metric: str, has_rouge: bool
-) -> None:
+def cautions(
+    settings: Settings, base: Path, step: int, rows: Sequence[Row], style: PageStyle
+) -> list[str]:
+    """Lines to warn with at the start of a run, after `step` steps."""
+    otherwise = [] if step else asked_otherwise(settings, base)
+    return otherwise + drawing_faults(rows, style)
+
+
+def conclude(directory: RunDirectory, step: int, last: dict | None, metric: str) -> None:
     """Prints what a finished run has reached. last: its newest evaluation, if it made one; metric:
     the figure by which a checkpoint is the best."""
     if last is None:
@@ -132,8 +150,29 @@ def conclude(
         reached = f"held-out loss {first['loss']:.4f} -> {last['loss']:.4f} nats per token"
         beside = best and best_beside_last(best, scored[-1], metric)
         print(f"{reached}; {beside}" if beside else reached)
-    for note in filter(None, (ablations.warning(last), None if has_rouge else NO_ROUGE)):
+    if note := ablations.warning(last):
         print(f"warning: {note}")
+
+
+def show_answers(directory: RunDirectory, rows: Sequence[Row]) -> None:
+    """Prints three held-out documents with the answers before and after training."""
+    run = Run(directory.path, 0)
+    if not run.last:
+        return
+    for before, after in pairs(run.first_answers(), run.answers(run.last["step"], "last")):
+        number = after["number"]
+        picture = directory.path / "pages" / f"held-out-{number}.png"
+        print(f"\nheld-out row {number}" + (f": {picture}" if picture.exists() else ""))
+        texts = {
+            "document": " / ".join(filter(None, (rows[number].text or "").splitlines())),
+            "before": before["answer"],
+            "after": after["answer"],
+            "reference": after["reference"],
+        }
+        for name, text in texts.items():
+            if text:
+                print(f"  {name + ':':<10} {one_line(shorten(text, SHOWN, placeholder=' ...'))}")
+    print()
 
 
 def explained(error: RuntimeError | MemoryError) -> Exception:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..command_line import load_of_run
 from ..config_file import check_found
 from ..data.samples import SampleBuilder
 from ..data.tokenizer import load_tokenizer
@@ -22,13 +23,13 @@ from ..errors import UserError
 from ..model.deepseek_ocr import DeepseekOCR
 from ..model.presets import PRESETS, find_checkpoint
 from ..options import OneLineParser, change
-from ..settings import Settings, load_of_run
+from ..settings import Settings
+from ..training.build import build_base, load_run_model, quant_config, usual_answers
+from ..training.distributed import World, start
+from ..training.precision import autocast, hold_as_base, hold_as_trained
 from ..tuning.adapter import base_digest, load_adapter
 from ..tuning.lora import Base
 from . import recorded
-from ..training.build import build_base, load_run_model, quant_config, usual_beams
-from ..training.distributed import World, start
-from ..training.precision import autocast, hold_as_trained
 from .run_directory import find_run_checkpoint, warn
 
 
@@ -114,7 +115,7 @@ def open_model(given: argparse.Namespace, values: dict[str, object]) -> OpenMode
         model, base, settings = _of_checkpoint(given, values, world)
         checkpoint = Path(given.adapter or base)
     model.eval().requires_grad_(False)
-    settings = change(settings, beams=usual_beams(settings))
+    settings = usual_answers(settings)
     builder = SampleBuilder(settings, model.config, load_tokenizer(base))
     return OpenModel(model, builder, settings, world, checkpoint)
 
@@ -141,4 +142,6 @@ def _of_checkpoint(
         load_adapter(model, adapter, Base(given.model, None, base_digest(directory)))
     if "precision" in found:  # the types that the weights had in training, however they are stored
         hold_as_trained(model, settings)
+    elif adapter is not None:  # of another trainer
+        hold_as_base(model)
     return model, directory, settings

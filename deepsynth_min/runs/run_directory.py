@@ -6,7 +6,7 @@ In: settings and what the loop measures. Out: files, written by rank 0 alone:
     pages/             a few rendered pages as PNG
     checkpoints/       step-NNNNNN/, each a model directory with training state
     last, best         the name of the newest and of the best checkpoint
-    answers/           last.jsonl, best.jsonl: all answers of the newest and of the best evaluation
+    answers/           first.jsonl, last.jsonl, best.jsonl: all answers of these evaluations
     report.html        curves, pages and answers, to open in a browser
 
 The one idea: a directory that holds a run is never written over; only `--resume` goes on in it.
@@ -22,9 +22,11 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from .. import config_file
+from ..command_line import load
 from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
 from ..data.sources import weighted
@@ -36,10 +38,11 @@ from ..pages.png import png
 from ..reports import page as report
 from ..reports.runs import metric_lines
 from ..reports.sinks import numbers_of, open_sinks
-from ..settings import Settings, load
+from ..settings import Settings
 from ..training import checkpoint
 
-PREVIEWS = 4  # pages that are kept, and answers of each evaluation in metrics.jsonl
+PREVIEWS = 4  # documents of which pages are kept, and answers of an evaluation in metrics.jsonl
+PREVIEW_WIDTH, PREVIEW_ROWS = 512, 3  # px; rows of small pages side by side
 
 
 def warn(text: str) -> None:
@@ -71,6 +74,18 @@ def _check_writable(path: Path) -> None:
     effective = os.access in os.supports_effective_ids
     if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=effective):
         raise UserError(f"--out {path}: {nearest} may not be written to")
+
+
+def side_by_side(pages: np.ndarray) -> np.ndarray:
+    """uint8 [n, C, h, w] -> grey [H, W]: as many of the pages as are seen at a glance."""
+    grey = pages.mean(1).round().astype("uint8")
+    columns = PREVIEW_WIDTH // grey.shape[2]
+    if columns < 2 or len(grey) == 1:
+        return grey[0]
+    grey = np.pad(grey[: columns * PREVIEW_ROWS], ((0, 0), (0, 4), (0, 4)), constant_values=128)
+    rows = [list(grey[i : i + columns]) for i in range(0, len(grey), columns)]
+    empty = np.full_like(grey[0], 128)
+    return np.block([row + [empty] * (columns - len(row)) for row in rows])
 
 
 class RunDirectory:
@@ -172,7 +187,7 @@ class RunDirectory:
         return path
 
     def save_previews(self, rows: Sequence[Row], builder: SampleBuilder) -> None:
-        """The first pages of the first held-out rows."""
+        """The first page of the first held-out rows; where pages are small, several of them."""
         folder = self.path / "pages"
         with writing("--out", self.path):
             folder.mkdir(exist_ok=True)
@@ -185,9 +200,8 @@ class RunDirectory:
                 continue
             if not len(pages):
                 continue
-            grey = pages[0].mean(0).round().astype("uint8")
             with writing("--out", self.path):
-                write_bytes(folder / f"held-out-{i}.png", png(grey))
+                write_bytes(folder / f"held-out-{i}.png", png(side_by_side(pages)))
 
     def go_on_after(self, step: int, metric: str = "loss") -> None:
         """Drops what belongs to steps that will be run again; sets the markers to what is there.
@@ -236,9 +250,12 @@ class RunDirectory:
         self.log("answers", step=step, shown=answers[:PREVIEWS])
         lines = [json.dumps({"step": step, **a}, ensure_ascii=False) + "\n" for a in answers]
 
+        names = ["first", "last"] if len(self.evaluations()) == 1 else ["last"]
+
         def write() -> None:
             (self.path / "answers").mkdir(exist_ok=True)
-            write_text(self.path / "answers" / "last.jsonl", "".join(lines))
+            for name in names:
+                write_text(self.path / "answers" / f"{name}.jsonl", "".join(lines))
 
         if answers:
             self.attempt(write, "the answers")

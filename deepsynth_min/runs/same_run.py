@@ -24,9 +24,9 @@ from ..model.weights import stored
 from ..options import option_of
 from ..pages.font_file import font_digest
 from ..settings import CONCERNS, Settings
-from ..tuning.adapter import CONFIG, TENSORS, base_digest
 from ..training.build import base_of
 from ..training.checkpoint import read_facts
+from ..tuning.adapter import CONFIG, TENSORS, base_digest
 
 FIXED = [f.name for c in CONCERNS.values() for f in fields(c) if f.metadata["is_fixed"]]
 # What is compared by content -> the settings that name it, and what to call it.

@@ -22,7 +22,7 @@ from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError, number_of
-from ..evaluation.evaluator import Evaluator, check_held_out, check_metric
+from ..evaluation.evaluator import Evaluator, check_held_out, check_patience
 from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
 from ..model.presets import find_shape
@@ -30,22 +30,23 @@ from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
 from ..settings import OptimSettings, Settings
-from ..tuning import freeze
 from ..training import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
-from . import same_run
-from .announce import announce, asked_otherwise, drawing_faults, refuse_missing
 from ..training.build import as_before, build_model, keep_preset, resolve
+from ..training.optim import LossScaler, make_adamw, own_rates, prepare_state
+from ..training.precision import autocast, set_parameter_types
+from ..tuning import freeze
+from . import same_run
+from .announce import announce, cautions, refuse_missing
+from .disk_space import check_space, checkpoint_bytes
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
-from ..training.optim import LossScaler, make_adamw, prepare_state
-from ..training.precision import autocast, set_parameter_types
 from .recorded import FILE, as_toml
-from .room import check_room, checkpoint_bytes
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
+from .status import Status
 
 CHECKS = (
-    check_metric,
+    check_patience,
     check_augment,
     check_sinks,
     feature_cache.check,
@@ -73,6 +74,8 @@ class Training:
         self.left_out = LeftOut(
             self.directory.path, self.data.faults, total, self.settings.data, self.world
         )
+        steps = self.settings.optim.max_steps
+        self.status = Status(self.directory, steps, self.world.is_main)
 
     # -- set-up, in order -------------------------------------------------------------------------
 
@@ -158,9 +161,9 @@ class Training:
 
     def _make_optimizer(self) -> None:
         optim, lora_plus = self.settings.optim, self.settings.adapter.lora_plus_ratio
-        betas = (optim.beta1, optim.beta2)
+        betas, rates = (optim.beta1, optim.beta2), own_rates(self.model, optim)
         self.optimizer = make_adamw(
-            self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed
+            self.model, betas, optim.weight_decay, lora_plus, optim.optimizer, optim.seed, rates
         )
         prepare_state(self.optimizer)  # now: a memory or disk that is too small shows before a step
         self.scaler = LossScaler(optim.precision == "fp16", self.world.device)
@@ -221,6 +224,8 @@ class Training:
     def _make_step_parts(self) -> None:
         optim, world = self.settings.optim, self.world
         self.model.recompute = optim.checkpoint_layers
+        if optim.flex and not self.sharded:
+            compiling.use_flex(self.model, world.device)
         if optim.compile:
             compiling.compile_parts(self.model, optim.precision)
         self.cache = None
@@ -235,26 +240,25 @@ class Training:
 
     def _announce(self) -> None:
         parts = (self.model, self.eval_model, self.optimizer, self.scaler, self.base)
-        room = "", ""
+        space = "", ""
         if not self.finished:
             keep = self.settings.run.keep
-            room = check_room(checkpoint_bytes(*parts), self.directory.checkpoints, keep)
+            space = check_space(checkpoint_bytes(*parts), self.directory.checkpoints, keep)
         self.directory.create(self.asked, self.settings, has_ended=self.finished)
         optim = self.asked.optim
         if optim.max_steps and optim.epochs != OptimSettings().epochs:
             print(f"--max-steps {optim.max_steps} wins over --epochs {optim.epochs:g}")
         for line in self.data.notes:
             print(line)
-        otherwise = [] if self.step else asked_otherwise(self.settings, self.base)
-        for line in (*otherwise, *drawing_faults(self.rows, self.builder.style)):
+        for line in cautions(self.settings, self.base, self.step, self.rows, self.builder.style):
             warn(line)
         if self.model.adapter is not None and self.model.adapter.base is None:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         counts = len(self.rows), len(self.held_out), self.builder.side, self.facts["global_batch"]
-        announce(self.settings, self.model, *counts, self.world, self.directory, room[0])
-        if room[1]:
-            warn(room[1])
+        announce(self.settings, self.model, *counts, self.world, self.directory, space[0])
+        if space[1]:
+            warn(space[1])
 
     # -- beside the steps --------------------------------------------------------------------------
 

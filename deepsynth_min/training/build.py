@@ -22,17 +22,19 @@ from ..model.deepseek_ocr import DeepseekOCR
 from ..model.presets import PRESETS, TINY_READER, find_checkpoint, shape_of
 from ..model.weights import load_weights
 from ..options import change
-from ..settings import ModelSettings, Settings
+from ..settings import ModelSettings, OptimSettings, Settings
 from ..tuning.adapter import base_digest, load_adapter, read_config
-from ..tuning.lora import Base, LoraConfig, attach, choose
+from ..tuning.lora import Base, LoraConfig, attach
 from ..tuning.quant import QuantConfig, quantise
+from ..tuning.targets import choose
 from .checkpoint import save_model
-from .precision import set_parameter_types
+from .precision import hold_as_trained
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
-RATE_TINY_READER = 1e-4  # its last stage ended at 3e-5; at 5e-4 it forgets more than it learns
+RATE_TINY_READER = 1.5e-3  # for documents of a kind that is new to it, 8 in a step
 RATE_FROM_SCRATCH = 0.6  # divided by the decoder's width: 3e-3 for tiny
 BEAMS_TINY_READER = 4  # it writes letters: the likeliest first one may lead astray
+ANSWERS, ANSWERS_TINY_READER = 8, 32  # of held-out rows, at each evaluation
 DEFAULT_RANK, DEFAULT_TARGETS = 16, ("attention+mlp",)
 
 
@@ -63,14 +65,32 @@ def as_before(asked: Settings, asked_before: Settings, before: Settings) -> Sett
 
 def resolve(settings: Settings, rows: int, processes: int) -> Settings:
     """Settings in which every automatic value is replaced by what it stands for."""
+    settings = change(settings, accumulate=accumulation(settings.optim, processes))
     optim = settings.optim
     steps = optim.max_steps
     if not steps:
         per_epoch = math.ceil(rows / (optim.batch_size * optim.accumulate * processes))
         steps = max(1, round(optim.epochs * per_epoch))
     rate = optim.lr or float(f"{usual_rate(settings):.6g}")
-    beams = usual_beams(settings)
-    return resolve_adapter(change(settings, max_steps=steps, lr=rate, beams=beams))
+    beams = settings.generation.beams or 1  # of a model that trains: quick, and it grows certain
+    return resolve_adapter(usual_answers(change(settings, max_steps=steps, lr=rate, beams=beams)))
+
+
+def accumulation(optim: OptimSettings, processes: int) -> int:
+    """Micro-steps of an optimizer step. Raises UserError for a --global-batch that cannot be."""
+    asked, each = optim.global_batch, optim.batch_size * processes
+    if not asked:
+        return optim.accumulate
+    if optim.accumulate not in (1, asked // each):
+        raise UserError("--accumulate: follows from --global-batch; give one of them")
+    if asked % each:
+        below, above = asked // each * each, -(-asked // each) * each
+        nearest = f"{below} and {above} are" if below else f"{above} is the least"
+        raise UserError(
+            f"--global-batch {asked}: not a multiple of {each} (--batch-size {optim.batch_size} x "
+            f"processes {processes}); {nearest}"
+        )
+    return asked // each
 
 
 def usual_rate(settings: Settings) -> float:
@@ -84,10 +104,18 @@ def usual_rate(settings: Settings) -> float:
 
 
 def usual_beams(settings: Settings) -> int:
-    """Beams of generation, if none are given."""
+    """Beams of generation by a model that was not trained any further, if none are given."""
     given = settings.generation
     searches = settings.model.model == TINY_READER and not given.temperature
     return given.beams or (BEAMS_TINY_READER if searches else 1)
+
+
+def usual_answers(settings: Settings) -> Settings:
+    """How many held-out rows are answered, and with how many beams, filled in where not given."""
+    count = settings.evaluation.answer_samples
+    if count < 0:
+        count = ANSWERS_TINY_READER if settings.model.model == TINY_READER else ANSWERS
+    return change(settings, answer_samples=count, beams=usual_beams(settings))
 
 
 def resolve_adapter(settings: Settings) -> Settings:
@@ -225,5 +253,5 @@ def load_run_model(
     model = build_base(settings.model, directory, device, dtype, packed)
     load_adapter(model, checkpoint, describe_base(settings, directory))
     if dtype is None:
-        set_parameter_types(model, settings.optim.precision)  # as in training
+        hold_as_trained(model, settings)
     return model, directory

@@ -7,7 +7,15 @@ The one idea: norms, gates, routers and sums are small kernels, each of which re
 activations; compiled, they become few. Compiled is what depends on the number of tokens alone: the
 encoder's blocks, the decoder's norms, its MLPs and experts. The decoder's attention stays as it is:
 packed samples take a call each, and their lengths are new in every step.
+
+`--flex`, on by default on a GPU: a single kernel, SAM's attention, is compiled alone, in seconds.
+What is chosen here was chosen by arithmetic (bench/roofline.py), not yet measured on a GPU.
 """
+
+from importlib.util import find_spec
+
+import torch
+from torch import nn
 
 from ..errors import UserError
 from ..model.decoder import MixtureOfExperts
@@ -21,17 +29,38 @@ def check(settings: Settings) -> None:
         raise UserError("--compile: not with --shard, whose layers come and go")
 
 
-def compile_parts(model: DeepseekOCR, precision: str, backend: str = "inductor") -> None:
-    """precision: the compute type, for torch traces grouped products of bf16 alone (2.13): in any
-    other the routed experts stay as they are. backend: as torch.compile takes it."""
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile can write kernels for it: a GPU, and Triton."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def use_flex(model: DeepseekOCR, device: torch.device) -> None:
+    """SAM adds its bias inside a compiled kernel, wherever it runs without gradients; does nothing
+    on a device without a compiler."""
+    for block in model.model.sam_model.blocks:
+        block.attn.by_score = has_compiler(device)
+
+
+def parts_to_compile(model: DeepseekOCR, precision: str) -> dict[nn.Module, bool]:
+    """Module -> whether the number of its rows changes from step to step.
+
+    precision: the compute type, for torch traces grouped products of bf16 alone (2.13): in any
+    other the routed experts stay as they are.
+    """
     trunk = model.model
     reader = trunk.towers[1]  # CLIP or Qwen2
     second = reader.layers if model.config.qwen is not None else reader.transformer.layers
-    for block in (*trunk.sam_model.blocks, *second):
-        block.compile(backend=backend)
+    parts = {block: False for block in (*trunk.sam_model.blocks, *second)}
     for layer in trunk.layers:
         whole = precision == "bf16" or not isinstance(layer.mlp, MixtureOfExperts)
         inner = (layer.mlp,) if whole else (layer.mlp.gate, layer.mlp.shared_experts)
         for part in (layer.input_layernorm, layer.post_attention_layernorm, *inner):
             if part is not None:  # not every model has shared experts
-                part.compile(backend=backend, dynamic=True)
+                parts[part] = True
+    return parts
+
+
+def compile_parts(model: DeepseekOCR, precision: str, backend: str = "inductor") -> None:
+    """backend: as torch.compile takes it."""
+    for part, dynamic in parts_to_compile(model, precision).items():
+        part.compile(backend=backend, **({"dynamic": True} if dynamic else {}))

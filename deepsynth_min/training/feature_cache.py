@@ -29,8 +29,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model.batch import Batch
+from ..model.deepseek_ocr import ENCODER
 from ..model.weights import tensor_digest
 from ..settings import Settings
+from ..tuning.freeze import TUNED_PARTS
 
 GIB = 2**30
 SHARD_BYTES = 64 * 2**20  # of entries that wait in memory before a file is written
@@ -70,8 +72,9 @@ def check(settings: Settings) -> None:
         return
     if settings.augment.augment:
         raise UserError("--feature-cache: not with --augment, which makes every page a new one")
-    if settings.model.tune == "all":
-        raise UserError("--feature-cache: not with --tune all, which trains the encoder")
+    if TUNED_PARTS[settings.model.tune] & ENCODER:
+        tune = settings.model.tune
+        raise UserError(f"--feature-cache: not with --tune {tune}, which trains the encoder")
 
 
 class FeatureCache:
@@ -85,6 +88,8 @@ class FeatureCache:
         world: int,
         report: Callable[[str], None] = print,
     ):
+        if model.encoder_trains:
+            raise UserError("--feature-cache: not with an adapter on the encoder (--lora-targets)")
         data = settings.data
         self.model, self.report = model, report
         self.free_bytes = int(data.cache_memory * GIB)
@@ -96,6 +101,7 @@ class FeatureCache:
         if data.feature_cache != "memory":
             root = Path(data.feature_cache)
             arithmetic = settings.optim.precision + " compiled" * settings.optim.compile
+            arithmetic += " flex" * any(b.attn.by_score for b in model.model.sam_model.blocks)
             fingerprint = encoder_fingerprint(model, device, arithmetic)
             self.folder = root / fingerprint
             try:

@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.deepseek_ocr import DeepseekOCR
+from ..model.deepseek_ocr import ENCODER, DeepseekOCR, place_of
 from ..model.weights import fill, is_adapter, local_part, local_rows
+from ..settings import OptimSettings
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_ratio: float) -> float:
@@ -36,8 +37,30 @@ def cosine_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_rat
     return peak * (min_ratio + (1 - min_ratio) * cosine)
 
 
-def parameter_groups(model: DeepseekOCR, weight_decay: float, lora_plus_ratio: float) -> list[dict]:
-    """The trainable parameters by decay and by rate.
+def own_rates(model: DeepseekOCR, optim: OptimSettings) -> dict[str, float]:
+    """Part of the model -> its peak rate as a multiple of --lr, of the parts that have their own.
+
+    Raises UserError for a rate of something that does not train.
+    """
+    trains = {place_of(name) for name, p in model.named_parameters() if p.requires_grad}
+    factors: dict[str, float] = {}
+    for option, rate, parts in (
+        ("--lr-projector", optim.lr_projector, {"projector"}),
+        ("--lr-encoder", optim.lr_encoder, ENCODER),
+    ):
+        if rate and not parts & trains:
+            raise UserError(f"{option} {rate:g}: none of its parameters trains (--tune)")
+        factors |= dict.fromkeys(parts, rate / optim.lr) if rate else {}
+    return factors
+
+
+def parameter_groups(
+    model: DeepseekOCR,
+    weight_decay: float,
+    lora_plus_ratio: float,
+    rates: dict[str, float] | None = None,
+) -> list[dict]:
+    """The trainable parameters by decay and by rate. rates: as `own_rates` gives them.
 
     Decay on matrices only: norms and biases are vectors; tables (embeddings, positions, class
     token) are looked up rather than multiplied with, so shrinking them shrinks tokens that are
@@ -56,7 +79,9 @@ def parameter_groups(model: DeepseekOCR, weight_decay: float, lora_plus_ratio: f
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and not name.endswith(tables)
             is_b = is_adapter(name) and name.endswith(".B")
-            key = (weight_decay if matrix else 0.0, lora_plus_ratio if is_b else 1.0)
+            factor = rates.get(place_of(name), 1.0) if rates else 1.0
+            factor *= lora_plus_ratio if is_b else 1.0
+            key = (weight_decay if matrix else 0.0, factor)
             groups.setdefault(key, []).append(parameter)
     return [
         {"params": held, "weight_decay": decay, "rate_factor": factor}
@@ -71,6 +96,7 @@ def make_adamw(
     lora_plus_ratio: float = 1.0,
     kind: str = "adamw",
     seed: int = 0,
+    rates: dict[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; the rate is set before each step.
 
@@ -78,7 +104,7 @@ def make_adamw(
     paged_adamw8bit: bitsandbytes', with moments in 8 bits, the latter's in memory that a GPU may
     push out to the host. Raises UserError for 8-bit moments over bf16 parameters.
     """
-    groups = parameter_groups(model, weight_decay, lora_plus_ratio)
+    groups = parameter_groups(model, weight_decay, lora_plus_ratio, rates)
     options = {"lr": 0.0, "betas": tuple(betas), "eps": 1e-8}
     in_bf16 = any(p.dtype == torch.bfloat16 for group in groups for p in group["params"])
     if kind == "adamw" and in_bf16:
@@ -248,6 +274,13 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
     return square.sqrt()
 
 
+def _scales_in_kernel(optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> bool:
+    """Whether the optimizer's own kernel scales gradients, on a GPU: no pass of its own for it."""
+    whole = local_part(gradients[0]) is gradients[0]
+    is_fused = isinstance(optimizer, torch.optim.AdamW)
+    return is_fused and whole and gradients[0].device.type == "cuda"
+
+
 @torch.no_grad()
 def clip_and_step(
     optimizer: torch.optim.Optimizer, scaler: LossScaler, rate: float, clip: float
@@ -262,7 +295,10 @@ def clip_and_step(
     norm = total_norm(gradients) / scaler.scale
     overflow = (~norm.isfinite()).float()
     factor = (clip / (norm + 1e-6)).clamp(max=1.0) if clip else torch.ones_like(norm)
-    torch._foreach_mul_(gradients, factor / scaler.scale)
+    if _scales_in_kernel(optimizer, gradients):
+        optimizer.grad_scale = scaler.scale / factor  # the gradients are divided by it
+    else:
+        torch._foreach_mul_(gradients, factor / scaler.scale)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
     if isinstance(optimizer, torch.optim.AdamW | RoundingAdamW):

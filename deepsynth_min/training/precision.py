@@ -41,6 +41,15 @@ def set_parameter_types(model: nn.Module, precision: str, weights: str = "fp32")
             parameter.data = parameter.data.to(dtype)
 
 
+def hold_as_base(model: nn.Module) -> None:
+    """Whole parameters that came with an adapter (adapter.py) in the type of the base's others."""
+    beside = {name: model.get_parameter(name) for name in model.adapter.beside}
+    others = ((n, p) for n, p in model.named_parameters() if n not in beside and not is_adapter(n))
+    _, first = next(others)
+    for parameter in beside.values():
+        parameter.data = parameter.data.to(first.dtype)
+
+
 def hold_as_trained(model: nn.Module, settings: Settings) -> None:
     """The parameters in the types that they had in a run with these settings, however a file holds
     them. Sets requires_grad as the run did."""

@@ -124,7 +124,7 @@ def filled(
         return
     eval_model.adapter, names = model.adapter, []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad or not trained_only:
+        if not trained_only or parameter.requires_grad or name in model.adapter.beside:
             names.append(name)
             _put(eval_model, name, whole(parameter.detach()))
     try:
@@ -140,7 +140,7 @@ def restore_shards(eval_model: nn.Module, model: nn.Module, path: Path) -> None:
     with filled(eval_model, model, trained_only=True):
         restore_adapter(eval_model, path)
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad or name in model.adapter.beside:
                 fill(parameter, eval_model.get_parameter(name))
 
 

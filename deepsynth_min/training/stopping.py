@@ -30,6 +30,7 @@ class Stopper:
 
     def __init__(self, speaks: bool = True):
         self.asked, self.speaks = False, speaks
+        self.signal = 0  # the number of the one that asked
 
     def __enter__(self) -> "Stopper":
         reading, self.writing = os.pipe()
@@ -52,7 +53,7 @@ class Stopper:
             if number not in SIGNALS:
                 continue
             if first is None:
-                first, self.asked = now, True
+                first, self.signal, self.asked = now, number, True
                 self._say(STOPPING)
             elif now - first >= AGAIN_SECONDS:
                 self._say("stopped")

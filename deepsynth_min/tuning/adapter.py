@@ -8,6 +8,10 @@ configuration the rank and scale; the two must agree with each other and with th
 is loaded. What would change the computation in a way that lora.py does not know (DoRA, biases,
 other ranks for some modules) is refused by name.
 
+Whole weights beside the pairs (a projector that trained too) are in a file of ours alone; PEFT's
+are among the pairs, of the modules that its modules_to_save names. They replace the base's and stay
+with the adapter from then on, whether they go on training or not.
+
 Our files also carry, as metadata of the safetensors file that other readers pass over, a digest of
 the base checkpoint: an adapter is a difference, and means nothing over another base.
 """
@@ -26,17 +30,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import UserError, read_json
-from ..model.weights import is_adapter, on_host, open_tensors, read_tensors, stored
-from .lora import (
-    STACKED,
-    Base,
-    LoraConfig,
-    adaptable,
-    adapter_views,
-    attach,
-    check_whole_layers,
-    official_paths,
-)
+from ..model.weights import is_adapter, official_views, on_host, open_tensors, read_tensors, stored
+from .lora import Base, LoraConfig, adapter_views, attach
+from .targets import STACKED, adaptable, check_whole_layers, official_paths, selected
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OTHERS = "trained.safetensors"  # ours alone: what trained beside the adapter, e.g. the projector
@@ -47,7 +43,6 @@ _ONLY = {
     "bias": ("none",),
     "use_dora": (False,),
     "lora_bias": (False,),
-    "modules_to_save": (None, []),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
     "fan_in_fan_out": (False,),
@@ -98,11 +93,11 @@ def peft_config(config: LoraConfig) -> dict:
 
 
 def trained_beside(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Name -> parameter, of those that train and belong to no adapter."""
+    """Name -> parameter, of those that train, or came with the adapter, and belong to none."""
     return {
         name: parameter.detach()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not is_adapter(name)
+        if (parameter.requires_grad or name in model.adapter.beside) and not is_adapter(name)
     }
 
 
@@ -146,9 +141,13 @@ def read_config(directory: Path) -> LoraConfig:
         "target_modules": (str, list),
         "lora_dropout": (int, float),
         "use_rslora": bool,
+        "exclude_modules": (str, list),
+        "modules_to_save": list,
     }
     defaults = {"lora_dropout": 0.0, "use_rslora": False}
     values = {name: fields.get(name, defaults.get(name)) for name in kinds}
+    for name in ("exclude_modules", "modules_to_save"):
+        values[name] = [] if values[name] is None else values[name]
     for name, value in values.items():
         sensible = isinstance(value, kinds[name]) and (kinds[name] is bool or value is not True)
         if name in ("r", "lora_alpha"):
@@ -159,26 +158,17 @@ def read_config(directory: Path) -> LoraConfig:
             sensible = all(isinstance(target, str) for target in value)
         if not sensible:
             raise UserError(f"{path}: {name} = {value!r:.100} makes no sense")
-    targets = values["target_modules"]
+    named = {
+        name: values[name] if isinstance(values[name], str) else tuple(values[name])
+        for name in ("target_modules", "exclude_modules", "modules_to_save")
+    }
     return LoraConfig(
         rank=values["r"],
         alpha=float(values["lora_alpha"]),
         dropout=float(values["lora_dropout"]),
         rslora=values["use_rslora"],
-        target_modules=targets if isinstance(targets, str) else tuple(targets),
+        **named,
     )
-
-
-def selected(paths: set[str], targets: str | tuple[str, ...], where: str) -> set[str]:
-    """The paths that PEFT's target_modules means: a pattern, or endings of paths."""
-    if isinstance(targets, tuple):
-        ends = tuple(f".{target}" for target in targets)
-        return {path for path in paths if path in targets or path.endswith(ends)}
-    try:
-        pattern = re.compile(targets)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UserError(f"{where}: target_modules is no regular expression ({error})") from None
-    return {path for path in paths if pattern.fullmatch(path)}
 
 
 def expected_shapes(model: nn.Module, rank: int, chosen: set[str]) -> dict[str, tuple]:
@@ -209,15 +199,47 @@ def _adapted_paths(
     path, holders = directory / TENSORS, adaptable(model)
     if strange := sorted(chosen - holders.keys()):
         more = f", nor are {len(strange) - 1} more" if len(strange) > 1 else ""
-        raise UserError(f"{path}: {strange[0]} is not a linear of this model's decoder{more}")
+        raise UserError(f"{path}: {strange[0]} is no linear of decoder or encoder{more}")
     check_whole_layers(holders, chosen, str(path))
-    meant = selected(official_paths(model), config.target_modules, str(directory / CONFIG))
+    paths, where = official_paths(model), str(directory / CONFIG)
+    meant = selected(paths, config.target_modules, where)
+    meant -= selected(paths, config.exclude_modules, where)
+    meant = {p for p in meant if not any(f".{m}." in f".{p}." for m in config.modules_to_save)}
     if meant != chosen:
         example = sorted(meant ^ chosen)[0]
         raise UserError(
             f"{directory}: target_modules does not select the linears in {TENSORS}, e.g. {example}"
         )
     return chosen
+
+
+def _whole_weights(
+    model: nn.Module, config: LoraConfig, names: Iterable[str], directory: Path
+) -> dict[str, str]:
+    """Tensor name, as PEFT writes it -> the parameter that it replaces, of all that
+    modules_to_save means: everything in each module whose path ends so.
+
+    Raises UserError naming what cannot be loaded. Some versions of PEFT write
+    base_model.model.lm_head.modules_to_save.weight, others leave the third word out.
+    """
+    written = {
+        re.sub(r"\.modules_to_save(\.default)?\.", ".", name.removeprefix(_PREFIX)): name
+        for name in names
+        if ".lora_" not in name
+    }
+    official = [*official_views(model), *(f"{path}.weight" for path in adaptable(model))]
+    parameters, found = dict(model.named_parameters()), {}
+    for module in config.modules_to_save:
+        inside = [name for name in official if f"{module}." in name]
+        if not inside:
+            raise UserError(f"{directory / CONFIG}: modules_to_save: the model has no {module!r}")
+        for name in inside:
+            if name not in parameters:  # one of stacked experts, or quantised
+                raise UserError(
+                    f"{directory / CONFIG}: modules_to_save = {module!r}: {name} cannot be replaced"
+                )
+            found[written.get(name, _PREFIX + name)] = name
+    return found
 
 
 @torch.no_grad()
@@ -233,11 +255,16 @@ def load_adapter(model: nn.Module, directory: Path, base: Base, dropout: float =
             f"{directory / TENSORS}: this adapter was trained over another base model "
             f"than {base.name}"
         )
-    chosen = _adapted_paths(model, config, shapes, directory)
+    whole = _whole_weights(model, config, shapes, directory)
+    chosen = _adapted_paths(model, config, shapes.keys() - whole.keys(), directory)
     expected = expected_shapes(model, config.rank, chosen)
+    expected |= {name: tuple(model.get_parameter(own).shape) for name, own in whole.items()}
     tensors = read_tensors(directory / TENSORS, expected)
-    others = _read_others(model, directory)
-    attach(model, replace(config, dropout=dropout, base=base), chosen)
+    others = {own: tensors[name] for name, own in whole.items()} | _read_others(model, directory)
+    if config.exclude_modules or whole:  # what we write says it with target_modules alone
+        config = replace(config, target_modules=(), exclude_modules=(), modules_to_save=())
+    config = replace(config, dropout=dropout, base=base, beside=tuple(sorted(others)))
+    attach(model, config, chosen)
     _fill(model, tensors, others)
 
 
@@ -268,5 +295,5 @@ def _fill(
     for name, view in adapter_views(model).items():
         view.copy_(adapter[name])
     for name, tensor in others.items():
-        parameter = model.get_parameter(name).requires_grad_()
-        parameter.data = tensor.to(parameter.device)  # in the type that it trained in
+        parameter = model.get_parameter(name)
+        parameter.data = tensor.to(parameter.device)  # in the type that it was held in

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import nn
 
-from ..model.deepseek_ocr import part_of
+from ..model.deepseek_ocr import ENCODER, part_of
 from ..model.query_encoder import query_name
 from ..model.weights import local_part, tensor_digest
 
@@ -22,7 +22,8 @@ _DECODER = {"embedding", "decoder", "routed experts", "head"}
 TUNED_PARTS = {
     "decoder": _DECODER,
     "projector+decoder": _DECODER | {"projector"},
-    "all": _DECODER | {"projector", "SAM", "CLIP", "Qwen2 encoder"},
+    "all-but-sam": _DECODER | {"projector"} | ENCODER - {"SAM"},  # as the official models were made
+    "all": _DECODER | {"projector"} | ENCODER,
     "lora": {"adapter"},
     "qlora": {"adapter"},
     "projector+lora": {"adapter", "projector"},

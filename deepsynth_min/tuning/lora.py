@@ -13,34 +13,15 @@ A and B are float32. scale = alpha / R, or alpha / sqrt(R) with rsLoRA. Sources:
 (LoRA), Kalajdzievski 2023 (rsLoRA), Hayou et al. 2024 (LoRA+, see optim.py).
 """
 
-import re
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..model.experts import Experts, grouped_product, mixture_of_experts_grouped
-from ..model.weights import official_views
-from .quant import QuantExperts, QuantLinear
-
-# Sets of linears by name. A pattern fits an official module path, or the end of one from a dot on;
-# only linears of the decoder's layers are ever looked at (no encoder, no head, no router).
-TARGETS = {
-    "attention": ("self_attn.[qkvo]_proj",),
-    "attention+mlp": (
-        "self_attn.[qkvo]_proj",
-        "layers.*.mlp.gate_proj",
-        "layers.*.mlp.up_proj",
-        "layers.*.mlp.down_proj",
-        "shared_experts.*_proj",
-    ),
-    "all": ("self_attn.[qkvo]_proj", "layers.*.*_proj"),
-}
-_ROUTED = ".mlp.experts."
-PROJECTIONS = ("gate", "up", "down")
+from ..model.experts import grouped_product, mixture_of_experts_grouped
+from .adapted_product import adapted_product
+from .targets import PROJECTIONS, STACKED, adaptable, official_paths, target_modules
 
 
 @dataclass(frozen=True)
@@ -61,6 +42,9 @@ class LoraConfig:
     dropout: float = 0.0  # on what enters A, in training
     rslora: bool = False
     target_modules: str | tuple[str, ...] = ()  # as in adapter_config.json; filled in by `attach`
+    exclude_modules: str | tuple[str, ...] = ()  # as there; of an adapter that is attached: none
+    modules_to_save: tuple[str, ...] = ()  # the same
+    beside: tuple[str, ...] = ()  # whole parameters that came with it, in place of the base's
     base: Base | None = None  # must be known when the adapter is saved
 
     @property
@@ -116,6 +100,15 @@ class LoraLinear(nn.Module):
         self.lora = LoraPair(base.in_features, base.out_features, config, device_of(base))
 
     def forward(self, x: Tensor) -> Tensor:
+        pair = self.lora
+        drops = pair.dropout > 0 and self.training
+        in_one_type = torch.is_autocast_enabled(x.device.type) or x.dtype == pair.A.dtype
+        if x.device.type == "cpu" or drops or not in_one_type:
+            return self.plain(x)
+        return adapted_product(x, self.base.weight, pair.A, pair.B, pair.scale)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The plain form: two roads, and their sum."""
         out = self.base(x)
         return out + self.lora(x).to(out.dtype)
 
@@ -144,113 +137,8 @@ class LoraExperts(nn.Module):
         return mixture_of_experts_grouped(self, x, chosen, weight)
 
 
-STACKED = Experts | QuantExperts | LoraExperts  # modules that hold all experts of a layer
-
-
 def device_of(module: nn.Module) -> torch.device:
     return next(iter([*module.parameters(), *module.buffers()])).device
-
-
-# -- which linears --------------------------------------------------------------------------------
-
-
-def adaptable(model: nn.Module) -> dict[str, str]:
-    """Official path of every linear that may be adapted -> path of the module that computes it."""
-    holders = {}
-    for path, module in model.named_modules():
-        if not path.startswith("model.layers."):
-            continue
-        if isinstance(module, STACKED):
-            for e in range(module.num_experts):
-                holders |= {f"{path}.{e}.{kind}_proj": path for kind in PROJECTIONS}
-        elif isinstance(module, nn.Linear | QuantLinear):
-            holders[path] = path
-    return holders
-
-
-def _fits(path: str, pattern: str) -> bool:
-    return fnmatchcase(path, pattern) or fnmatchcase(path, "*." + pattern)
-
-
-def choose(model: nn.Module, targets: tuple[str, ...], where: str = "--lora-targets") -> set[str]:
-    """Official paths of the linears that the names of sets, or patterns, select.
-
-    Raises UserError for a pattern that selects nothing, and for a part of a layer's experts.
-    """
-    holders, chosen = adaptable(model), set()
-    for target in targets:
-        for pattern in TARGETS.get(target, (target,)):
-            found = {path for path in holders if _fits(path, pattern)}
-            if not found and target not in TARGETS:
-                raise UserError(
-                    f"{where}: {target!r} fits no linear of the decoder; sets: {', '.join(TARGETS)}"
-                )
-            chosen |= found
-    if not chosen:
-        raise UserError(f"{where}: {' '.join(targets) or 'nothing'} fits no linear of the decoder")
-    check_whole_layers(holders, chosen, where)
-    return chosen
-
-
-def check_whole_layers(holders: dict[str, str], chosen: set[str], where: str) -> None:
-    """Servers take a layer's routed experts all or not at all. Raises UserError with the layer."""
-    for holder in {holders[path] for path in chosen if _ROUTED in path}:
-        own = [path for path, held_by in holders.items() if held_by == holder]
-        missing = [path for path in own if path not in chosen]
-        if missing:
-            some = f"{len(own) - len(missing)} of the {len(own)} linears of {holder}"
-            raise UserError(
-                f"{where}: {some} are adapted; it must be all or none (not {missing[0]})"
-            )
-
-
-def target_modules(paths: set[str], chosen: set[str]) -> str | tuple[str, ...]:
-    """The shortest endings that select `chosen` and nothing else of `paths`, the model's linears.
-
-    This is what adapter_config.json calls target_modules: a linear whose path ends in one is meant.
-    Where an encoder's paths end as the decoder's do (DeepSeek-OCR-2), no ending is the decoder's
-    alone; then it is a regular expression that matches whole paths.
-    """
-    suffixes: dict[str, set[str]] = {}
-    for path in paths:
-        parts = path.split(".")
-        for start in range(len(parts)):
-            suffixes.setdefault(".".join(parts[start:]), set()).add(path)
-    found = set()
-    for path in chosen:
-        parts = path.split(".")
-        endings = (".".join(parts[start:]) for start in reversed(range(len(parts))))
-        ending = next((ending for ending in endings if suffixes[ending] <= chosen), None)
-        if ending is None:
-            return _path_pattern(chosen)
-        found.add(ending)
-    return tuple(sorted(found))
-
-
-def _path_pattern(chosen: set[str]) -> str:
-    """A regular expression that matches these linears of the decoder's layers and no other path.
-
-    transformers' own class calls the decoder `model.language_model`; it is meant as well.
-    """
-    layers: dict[str, set[int]] = {}  # what follows the layer's number -> the layers that have it
-    for path in chosen:
-        number, rest = path.removeprefix("model.layers.").split(".", 1)
-        layers.setdefault(re.sub(r"experts\.\d+\.", "experts.#.", rest), set()).add(int(number))
-    alike: dict[tuple[int, ...], list[str]] = {}  # layers -> all that is chosen in just those
-    for rest, numbers in sorted(layers.items()):
-        pattern = re.escape(rest).replace(r"\#", r"\d+")
-        alike.setdefault(tuple(sorted(numbers)), []).append(pattern)
-    each = (
-        rf"({'|'.join(map(str, numbers))})\.({'|'.join(rests)})"
-        for numbers, rests in sorted(alike.items())
-    )
-    return rf"model\.(language_model\.)?layers\.({'|'.join(each)})"
-
-
-def official_paths(model: nn.Module) -> set[str]:
-    """Official paths of everything that has a weight, quantised linears included."""
-    named = {n.removesuffix(".weight") for n in official_views(model) if n.endswith(".weight")}
-    return named | adaptable(model).keys()
 
 
 def attach(model: nn.Module, config: LoraConfig, chosen: set[str]) -> None:

@@ -59,7 +59,8 @@ def _library():
 @cache
 def _absmax_levels(device: torch.device) -> Tensor:
     """The 256 levels in which double quantisation stores absmax: one table for all weights."""
-    return _library().create_dynamic_map().to(device)
+    with torch.device("cpu"):  # even where the model is being built on the meta device
+        return _library().create_dynamic_map().to(device)
 
 
 class Packed(nn.Module):
@@ -89,7 +90,10 @@ class Packed(nn.Module):
         self.register_buffer("levels", levels)
         if config.double:
             mean = absmax.mean()
-            absmax, state = library.quantize_blockwise(absmax - mean, blocksize=BLOCK_OF_ABSMAX)
+            code = _absmax_levels(device)
+            absmax, state = library.quantize_blockwise(
+                absmax - mean, code, blocksize=BLOCK_OF_ABSMAX
+            )
             self.register_buffer("absmax_absmax", state.absmax)  # [weights / 64 / 256] float32
             self.register_buffer("absmax_mean", mean)
         self.register_buffer("absmax", absmax)  # float32, or with double quantisation uint8

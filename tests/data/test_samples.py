@@ -154,6 +154,22 @@ def test_pages_of_a_model_with_learned_queries_have_no_row_ends_and_tiles_of_its
         builder_of("small")
 
 
+def test_an_unlimited_ocr_reads_up_to_32_tiles_of_a_page(tokenizer):
+    config = PRESETS["unlimited-ocr"]
+    config = replace(config, decoder=replace(config.decoder, vocab_size=4096))
+    builder = SampleBuilder(change(Settings(), mode="gundam"), config, tokenizer)
+    sample = builder(row("several words " * 5000))
+    (grid,) = sample.grids
+    assert 6 < grid[0] * grid[1] <= 32 and len(sample.tiles[0]) == grid[0] * grid[1]
+    assert sample.visual == 273 + 10 * grid[1] * (10 * grid[0] + 1)
+    with pytest.raises(UserError, match="--max-tiles 10: this model reads up to 9"):
+        SampleBuilder(
+            change(Settings(), mode="gundam", max_tiles=10),
+            replace(PRESETS["tiny"], page_size=1024),
+            tokenizer,
+        )
+
+
 def test_a_page_limit_in_gundam_mode_counts_canvases(tokenizer):
     builder = make_builder(tokenizer, mode="gundam", max_pages=1)
     assert builder(row("several words " * 500)).grids == [(2, 2)]
@@ -188,7 +204,7 @@ def test_grey_pages_and_colour_images_share_a_batch(tmp_path, tokenizer):
 
 
 def test_the_loader_gives_the_same_batches_from_any_step_on_with_any_number_of_threads(tokenizer):
-    rows = EmbeddedRows("val")
+    rows = EmbeddedRows("val", "reports")
 
     def batches(start: int, workers: int) -> list:
         settings = change(Settings(), batch_size=2, accumulate=2, workers=workers)

@@ -41,6 +41,7 @@ def rows(number: int = 8) -> list[Row]:
 def make(**changes) -> tuple[DeepseekOCR, SampleBuilder]:
     torch.manual_seed(0)
     small = {"batch_size": 3, "max_new_tokens": 4, "font_size": 10, "margin": 4}
+    small |= {"answer_samples": 8}
     settings = change(Settings(), **(small | changes))
     return DeepseekOCR(SMALL), SampleBuilder(settings, SMALL, load_tokenizer())
 
@@ -210,7 +211,7 @@ def test_rows_of_images_have_no_text_to_put_in_the_place_of_their_page(tmp_path)
 
 QUICK = (
     "--model tiny --batch-size 2 --val-samples 5 --max-new-tokens 3 --save-every 0 "
-    "--eval-every 1 --threads 1"
+    "--eval-every 1 --threads 1 --data embedded"
 ).split()
 
 

@@ -15,7 +15,7 @@ from commands import TRAIN, words
 from hub_server import COMMIT, TOKEN, command, environment, running_hub
 from PIL import Image
 
-from deepsynth_min import settings as S
+from deepsynth_min import command_line
 from deepsynth_min.data.sources import find_source, pinned
 from deepsynth_min.errors import UserError, one_line
 from deepsynth_min.files.download import is_hub_id
@@ -49,7 +49,7 @@ READ = """
 import json, sys
 from deepsynth_min.data.sources import open_rows, pinned
 from deepsynth_min.errors import UserError
-from deepsynth_min.settings import parse
+from deepsynth_min.command_line import parse
 
 def read(options):
     settings = pinned(parse(options).data)
@@ -145,22 +145,22 @@ def test_rows_may_name_image_files_of_the_data_set_and_no_others(tmp_path):
 
 def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
     out = tmp_path / "run"
-    command_line = [*TRAIN, *QUICK, "--data", REPO, "--out", out]
+    given = [*TRAIN, *QUICK, "--data", REPO, "--out", out]
     with running_hub() as server, reader(server, tmp_path) as read:
         serve(server, {"rows.parquet": table([f"text {i}" for i in range(8)])})
-        done = command(server, tmp_path, *command_line, "--max-steps", 1)
+        done = command(server, tmp_path, *given, "--max-steps", 1)
         assert done.returncode == 0, done.stderr
-        assert S.load(out / "config.toml").data.data_revision == (COMMIT,)
+        assert command_line.load(out / "config.toml").data.data_revision == (COMMIT,)
         # The branch has moved on, and the cache with it; the run goes on with its own rows.
         serve(server, {"rows.parquet": table([f"new {i}" for i in range(9)])}, LATER)
         read("--data-revision", LATER)
         for ref in (tmp_path / "home").rglob("refs/main"):
             ref.write_text(LATER)
         assert read()[0] == LATER
-        done = command(server, tmp_path, *command_line, "--max-steps", 2, "--resume", "auto")
+        done = command(server, tmp_path, *given, "--max-steps", 2, "--resume", "auto")
         assert done.returncode == 0, done.stderr
         assert "resuming after step 1" in done.stdout
-        assert S.load(out / "config.toml").data.data_revision == (COMMIT,)
+        assert command_line.load(out / "config.toml").data.data_revision == (COMMIT,)
         assert server.tokens == {f"Bearer {TOKEN}"}
     for path in [*out.rglob("*"), *(tmp_path / "cache").rglob("*")]:
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
@@ -217,4 +217,4 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
     names = "data/rows.jsonl data/a.parquet a ./a a/b/c ~/a /a a/ ../a".split()
     assert not any(map(is_hub_id, [*names, "a b/c"]))
     with pytest.raises(UserError, match="--data-revision main: 'x.jsonl' is not a data set"):
-        pinned(S.parse(["--data", "x.jsonl", "--data-revision", "main"]).data)
+        pinned(command_line.parse(["--data", "x.jsonl", "--data-revision", "main"]).data)

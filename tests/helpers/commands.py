@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from run_files import lines
+
 TRAIN = ["-m", "deepsynth_min.train"]
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -81,6 +83,22 @@ def two_processes(out: Path, options: list[str]) -> tuple[subprocess.Popen, list
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     return process, ranks_of(process)
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    """A process group of its own, as a terminal makes one of each command line; `options` are those
+    of Popen."""
+    command, pipe = [sys.executable, *map(str, arguments)], subprocess.PIPE
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options
+    )
+
+
+def begun(process: subprocess.Popen, out: Path) -> None:
+    """Waits until some steps have been made."""
+    while not (out / "metrics.jsonl").exists() or len(lines(out, "train")) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
 
 
 def free_port() -> int:

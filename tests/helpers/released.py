@@ -4,6 +4,7 @@ import torch
 from small_model import SMALL
 
 from deepsynth_min.model.batch import Batch, visual_tokens
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 
 IMAGE = 4  # the id of a visual token
 
@@ -53,3 +54,12 @@ def images_of(batch: Batch) -> dict:
         if batch.newlines:  # else it does not matter how tiles lie
             images["patches_grid"] = grids
     return images
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """[tokens, V] of ours or of the library's class, without those of padding."""
+    if isinstance(model, DeepseekOCR):
+        return model(batch)[batch.attention_mask]
+    text = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long()}
+    return model(**text, **images_of(batch)).logits[batch.attention_mask]

@@ -6,7 +6,8 @@ import torch
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.tuning import freeze
-from deepsynth_min.tuning.lora import LoraConfig, attach, choose
+from deepsynth_min.tuning.lora import LoraConfig, attach
+from deepsynth_min.tuning.targets import choose
 
 
 def ragged_batch() -> Batch:

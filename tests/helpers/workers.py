@@ -44,7 +44,8 @@ from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.training.precision import set_parameter_types
 from deepsynth_min.training.shard import shard, whole
 from deepsynth_min.tuning.freeze import freeze
-from deepsynth_min.tuning.lora import LoraConfig, attach, choose
+from deepsynth_min.tuning.lora import LoraConfig, attach
+from deepsynth_min.tuning.targets import choose
 
 WORDS = (
     "a council meets by the river, the bridge opens in May; Ines paints 17 boats - and who writes "
@@ -89,11 +90,11 @@ def without_page(sample):
     )
 
 
-def make_model(tune: str) -> DeepseekOCR:
+def make_model(tune: str, targets=("all",)) -> DeepseekOCR:
     torch.manual_seed(0)
     model = DeepseekOCR(SMALL)
     if tune == "lora":
-        attach(model, LoraConfig(rank=8, alpha=16), choose(model, ("all",)))
+        attach(model, LoraConfig(rank=8, alpha=16), choose(model, tuple(targets)))
     freeze(model, tune)
     return model
 
@@ -131,6 +132,8 @@ def train(
     weights="fp32",
     spoilt=None,
     recompute=0,
+    targets=("all",),
+    rates=None,
 ) -> None:
     settings = change(
         Settings(),
@@ -140,13 +143,13 @@ def train(
         precision="bf16" if weights == "bf16" else "fp32",
     )
     builder = SampleBuilder(settings, SMALL, load_tokenizer())
-    rows, model = samples(builder), make_model(tune)
+    rows, model = samples(builder), make_model(tune, targets)
     model.recompute = recompute
     if sharded:
         shard(model, world, settings)
     else:
         set_parameter_types(model, settings.optim.precision, weights)
-    optimizer = make_adamw(model, (0.9, 0.95), 0.01)
+    optimizer = make_adamw(model, (0.9, 0.95), 0.01, rates=rates)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     ddp = DistributedDataParallel(LossModule(model)) if with_ddp else None
     reducer = (

@@ -53,6 +53,16 @@ def test_pages_and_image_mask_must_agree_exactly():
             make(tokens, pages)
 
 
+@pytest.mark.parametrize(
+    "name, kind",
+    [("attention_mask", torch.long), ("image_mask", torch.float), ("labels", torch.int32)],
+)
+def test_tensors_of_another_type_are_named(name, kind):
+    whole = make([7], 1)
+    with pytest.raises(ValueError, match=f"{name} is of {kind}, not torch"):
+        make([7], 1, **{name: getattr(whole, name).to(kind)})
+
+
 def test_a_batch_without_row_ends_is_checked_as_such():
     assert len(make([5, 5], 2, newlines=False).packed().image_index) == 10  # 2 x (2 * 2 + 1)
     for newlines, tokens in ((False, 7), (True, 5)):

@@ -10,7 +10,8 @@ from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.decoder import DecoderLayer, Layout
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.tuning import freeze
-from deepsynth_min.tuning.lora import LoraConfig, attach, choose
+from deepsynth_min.tuning.lora import LoraConfig, attach
+from deepsynth_min.tuning.targets import choose
 
 
 @pytest.mark.parametrize("balance", [0.02, 0.0])

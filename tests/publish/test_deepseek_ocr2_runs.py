@@ -11,12 +11,13 @@ import torch
 from adapter_runs import run, write_base, write_rows
 from golden import GOLDEN, TOLERANCE, difference
 from official_rules import official_shapes, problems
-from released import images_of
+from released import logits_of
 from run_files import losses
 from safetensors.torch import load_file
 from small_model import SMALL_2
 
 from deepsynth_min import evaluate, export, generate
+from deepsynth_min.command_line import load
 from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.sources import open_data
 from deepsynth_min.data.tokenizer import load_tokenizer, special_ids
@@ -24,7 +25,6 @@ from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.model.weights import official_views
-from deepsynth_min.settings import load
 from deepsynth_min.tuning.adapter import base_digest, load_adapter
 from deepsynth_min.tuning.lora import Base
 
@@ -64,14 +64,6 @@ def peer_of(directory) -> torch.nn.Module:
     config.image_token_id = special_ids(load_tokenizer(directory)).image
     peer_class = peers.modeling.DeepseekOcr2ForConditionalGeneration
     return peer_class.from_pretrained(directory, config=config, dtype=torch.float32)
-
-
-@torch.no_grad()
-def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    if isinstance(model, DeepseekOCR):
-        return model(batch)[batch.attention_mask]
-    text = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long()}
-    return model(**text, **images_of(batch)).logits[batch.attention_mask]
 
 
 def test_a_run_is_resumed_scored_and_asked(folder, capsys):

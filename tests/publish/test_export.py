@@ -15,14 +15,14 @@ from official_tree import official_tree
 from safetensors.torch import load_file, save_file
 from small_model import SMALL
 
-from deepsynth_min import export, generate, train
+from deepsynth_min import export
+from deepsynth_min.command_line import load
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.weights import official_views
 from deepsynth_min.publish import official
 from deepsynth_min.runs.run_directory import find_run_checkpoint
-from deepsynth_min.settings import load
 from deepsynth_min.training.build import load_run_model
 from deepsynth_min.tuning.adapter import TENSORS
 from deepsynth_min.tuning.lora import pairs
@@ -147,7 +147,7 @@ def test_a_merged_export_equals_pefts_merge(folder, tmp_path):
     ours = load_file(to / "model-00001-of-000001.safetensors")
     base = {n: t.float() for n, t in load_file(folder / "base" / "model.safetensors").items()}
     merged = peft.PeftModel.from_pretrained(official_tree(base), adapter).merge_and_unload()
-    theirs = dict(merged.named_parameters())
+    theirs = {n: p for n, p in merged.named_parameters() if n.startswith("model.layers.")}
     assert len(theirs) == 4 * 2 + 3 + 3 + 4 * 3
     for name, weight in theirs.items():
         # Both round the same float32 sum to bf16, but for the order of its terms.
@@ -260,14 +260,6 @@ def test_a_damaged_checkpoint_is_not_exported(folder, tmp_path, capsys):
     assert export.main(["--run", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 2
     assert "damaged (model.safetensors is not as it was written)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_an_adapter_given_as_a_model_is_told_apart(folder, tmp_path, capsys):
-    adapter, rows = folder / "lora" / "checkpoints" / "step-000002", folder / "rows.jsonl"
-    for command, more in ((train, ["--data", rows, "--out", tmp_path / "r"]), (generate, [rows])):
-        assert command.main(["--model", str(adapter), *map(str, more)]) == 2
-        said = f"{adapter}: holds an adapter, not a model: give its base as --model"
-        assert said in capsys.readouterr().err
 
 
 def test_a_run_that_asks_otherwise_than_the_model_it_starts_from_says_so(folder, tmp_path, capsys):

@@ -9,7 +9,7 @@ from hub_server import COMMIT, TOKEN, command, running_hub
 from safetensors.torch import load_file
 from small_model import SMALL
 
-from deepsynth_min import hub, settings as S
+from deepsynth_min import command_line, hub
 from deepsynth_min.data.samples import SampleBuilder
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.weights import tensor_digest
@@ -115,7 +115,7 @@ def test_a_directory_without_weights_is_not_uploaded(tmp_path, capsys):
 
 def test_the_card_names_a_base_on_the_hub_and_its_revision(folder):
     run_directory = folder / "run"
-    settings = S.load(run_directory / "config.toml")
+    settings = command_line.load(run_directory / "config.toml")
     settings = change(settings, model="deepseek-ai/DeepSeek-OCR", revision=COMMIT)
     checkpoint = run_directory / "checkpoints" / "step-000001"
     builder = SampleBuilder(settings, SMALL, load_tokenizer())

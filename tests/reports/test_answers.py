@@ -79,6 +79,20 @@ def test_answers_are_escaped_and_what_html_cannot_hold_is_shown(run):
     assert texts_of(text)[:2] == ["<b>&</b>", shown]
 
 
+def test_the_first_documents_are_shown_with_their_answers_before_and_after(run):
+    kept = [line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["step"]]
+    kept = [{"kind": "eval", "step": 10, "loss": 9.0}, *kept]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert "Before and after" not in render_report(run)  # no answers of step 10
+    first = [answer(i, f"# A\n\n- {i}\ttea", f"<old {i}>", 10) for i in (1, 0, 2, 4, 5)]
+    (run / "answers" / "first.jsonl").write_text("".join(json.dumps(a) + "\n" for a in first))
+    part = render_report(run).split("Before and after: steps 10 and 30</h3>")[1].split("<h3>")[0]
+    assert texts_of(part) == [
+        text for i in (0, 1, 2) for text in (f"<old {i}>", f"# A\n- {i} last", f"# A\n\n- {i}\ttea")
+    ]
+    assert part.count("held-out-0.png") == 1 and "<ins>" in part and "<del>" in part
+
+
 def marks(text: str, tag: str) -> list[str]:
     return Page(text).texts(tag)
 

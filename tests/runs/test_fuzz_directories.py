@@ -29,7 +29,8 @@ from deepsynth_min.settings import Settings
 from deepsynth_min.training import checkpoint
 from deepsynth_min.training.optim import LossScaler, make_adamw, prepare_state
 from deepsynth_min.tuning.adapter import load_adapter, read_config
-from deepsynth_min.tuning.lora import Base, LoraConfig, adapter_views, attach, choose
+from deepsynth_min.tuning.lora import Base, LoraConfig, adapter_views, attach
+from deepsynth_min.tuning.targets import choose
 
 BASE = Base("b", None, "d")
 

@@ -12,7 +12,7 @@ from commands import words
 from run_files import lines, losses
 from small_model import SMALL
 
-from deepsynth_min import evaluate, export, generate, render, settings as S, train
+from deepsynth_min import command_line, evaluate, export, generate, render, train
 from deepsynth_min.pages.font_file import font_bytes
 
 OPTIONS = words(
@@ -86,11 +86,11 @@ def test_a_run_and_its_data_are_moved_together(started, tmp_path, monkeypatch, c
 
 def test_in_the_directory_where_it_was_started_names_stay_as_given(started, monkeypatch):
     monkeypatch.chdir(started)
-    settings = S.load_of_run(Path("runs/a"))
+    settings = command_line.load_of_run(Path("runs/a"))
     assert (settings.model.model, settings.data.val_data) == ("base", "val.jsonl")
     assert settings.data.data == ("rows.jsonl:1.5", "more/rows.jsonl")
     monkeypatch.chdir(started.parent)
-    settings = S.load_of_run(started / "runs" / "a")
+    settings = command_line.load_of_run(started / "runs" / "a")
     assert settings.data.data == (f"{started}/rows.jsonl:1.5", f"{started}/more/rows.jsonl")
     assert settings.page.font == (f"{started}/font.ttf@x=1",)
     assert settings.adapter.adapter == f"{started}/first/checkpoints/step-000001"

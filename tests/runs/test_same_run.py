@@ -11,7 +11,7 @@ from commands import words
 from run_files import lines, losses, newest
 from small_model import SMALL
 
-from deepsynth_min import settings as S, train
+from deepsynth_min import command_line, options, settings as S, train
 from deepsynth_min.options import choices_of, option_of
 from deepsynth_min.pages.font_file import font_bytes
 from deepsynth_min.training.checkpoint import write_manifest
@@ -45,8 +45,17 @@ OTHERS = {
     "epochs": "0.5",  # of 11 rows: 3 steps
 }
 # In a test of its own; uploads; extras; takes minutes to compile; say which run it is.
-ELSEWHERE = ("batch_size", "accumulate", "push_to_hub", "private", "tensorboard", "wandb")
+ELSEWHERE = (
+    "batch_size",
+    "accumulate",
+    "global_batch",
+    "push_to_hub",
+    "private",
+    "tensorboard",
+    "wandb",
+)
 ELSEWHERE += ("compile", "out", "resume")
+ELSEWHERE += ("lr_projector", "lr_encoder")  # of what that run does not train
 
 
 def other(f, folder) -> list[str]:
@@ -106,7 +115,7 @@ def test_a_free_setting_changes_and_the_run_goes_on(folder, stopped, name):
     steps = [] if name in ("max_steps", "epochs") else ["--max-steps", "3"]
     assert go_on(stopped, *given, *steps) == 0
     assert "step-000003" in newest(stopped).name or name == "max_steps"
-    asked = S.load(stopped / "config.toml", is_resolved=False)
+    asked = command_line.load(stopped / "config.toml", is_resolved=False)
     values = {n: v for part in vars(asked).values() for n, v in vars(part).items()}
     shown = {option_of(name), option_of(f"no_{name}"), *map(str, [values[name]])}
     assert set(given) & shown
@@ -181,7 +190,7 @@ def test_a_checkpoint_of_another_directory_is_compared_too(folder, tmp_path, cap
 def as_before(run) -> None:
     """Makes a run what one of before is: settings resolved in config.toml, less in checkpoints."""
     config = run / "config.toml"
-    config.write_text(S.options.to_toml(S.load(config)), "utf-8")
+    config.write_text(options.to_toml(command_line.load(config)), "utf-8")
     for checkpoint in (run / "checkpoints").iterdir():
         facts = json.loads((checkpoint / "training.json").read_text())
         del facts["settings"], facts["contents"]
@@ -227,7 +236,7 @@ def test_what_is_not_given_is_as_in_the_run(folder, stopped, tmp_path):
     again = shutil.copytree(whole, tmp_path / "again")
     shutil.rmtree(newest(again))
     assert go_on(again) == 0 and losses(again, "train") == losses(whole, "train")
-    asked = S.load(again / "config.toml", is_resolved=False)
+    asked = command_line.load(again / "config.toml", is_resolved=False)
     assert (asked.optim.max_steps, asked.model.tune) == (4, "lora")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from adapter_runs import QUICK, run, write_base, write_rows
 from commands import words
+from official_tree import official_tree
 from run_files import losses
 from safetensors.torch import load_file
 from small_model import SMALL
@@ -86,6 +87,63 @@ def test_training_goes_on_from_an_adapter_with_its_rank_and_scale(folder, tmp_pa
     out = run(tmp_path, *options)
     assert abs(losses(out)[0] - losses(first)[-1]) < 1e-6
     assert losses(out)[0] != losses(first)[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_trained_beside_an_adapter_stays_with_it(folder, tmp_path, precision):
+    """A projector, of a run that goes on with the adapter alone."""
+    rows = shutil.copyfile(folder / "rows.jsonl", tmp_path / "rows.jsonl")
+    first = folder / "projector+qlora" / "checkpoints" / "step-000012"
+    given = words("--model {} --tune qlora --adapter {}", folder / "base", first)
+    given += words("--precision {} --max-steps 4 --save-every 2", precision)
+    out = run(tmp_path, *given)
+    if precision == "fp32":
+        assert abs(losses(out)[0] - losses(folder / "projector+qlora")[-1]) < 1e-6
+    step = out / "checkpoints" / "step-000004"
+    before, after = load_file(first / OTHERS), load_file(step / OTHERS)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert before.keys() == after.keys() and len(after) == 4
+    assert all(torch.equal(after[name], before[name].to(dtype)) for name in after)
+    result = evaluate.run(["--run", str(out)])
+    assert abs(result["loss"] - losses(out)[-1]) < 1e-6
+    read = words("--data {} --batch-size 2 --answer-samples 0 --ablation-samples 0", rows)
+    model = words("--model {} --adapter {}", folder / "base", step)
+    whole = evaluate.run(["--run", str(out), *read])
+    assert evaluate.run([*model, *read])["loss"] == whole["loss"]
+    stopped = shutil.copytree(out, tmp_path / "stopped")
+    shutil.rmtree(stopped / "checkpoints" / "step-000004")
+    assert train.main(["--out", str(stopped), "--resume", "auto"]) == 0
+    for name in (TENSORS, OTHERS, "optimizer.safetensors"):
+        a, b = load_file(step / name), load_file(stopped / "checkpoints" / "step-000004" / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a), name
+
+
+def test_whole_modules_of_pefts_adapter_are_trained_with_and_read(folder, tmp_path):
+    """modules_to_save: the head and the projector, of bf16, as others write them."""
+    peft = pytest.importorskip("peft")
+    shutil.copyfile(folder / "rows.jsonl", tmp_path / "rows.jsonl")
+    torch.manual_seed(0)
+    options = dict(target_modules=["q_proj"], modules_to_save=["lm_head", "projector"])
+    tree = official_tree(load_file(folder / "base" / "model.safetensors"))
+    made = peft.get_peft_model(tree, peft.LoraConfig(r=2, init_lora_weights=False, **options))
+    for name, parameter in made.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data.mul_(1.5)
+    made.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
+    base, adapter = folder / "base", tmp_path / "peft"
+    out = run(tmp_path, *words("--model {} --tune lora --max-steps 2 --adapter {}", base, adapter))
+    theirs = words("--model {} --adapter {} --answer-samples 0 --ablation-samples 0", base, adapter)
+    theirs += ["--data", str(folder / "rows.jsonl")]
+    assert evaluate.run(theirs)["loss"] > 0  # as stored: all in bf16
+    held = load_file(out / "checkpoints" / "step-000002" / OTHERS)
+    assert held.keys() == {"lm_head.weight", *(f"model.projector.layers.{n}" for n in PARTS)}
+    first = load_file(base / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(held["lm_head.weight"], (1.5 * first).float())
+    result = evaluate.run(["--run", str(out)])
+    assert abs(result["loss"] - losses(out)[-1]) < 1e-6
+
+
+PARTS = ("weight", "bias")
 
 
 @pytest.mark.parametrize(

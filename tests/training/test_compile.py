@@ -7,9 +7,12 @@ has become a graph; what inductor makes of a graph is torch's affair, and takes 
 import pytest
 import torch
 from small_steps import assert_equal, build, ragged_batch, step
+from torch.nn.attention.flex_attention import flex_attention
 
 from deepsynth_min import train
+from deepsynth_min.model import relative_attention
 from deepsynth_min.settings import Settings
+from deepsynth_min.training import compile as compiling
 from deepsynth_min.training.compile import compile_parts
 from deepsynth_min.training.precision import autocast
 
@@ -74,6 +77,36 @@ def test_another_number_of_tokens_compiles_nothing_again(small_config):
     for _ in range(2):
         step(model, shorter(ragged_batch()))
     assert backend.graphs == before > 0
+
+
+def test_the_encoders_kernel_is_compiled_within_a_block_too(monkeypatch, small_config):
+    plain, compiled, backend = build(small_config, "lora"), build(small_config, "lora"), Counted()
+    monkeypatch.setattr(compiling, "has_compiler", lambda device: True)
+    monkeypatch.setattr(relative_attention, "_kernel", lambda: flex_attention)
+    compiling.use_flex(compiled, torch.device("cpu"))
+    for block in compiled.model.sam_model.blocks:
+        block.compile(backend=backend)
+    assert_equal(step(compiled, ragged_batch()), step(plain, ragged_batch()))
+    assert backend.graphs
+
+
+@pytest.mark.slow
+def test_the_encoders_kernel_as_torch_compiles_it(small_config):
+    """On a CPU, whose template of it knows fixed shapes alone (torch 2.13): each compiled anew."""
+    block = build(small_config, "lora").model.sam_model.blocks[1]
+    for pages, side in ((2, 8), (3, 4)):
+        torch._dynamo.reset()
+        x = torch.randn(pages, side, side, small_config.sam.width)
+        block.attn.by_score = False
+        plain = block(x)
+        block.attn.by_score = True
+        torch.testing.assert_close(block(x), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_no_kernel_is_compiled_without_a_gpu(small_config):
+    model = build(small_config, "lora")
+    compiling.use_flex(model, torch.device("cpu"))
+    assert not any(block.attn.by_score for block in model.model.sam_model.blocks)
 
 
 def test_it_is_refused_with_shards(tmp_path, capsys):

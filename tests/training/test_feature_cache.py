@@ -8,10 +8,10 @@ from run_files import lines
 from small_model import SMALL
 
 from deepsynth_min import train
+from deepsynth_min.command_line import parse
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.presets import PRESETS
-from deepsynth_min.settings import parse
 from deepsynth_min.training import feature_cache as features
 from deepsynth_min.training.feature_cache import FeatureCache, keyed
 
@@ -139,7 +139,7 @@ def test_the_bounds_on_memory_and_disk_hold_and_change_no_result(model, tmp_path
     assert "no space left" in told[0]
 
 
-@pytest.mark.parametrize("wrong", [["--augment"], ["--tune", "all"]])
+@pytest.mark.parametrize("wrong", [["--augment"], ["--tune", "all"], ["--tune", "all-but-sam"]])
 def test_a_cache_that_could_not_be_right_is_the_users_mistake(tmp_path, capsys, wrong):
     out = str(tmp_path / "r")
     assert train.main(["--feature-cache", "memory", *wrong, "--out", out]) == 2

@@ -6,8 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.training.optim import LossScaler, clip_and_step, cosine_rate, make_adamw
+from deepsynth_min.errors import UserError
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR, place_of
+from deepsynth_min.settings import OptimSettings
+from deepsynth_min.training import optim
+from deepsynth_min.training.optim import (
+    LossScaler,
+    clip_and_step,
+    cosine_rate,
+    make_adamw,
+    own_rates,
+)
+from deepsynth_min.tuning import freeze
+from deepsynth_min.tuning.lora import LoraConfig, attach
+from deepsynth_min.tuning.targets import choose
 
 
 def test_the_schedule_rises_linearly_and_falls_along_a_half_cosine():
@@ -84,6 +96,60 @@ def test_the_loss_scale_doubles_after_the_interval_and_starts_counting_anew_on_o
     assert scales == [8, 8, 4, 4, 4, 8, 8]
 
 
+def test_parts_with_rates_of_their_own_move_as_by_an_optimizer_of_their_own(small_config):
+    """The same schedule, clipping and decay; what has no rate of its own moves at --lr."""
+    torch.manual_seed(0)
+    model, plain = DeepseekOCR(small_config), DeepseekOCR(small_config)
+    plain.load_state_dict(model.state_dict())
+    for each in (model, plain):
+        freeze.freeze(each, "all-but-sam")
+    optim = OptimSettings(lr=1e-2, lr_projector=3e-2, lr_encoder=1e-3)
+    ours = make_adamw(model, (0.9, 0.95), 0.1, rates=own_rates(model, optim))
+    peaks = {"projector": 3e-2, "CLIP": 1e-3}
+    held = {n: p for n, p in plain.named_parameters() if p.requires_grad}
+    apart = {part: make_adamw(plain, (0.9, 0.95), 0.1) for part in {*map(place_of, held)}}
+    for part, optimizer in apart.items():
+        own = {id(p) for n, p in held.items() if place_of(n) == part}
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) in own]
+    for step in range(3):
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.randn_like(parameter)
+                held[name].grad = parameter.grad.clone()
+        clip_and_step(ours, LossScaler(False, "cpu"), cosine_rate(step, 3, 1e-2, 0.4, 0.2), 0)
+        for part, optimizer in apart.items():
+            rate = cosine_rate(step, 3, peaks.get(part, 1e-2), 0.4, 0.2)
+            clip_and_step(optimizer, LossScaler(False, "cpu"), rate, 0)
+    for name, parameter in held.items():
+        assert torch.allclose(model.get_parameter(name), parameter, atol=1e-7, rtol=1e-6), name
+
+
+def test_a_rate_of_a_part_multiplies_with_lora_plus(small_config):
+    model = DeepseekOCR(small_config)
+    attach(model, LoraConfig(2, 4.0), choose(model, ("attention", "encoder-but-sam")))
+    freeze.freeze(model, "projector+lora")
+    rates = own_rates(model, OptimSettings(lr=1e-2, lr_encoder=1e-3, lr_projector=4e-2))
+    optimizer = make_adamw(model, (0.9, 0.95), 0.1, 8.0, rates=rates)
+    names = {id(p): name for name, p in model.named_parameters()}
+    factors = {names[id(p)]: g["rate_factor"] for g in optimizer.param_groups for p in g["params"]}
+    encoder = "model.vision_model.transformer.layers.0.mlp.fc1.lora"
+    assert factors[f"{encoder}.A"] == pytest.approx(0.1)
+    assert factors[f"{encoder}.B"] == pytest.approx(0.8)
+    assert factors["model.layers.0.self_attn.q_proj.lora.A"] == 1.0
+    assert factors["model.layers.0.self_attn.q_proj.lora.B"] == 8.0
+    assert factors["model.projector.layers.weight"] == factors["model.view_seperator"] == 4.0
+
+
+def test_a_rate_of_what_does_not_train_is_refused(small_config):
+    model = DeepseekOCR(small_config)
+    freeze.freeze(model, "projector+decoder")
+    assert own_rates(model, OptimSettings(lr=1.0)) == {}
+    assert own_rates(model, OptimSettings(lr=1.0, lr_projector=0.5)) == {"projector": 0.5}
+    with pytest.raises(UserError, match="--lr-encoder 0.1: none of its parameters trains"):
+        own_rates(model, OptimSettings(lr=1.0, lr_encoder=0.1))
+
+
 def test_decay_falls_on_matrices_only(small_config):
     model = DeepseekOCR(small_config)
     optimizer = make_adamw(model, (0.9, 0.95), 0.3)
@@ -100,3 +166,29 @@ def test_decay_falls_on_matrices_only(small_config):
         "model.sam_model.blocks.0.attn.rel_pos_h",
     ):
         assert decay[name] == 0.0
+
+
+@pytest.mark.parametrize("clip", (0.0, 0.5))
+def test_scaling_in_the_optimizers_kernel_is_scaling_before_it(monkeypatch, clip):
+    """As on a GPU; the kernel for a CPU does it alike."""
+
+    def moved() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(3, 2)})
+        optimizer, scaler = (
+            make_adamw(model, (0.9, 0.95), 0.1),
+            LossScaler(True, torch.device("cpu"), 8.0),
+        )
+        norms = []
+        for bad in (False, True, False):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter) * 8
+            if bad:
+                model["a"].weight.grad[0, 0] = torch.inf
+            norms.append(clip_and_step(optimizer, scaler, 1e-2, clip))
+        return [*model.state_dict().values(), norms[0], norms[2]]
+
+    before = moved()
+    monkeypatch.setattr(optim, "_scales_in_kernel", lambda *_: True)
+    for ours, reference in zip(moved(), before):
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-7)

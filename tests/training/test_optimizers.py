@@ -155,7 +155,8 @@ def test_bf16_weights_reach_the_loss_of_float32_ones_on_the_embedded_task(small_
     for weights in ("fp32", "bf16"):
         options = words(
             "--model {} --precision bf16 --weights {} --out {} --batch-size 8 --max-steps 80 "
-            "--val-samples 8 --eval-every 0 --save-every 0 --max-pages 1 --overflow truncate",
+            "--val-samples 8 --eval-every 0 --save-every 0 --max-pages 1 --overflow truncate "
+            "--data embedded",
             *(base, weights, tmp_path / weights),
         )
         assert train.main([*QUICK, *options]) == 0

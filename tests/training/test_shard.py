@@ -12,7 +12,13 @@ PAIRS = {  # what differs from the run of the same name without shards: nothing 
     "decoder 2x4": dict(size=4, accumulate=1),
     "decoder 2x2x2": dict(size=2, accumulate=2),
     "all 2x4": dict(size=4, accumulate=1, tune="all"),
+    "all but sam 2x4": dict(
+        size=4, accumulate=1, tune="all-but-sam", rates={"projector": 5.0, "CLIP": 0.1}
+    ),
     "lora 2x2x2": dict(size=2, accumulate=2, tune="lora"),
+    "lora on an encoder 2x2x2": dict(
+        size=2, accumulate=2, tune="lora", targets=("attention", "encoder"), rates={"CLIP": 0.2}
+    ),
     "bf16 2x4": dict(size=4, accumulate=1, weights="bf16"),
     "recomputed 2x4": dict(size=4, accumulate=1, recompute=2),
     "spoilt 2x4": dict(size=4, accumulate=1, spoilt=1),

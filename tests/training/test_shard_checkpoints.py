@@ -12,9 +12,11 @@ from small_model import SMALL
 
 from deepsynth_min import evaluate, export, generate, train
 from deepsynth_min.runs import recorded
+from deepsynth_min.tuning.adapter import OTHERS
 
 pytestmark = pytest.mark.slow
-TUNES = ("decoder", "projector+lora")
+# lora: goes on from the adapter of the one before it, with the projector that trained beside it.
+TUNES = ("decoder", "projector+lora", "lora")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,8 @@ def runs(tmp_path_factory) -> Path:
             "--keep 3 --eval-every 0",
             *(folder / "base", folder / "rows.jsonl", tune, folder / tune / out, size),
         )
+        if tune == "lora":
+            given += ["--adapter", str(folder / "projector+lora/one/checkpoints/step-000003")]
         return [*QUICK, *given, *map(str, more)]
 
     def step(tune: str, out: str, number: int) -> list:
@@ -73,6 +77,7 @@ def test_a_checkpoint_from_shards_is_evaluated_and_exported_like_any_other(runs,
     result = json.loads(capsys.readouterr().out.splitlines()[0])
     assert result["loss"] == pytest.approx(lines(run, "eval")[3], abs=1e-6)
     assert export.main(["--run", str(run), "--to", str(runs / tune / "exported"), *merge]) == 0
+    assert (run / "checkpoints/step-000003" / OTHERS).exists() == ("lora" in tune)
 
 
 def test_a_checkpoint_from_shards_answers(runs):

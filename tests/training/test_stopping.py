@@ -5,13 +5,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import LAUNCHER, TRAIN, python, words
+from commands import LAUNCHER, TRAIN, begun, python, start, words
 from run_files import lines
 
 from deepsynth_min import train
@@ -22,20 +21,6 @@ COMMON = words(
     "--model tiny --tune lora --val-samples 2 --answer-samples 1 --max-new-tokens 4 --log-every 1 "
     "--eval-every 0"
 )
-
-
-def start(*arguments) -> subprocess.Popen:
-    """A process group of its own, as a terminal makes one of each command line."""
-    command = [sys.executable, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-
-def begun(process: subprocess.Popen, out: Path) -> None:
-    """Waits until some steps have been made."""
-    while not (out / "metrics.jsonl").exists() or len(lines(out, "train")) < 3:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
 
 
 def saved_step(out: Path, jsonl: Path, *options) -> int:
@@ -58,8 +43,13 @@ def test_ctrl_c_saves_says_so_and_the_run_can_go_on(tmp_path, jsonl):
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and errors.splitlines().count(STOPPING) == 1
     assert "Traceback" not in errors
+    status = json.loads((out / "status.json").read_text())
     step = saved_step(out, jsonl, "--batch-size", "2")
     assert re.search(rf"stopped after step {step}; go on with .* --resume auto", printed)
+    assert (status["status"], status["step"], status["of"]) == ("stopped", step, 5000)
+    assert status["reason"] == "asked to by SIGINT" and status["since"] <= status["updated"]
+    status = json.loads((out / "status.json").read_text())
+    assert (status["status"], status["step"], status["of"]) == ("done", step + 1, step + 1)
 
 
 @pytest.mark.slow

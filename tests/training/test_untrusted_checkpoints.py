@@ -18,7 +18,8 @@ from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.runs.run_directory import RunDirectory
 from deepsynth_min.training import checkpoint
 from deepsynth_min.training.optim import LossScaler, make_adamw, prepare_state
-from deepsynth_min.tuning.lora import Base, LoraConfig, attach, choose
+from deepsynth_min.tuning.lora import Base, LoraConfig, attach
+from deepsynth_min.tuning.targets import choose
 
 
 def trained():

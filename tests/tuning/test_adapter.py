@@ -1,6 +1,7 @@
 """Adapter files: the round trip, PEFT on both sides, and every wrong adapter."""
 
 import json
+import re
 import shutil
 import warnings
 
@@ -22,17 +23,9 @@ from deepsynth_min.tuning.adapter import (
     load_adapter,
     read_config,
     save_adapter,
-    selected,
 )
-from deepsynth_min.tuning.lora import (
-    Base,
-    LoraConfig,
-    attach,
-    choose,
-    official_paths,
-    pairs,
-    target_modules,
-)
+from deepsynth_min.tuning.lora import Base, LoraConfig, attach, pairs
+from deepsynth_min.tuning.targets import choose, official_paths, selected, target_modules
 
 BASE = Base("base", None, base_digest(GOLDEN))
 
@@ -119,17 +112,63 @@ def test_target_modules_select_no_linear_of_an_encoder_with_the_same_names(patte
     assert meant == {renamed[path] for path in chosen}
 
 
+@pytest.mark.parametrize("preset", ["tiny", "tiny-2"])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ("encoder",),
+        ("encoder-but-sam", "attention+mlp"),
+        (r"re:.*layers\.[12]\..*(q_proj|qkv_proj|shared_experts\.up_proj|fc1)",),
+        (r"re:(qwen2_model|vision_model)\..*layers\.0\..*", "layers.[13].*.q_proj"),
+        ("sam_model.blocks.0.*.proj", "all"),
+    ],
+)
+def test_target_modules_select_linears_of_encoders_and_no_other(preset, targets):
+    with torch.device("meta"):
+        model = DeepseekOCR(PRESETS[preset])
+    paths, chosen = official_paths(model), choose(model, targets)
+    assert any(not path.startswith("model.layers.") for path in chosen)
+    assert selected(paths, target_modules(paths, chosen), "") == chosen
+
+
+def test_target_modules_of_the_default_are_the_same_as_ever(small_config):
+    paths, chosen = (f(DeepseekOCR(small_config)) for f in (official_paths, default))
+    assert target_modules(paths, chosen) == (
+        *("k_proj", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "o_proj", "q_proj"),
+        *("shared_experts.down_proj", "shared_experts.gate_proj", "shared_experts.up_proj"),
+        "v_proj",
+    )
+    with torch.device("meta"):
+        model = DeepseekOCR(PRESETS["tiny-2"])
+    mlp, layer = (
+        r"(mlp\.down_proj|mlp\.gate_proj|mlp\.up_proj)",
+        r"model\.(language_model\.)?layers",
+    )
+    kinds = "|".join(rf"self_attn\.{kind}_proj" for kind in "koqv")
+    shared = "|".join(rf"mlp\.shared_experts\.{kind}_proj" for kind in ("down", "gate", "up"))
+    assert target_modules(official_paths(model), default(model)) == (
+        rf"{layer}\.((0)\.{mlp}|(0|1|2|3)\.({kinds})|(1|2|3)\.({shared}))"
+    )
+
+
+def default(model) -> set[str]:
+    return choose(model, ("attention+mlp",))
+
+
 # -- PEFT itself ----------------------------------------------------------------------------------
 
 
 def use_weights_of(tree: nn.Module, model: DeepseekOCR) -> None:
-    """Puts the tree's (adapted or merged) linears in place of a model's."""
-    for name, view in official_views(model).items():
-        if name.startswith("model.layers.") and name.endswith("_proj.weight"):
-            view.copy_(tree.get_submodule(name.removesuffix(".weight")).weight)
+    """Puts the tree's (adapted or merged) linears, and its embedding, in place of a model's."""
+    views = official_views(model)
+    for name, parameter in tree.named_parameters():
+        views[name].copy_(parameter)
 
 
-@pytest.mark.parametrize("targets", ["attention+mlp", "all"])
+ON_ENCODERS = ("encoder", "encoder-but-sam", r"re:vision_model\..*(qkv_proj|fc1)")
+
+
+@pytest.mark.parametrize("targets", ["attention+mlp", "all", *ON_ENCODERS])
 @torch.no_grad()
 def test_peft_loads_our_adapter_and_its_merge_gives_our_logits(tmp_path, targets):
     peft = pytest.importorskip("peft")
@@ -156,10 +195,84 @@ def test_peft_computes_the_same_product_as_our_linear(tmp_path):
     loaded = peft.PeftModel.from_pretrained(
         official_tree(load_file(GOLDEN / "model.safetensors")), tmp_path
     )
-    x = torch.randn(3, 64)
     for path in ("model.layers.0.mlp.gate_proj", "model.layers.2.self_attn.o_proj"):
-        theirs = loaded.base_model.model.get_submodule(path)
-        assert torch.allclose(theirs(x), model.get_submodule(path)(x), atol=1e-5)
+        compare_products(loaded, model, path)
+
+
+def compare_products(loaded, model, path: str) -> None:
+    theirs, ours = loaded.base_model.model.get_submodule(path), model.get_submodule(path)
+    x = torch.randn(3, ours.base.in_features)
+    assert torch.allclose(theirs(x), ours(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["vision_model", "sam_model"])
+def test_an_adapter_that_peft_makes_on_an_encoder_is_read(tmp_path, encoder):
+    """CLIP's qkv_proj and SAM's qkv are one linear each, in the official code as here."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    options = {"target_modules": rf".*({encoder}\..*(qkv|qkv_proj|fc2|lin1)|q_proj)"}
+    config = peft.LoraConfig(r=3, lora_alpha=5, init_lora_weights=False, **options)
+    tree = official_tree(load_file(GOLDEN / "model.safetensors"))
+    theirs = peft.get_peft_model(tree, config)
+    theirs.save_pretrained(tmp_path)
+    model = DeepseekOCR.from_pretrained(GOLDEN)
+    load_adapter(model, tmp_path, BASE)
+    assert len([path for path in pairs(model) if encoder in path]) == sum(
+        hasattr(m, "lora_A") and encoder in path for path, m in theirs.named_modules()
+    )
+    inner = {"vision_model": "transformer.layers.0.mlp.fc2", "sam_model": "blocks.1.attn.qkv"}
+    compare_products(theirs, model, f"model.{encoder}.{inner[encoder]}")
+    other = DeepseekOCR.from_pretrained(GOLDEN)
+    use_weights_of(theirs.merge_and_unload(), other)
+    assert (logits(other) - logits(model)).abs().max() < 1e-4
+
+
+PROJECTOR = {f"model.projector.layers.{name}" for name in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("spelt", ["", "modules_to_save.", "modules_to_save.default."])
+@pytest.mark.parametrize("excluded", [["layers.0.self_attn.q_proj", "o_proj"], r".*\.[01]\..*"])
+@torch.no_grad()
+def test_modules_that_peft_saves_whole_or_leaves_out_are_read(tmp_path, spelt, excluded):
+    """Whatever version wrote them; and saved again they are the same adapter."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=3,
+        init_lora_weights=False,
+        target_modules=["q_proj", "o_proj", "lm_head"],
+        exclude_modules=excluded,
+        modules_to_save=["projector", "embed_tokens", "lm_head"],
+    )
+    tree = official_tree(load_file(GOLDEN / "model.safetensors"))
+    theirs = peft.get_peft_model(tree, config)
+    for name, parameter in theirs.named_parameters():
+        if "modules_to_save" in name:
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    theirs.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
+    rename(tmp_path / "peft" / TENSORS, spelt)
+    model, other, again = (DeepseekOCR.from_pretrained(GOLDEN) for _ in range(3))
+    load_adapter(model, tmp_path / "peft", BASE)
+    use_weights_of(theirs.merge_and_unload(), other)
+    assert (logits(other) - logits(model)).abs().max() < 1e-4
+    assert (logits(DeepseekOCR.from_pretrained(GOLDEN)) - logits(model)).abs().max() > 0.1
+    assert set(model.adapter.beside) == PROJECTOR | {"lm_head.weight", "model.embed_tokens.weight"}
+    (tmp_path / "ours").mkdir()
+    save_adapter(model, tmp_path / "ours")
+    load_adapter(again, tmp_path / "ours", BASE)
+    assert torch.equal(logits(again), logits(model)) and again.adapter == model.adapter
+
+
+def rename(path, spelt: str) -> None:
+    """Writes the whole weights of an adapter under the names that older versions have."""
+    tensors = load_file(path)
+    saved = {n for n in tensors if ".lora_" not in n}
+    assert len(saved) == 4
+    named = {
+        re.sub(r"(projector|embed_tokens|lm_head)\.", rf"\1.{spelt}", n) if n in saved else n: t
+        for n, t in tensors.items()
+    }
+    save_file(named, path)
 
 
 # -- wrong adapters -------------------------------------------------------------------------------
@@ -178,7 +291,14 @@ def edited(tmp_path, **fields):
         ({"r": 8}, r"wrongly shaped.*is \[4, 64\], not \[8, 64\]"),
         ({"use_dora": True}, "use_dora = True is not supported"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "1 missing: base_model.model.lm_head.weight"),
+        ({"modules_to_save": ["score"]}, "modules_to_save: the model has no 'score'"),
+        ({"modules_to_save": ["experts"]}, r"'experts': .*experts.0.gate_proj.weight cannot be"),
+        ({"modules_to_save": ["layers.0.self_attn"]}, "target_modules does not select"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save = 'lm_head' makes no sense"),
+        ({"exclude_modules": ["q_proj"]}, "target_modules does not select .* e.g. .*q_proj"),
+        ({"exclude_modules": r".*\.0\..*"}, "target_modules does not select"),
+        ({"exclude_modules": 3}, "exclude_modules = 3 makes no sense"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"r": 0}, "r = 0 makes no sense"),
@@ -208,7 +328,7 @@ def _wide(tensors):
 
 
 def _foreign(tensors):
-    tensors["base_model.model.model.sam_model.blocks.0.attn.qkv.lora_A.weight"] = torch.zeros(4, 8)
+    tensors["base_model.model.model.sam_model.patch_embed.proj.lora_A.weight"] = torch.zeros(4, 8)
 
 
 def _no_expert(tensors):
@@ -224,7 +344,7 @@ def _no_b(tensors):
     "change, message",
     [
         (_wide, r"wrongly shaped: .*q_proj.lora_A.weight is \[4, 128\]"),
-        (_foreign, "sam_model.blocks.0.attn.qkv is not a linear of this model's decoder"),
+        (_foreign, "sam_model.patch_embed.proj is no linear of decoder or encoder"),
         (_no_expert, "23 of the 24 linears of model.layers.1.mlp.experts"),
         (_no_b, "1 missing: .*v_proj.lora_B.weight"),
     ],

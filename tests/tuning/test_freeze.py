@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from small_steps import build, ragged_batch, step
 
-from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.training.optim import make_adamw
+from deepsynth_min.training.precision import set_parameter_types
 from deepsynth_min.tuning import freeze
 from deepsynth_min.tuning.freeze import FreezeError
 
@@ -27,7 +29,12 @@ def prepared(model, tune="decoder"):
 
 @pytest.mark.parametrize(
     "tune, encoder, projector",
-    [("decoder", False, False), ("projector+decoder", False, True), ("all", True, True)],
+    [
+        ("decoder", False, False),
+        ("projector+decoder", False, True),
+        ("all-but-sam", False, True),
+        ("all", True, True),
+    ],
 )
 def test_each_policy_trains_what_its_name_says(model, tune, encoder, projector):
     policy, optimizer = prepared(model, tune)
@@ -35,6 +42,37 @@ def test_each_policy_trains_what_its_name_says(model, tune, encoder, projector):
     assert (ENCODER in policy, PROJECTOR in policy, DECODER in policy) == (encoder, projector, True)
     assert ("model.view_seperator" in policy) == projector
     assert "model.vision_model.embeddings.patch_embedding.weight" not in policy
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-2"])
+def test_all_but_sam_trains_what_all_trains_and_no_parameter_of_sam(preset):
+    with torch.device("meta"):
+        model = DeepseekOCR(PRESETS[preset])
+    whole, part = freeze.freeze(model, "all"), freeze.freeze(model, "all-but-sam")
+    sam = {name for name, _ in model.named_parameters() if name.startswith("model.sam_model.")}
+    assert part == whole - sam and sam <= whole
+    rows = {row[0]: row[1:3] for row in parameter_summary(model)}
+    second = "CLIP" if preset == "tiny" else "Qwen2 encoder"
+    assert rows["SAM"][1] == 0 and 0 < rows[second][1] <= rows[second][0]
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 2e-6), ("bf16", 0.06)])
+def test_with_sam_frozen_the_gradients_are_those_of_all(small_config, precision, tolerance):
+    """In bf16 the frozen half is held and computed with in bf16, what trains in float32."""
+    found, autocast = {}, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    for tune in ("all", "all-but-sam"):
+        model = build(small_config, tune)
+        set_parameter_types(model, precision)
+        with autocast:
+            found[tune] = step(model, ragged_batch())
+        held = {p.dtype for n, p in model.named_parameters() if n not in found[tune][1]}
+        assert held == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    (whole, gradients), (part, ours) = found["all"], found["all-but-sam"]
+    assert part == pytest.approx(whole, rel=tolerance)
+    assert set(ours) == {name for name in gradients if "sam_model" not in name}
+    for name in ours:
+        apart = (ours[name] - gradients[name]).norm()
+        assert apart <= tolerance * gradients[name].norm() + 1e-9, name
 
 
 @pytest.mark.parametrize(

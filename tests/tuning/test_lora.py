@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import GOLDEN, GRADIENT_TOLERANCE, TOLERANCE, difference, golden_batch
+from released import batch_of
 from safetensors import safe_open
 
 from deepsynth_min.errors import UserError
@@ -13,6 +14,7 @@ from deepsynth_min.model.generation import greedy
 from deepsynth_min.model.presets import PRESETS
 from deepsynth_min.training.optim import make_adamw
 from deepsynth_min.tuning import freeze
+from deepsynth_min.tuning.adapted_product import adapted_product
 from deepsynth_min.tuning.adapter import base_digest, load_adapter
 from deepsynth_min.tuning.lora import (
     Base,
@@ -21,9 +23,10 @@ from deepsynth_min.tuning.lora import (
     LoraLinear,
     adapter_views,
     attach,
-    choose,
     pairs,
 )
+from deepsynth_min.tuning.quant import QuantConfig, QuantLinear
+from deepsynth_min.tuning.targets import choose
 
 
 def expected() -> dict[str, torch.Tensor]:
@@ -61,6 +64,44 @@ def gradients(model) -> dict[str, torch.Tensor]:
     for pair in pairs(model).values():
         pair.A.data, pair.B.data = pair.A.grad, pair.B.grad
     return adapter_views(model)
+
+
+@pytest.mark.parametrize("kind", ("as it is", "nf4", "int8"))
+@pytest.mark.parametrize("frozen_input", (False, True))
+def test_an_adapted_product_is_the_sum_of_its_two_roads(kind, frozen_input):
+    torch.manual_seed(0)
+    base = torch.nn.Linear(64, 24, bias=False).requires_grad_(False)
+    if kind != "as it is":
+        base = QuantLinear(base, QuantConfig(kind))
+        base.receive("weight", base.weight)
+    layer = LoraLinear(base, LoraConfig(3, 5.0))
+    layer.lora.B.data.normal_(0, 0.3)
+    x = torch.randn(2, 5, 64, requires_grad=not frozen_input)
+    wanted = [t for t in (x, layer.lora.A, layer.lora.B) if t.requires_grad]
+
+    def both(out):
+        return out, *torch.autograd.grad((out * weights).sum(), wanted)
+
+    weights = torch.randn(2, 5, 24)
+    pair = layer.lora
+    fused = both(adapted_product(x, base.weight, pair.A, pair.B, pair.scale))
+    for ours, plain in zip(fused, both(layer.plain(x))):
+        assert ours.dtype == plain.dtype == torch.float32
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_under_autocast_it_computes_in_16_bit_and_gives_float32_gradients():
+    torch.manual_seed(0)
+    base = torch.nn.Linear(64, 24, bias=False)
+    layer = LoraLinear(base.bfloat16().requires_grad_(False), LoraConfig(3, 5.0))
+    pair, x = layer.lora, torch.randn(7, 64)
+    pair.B.data.normal_(0, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = adapted_product(x, layer.base.weight, pair.A, pair.B, pair.scale)
+        plain = layer.plain(x)
+    out.sum().backward()
+    assert out.dtype == plain.dtype == torch.bfloat16 and pair.A.grad.dtype == torch.float32
+    torch.testing.assert_close(out, plain, atol=0.05, rtol=0.02)
 
 
 def test_logits_loss_and_greedy_tokens_with_an_adapter_equal_the_official_ones(golden):
@@ -144,7 +185,13 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean(model):
 
 
 @pytest.mark.parametrize(
-    "targets, size", [("attention", 1_966_080), ("attention+mlp", 3_978_240), ("all", 77_509_632)]
+    "targets, size",
+    [
+        ("attention", 1_966_080),
+        ("attention+mlp", 3_978_240),
+        ("all", 77_509_632),
+        ("encoder-but-sam", 24 * 16 * (4 * 1024 + 2 * 1024 + 2 * 5 * 1024)),
+    ],
 )
 def test_adapter_sizes_at_rank_16_on_the_official_model(targets, size):
     with torch.device("meta"):
@@ -161,9 +208,78 @@ def test_a_pattern_selects_by_path_and_never_leaves_the_decoder(model):
         "model.layers.1.self_attn.v_proj",
     }
     assert all(path.startswith("model.layers.") for path in choose(model, ("*",)))
-    for pattern in ("qkv_proj", "model.sam_model.*", "lm_head", "mlp.gate", "nothing"):
-        with pytest.raises(UserError, match="fits no linear"):
+    for pattern in ("qkv_proj", "lm_head", "mlp.gate", "nothing"):
+        with pytest.raises(UserError, match="fits no linear of the decoder"):
             choose(model, (pattern,))
+
+
+def test_an_encoder_is_selected_by_its_name_or_by_a_regular_expression(model):
+    clip = {
+        f"model.vision_model.transformer.layers.0.{linear}"
+        for linear in ("self_attn.qkv_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+    }
+    sam = {
+        f"model.sam_model.blocks.{block}.{linear}"
+        for block in (0, 1)
+        for linear in ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
+    }
+    assert choose(model, ("encoder-but-sam",)) == clip
+    assert choose(model, ("encoder",)) == clip | sam == choose(model, (r"re:[sv].*_model\..*",))
+    assert choose(model, ("model.sam_model.blocks.1.*",)) == {p for p in sam if ".1." in p}
+    some = {path for path in clip if path.endswith(("qkv_proj", "fc1"))}
+    assert choose(model, (r"re:vision_model\..*(qkv_proj|fc1)",)) == some
+    both = choose(model, ("attention", "vision_model.*.fc1"))
+    assert len(both) == 8 + 1
+    assert choose(model, (r"re:.*(q_proj|qkv|lin9)",)) == {
+        path for path in sam | choose(model, ("attention",)) if path.endswith(("q_proj", ".qkv"))
+    }
+    for pattern, message in (
+        ("vision_model.*.q_proj", "fits no linear of the encoder"),
+        ("sam_model.patch_embed.*", "fits no linear of the encoder"),
+        (r"re:projector\..*", "fits no linear of decoder and encoder"),
+        ("re:(", "no regular expression"),
+    ):
+        with pytest.raises(UserError, match=message):
+            choose(model, (pattern,))
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-2"])
+def test_an_adapter_on_an_encoder_computes_what_merged_weights_do(preset):
+    torch.manual_seed(0)
+    model, newlines = DeepseekOCR(PRESETS[preset]), PRESETS[preset].page_format.newlines
+    batch = batch_of([[(1, 1)]], [5], 256, newlines=newlines)
+    merged = DeepseekOCR(PRESETS[preset])
+    adapted(model, ("encoder", "attention"))
+    randomise(model)
+    merged.load_state_dict(dict(merged_tensors_of(model)))
+    with torch.no_grad():
+        pages = batch.pages
+        ours, plain = model.page_features(pages), merged.page_features(pages)
+        assert (ours - plain).norm() < 1e-5 * plain.norm()
+    freeze.freeze(model, "lora")
+    ours, theirs = (m.loss(batch)[0] for m in (model, merged))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    ours.backward()
+    theirs.backward()
+    for path, pair in pairs(model).items():  # W + s B A: the gradient of B is s (dW) A^T
+        whole = merged.get_submodule(path).weight.grad
+        expected = (pair.scale * whole @ pair.A.T, pair.scale * pair.B.T @ whole)
+        for mine, plain in zip((pair.B.grad, pair.A.grad), expected):
+            assert (mine - plain).norm() <= 1e-4 * plain.norm(), path
+    rows = {row[0]: row[1:] for row in parameter_summary(model)}
+    decoder = sum(
+        p.A.numel() + p.B.numel() for n, p in pairs(model).items() if n.startswith("model.layers.")
+    )
+    assert rows["adapter"][1] > rows["adapter"][2] == decoder > 0
+
+
+def merged_tensors_of(model) -> dict[str, torch.Tensor]:
+    """The state of a plain model: linears with their updates, all else as it is."""
+    state = {n: p for n, p in model.state_dict().items() if ".lora" not in n}
+    state = {name.replace(".base.", "."): tensor for name, tensor in state.items()}
+    for path, pair in pairs(model).items():
+        state[f"{path}.weight"] = state[f"{path}.weight"] + pair.delta()
+    return state
 
 
 def test_routed_experts_are_adapted_all_or_none(model):

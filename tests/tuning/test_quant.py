@@ -11,7 +11,7 @@ from deepsynth_min.model.weights import load_weights
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.tuning import freeze, quant
 from deepsynth_min.tuning.freeze import FreezeError
-from deepsynth_min.tuning.lora import LoraConfig, attach, choose, pairs
+from deepsynth_min.tuning.lora import LoraConfig, attach, pairs
 from deepsynth_min.tuning.quant import (
     Packed,
     QuantConfig,
@@ -20,6 +20,7 @@ from deepsynth_min.tuning.quant import (
     packed_weights,
     quantise,
 )
+from deepsynth_min.tuning.targets import choose
 
 KINDS = [("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)]
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..model.weights import is_adapter, official_pieces
-from ..tuning.adapter import trained_beside
-from ..tuning.lora import adapter_views
 from ..training.checkpoint import all_checkpoints, base_files, optimizer_tensors
 from ..training.optim import LossScaler
+from ..tuning.adapter import trained_beside
+from ..tuning.lora import adapter_views
 
 NOTES = 3000  # bytes of training.json, manifest.json and adapter_config.json, about
 
@@ -53,8 +53,11 @@ def checkpoint_bytes(
             parts.append(official_pieces(name, shape.to(types[name])))
     else:
         dtype = next(p.dtype for name, p in model.named_parameters() if is_adapter(name))
+        types = {name: parameter.dtype for name, parameter in model.named_parameters()}
         views = adapter_views(eval_model) | trained_beside(eval_model)
-        parts.append({n: torch.empty_like(v, dtype=dtype, device="meta") for n, v in views.items()})
+        for name, view in views.items():
+            shape = torch.empty_like(view, dtype=types.get(name, dtype), device="meta")
+            parts.append({name: shape})
     copied = 0 if model.adapter else sum(file.stat().st_size for file in base_files(base))
     return sum(map(_bytes, parts)) + copied + NOTES
 
@@ -64,8 +67,8 @@ def size_text(size: int) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def check_room(size: int, checkpoints: Path, keep: int) -> tuple[str, str]:
-    """(a line about room for checkpoints of `size` bytes, "" or a warning), at most: `keep`
+def check_space(size: int, checkpoints: Path, keep: int) -> tuple[str, str]:
+    """(a line about space for checkpoints of `size` bytes, "" or a warning), at most: `keep`
     (--keep), the best one and the next, which is written before another is removed.
 
     Raises UserError if not one fits.
@@ -76,10 +79,10 @@ def check_room(size: int, checkpoints: Path, keep: int) -> tuple[str, str]:
     one, left = size_text(size), size_text(free)
     if free < size:
         raise UserError(
-            f"--out {checkpoints.parent}: no room for a checkpoint, which takes {one}; "
+            f"--out {checkpoints.parent}: no space for a checkpoint, which takes {one}; "
             f"{left} are free"
         )
     line = f"a checkpoint takes {one}; --keep {keep}, the best one and the next "
     line += f"take {size_text((keep + 2) * size)}; {left} are free"
-    warning = f"the disk may not hold all checkpoints: {line}; lower --keep, or make room"
+    warning = f"the disk may not hold all checkpoints: {line}; lower --keep, or free some space"
     return line, warning if free < needed else ""

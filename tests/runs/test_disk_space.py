@@ -14,12 +14,13 @@ from deepsynth_min import train
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.runs.room import check_room, checkpoint_bytes
+from deepsynth_min.runs.disk_space import check_space, checkpoint_bytes
 from deepsynth_min.training.checkpoint import save, take_snapshot
 from deepsynth_min.training.optim import LossScaler, make_adamw, prepare_state
 from deepsynth_min.training.precision import set_parameter_types
 from deepsynth_min.tuning import freeze
-from deepsynth_min.tuning.lora import Base, LoraConfig, attach, choose
+from deepsynth_min.tuning.lora import Base, LoraConfig, attach
+from deepsynth_min.tuning.targets import choose
 
 QUICK = (
     "--model tiny --batch-size 2 --max-steps 1 --val-samples 1 --answer-samples 0 --eval-every 0"
@@ -62,25 +63,27 @@ def bytes_of(checkpoint: Path) -> int:
 
 def test_room_for_less_than_all_that_are_kept_is_a_warning_and_for_none_an_error(tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
-    line, warning = check_room(10**6, checkpoints, 2)
+    line, warning = check_space(10**6, checkpoints, 2)
     assert line.startswith(
         "a checkpoint takes 1.0 MB; --keep 2, the best one and the next take 4.0"
     )
     assert line.endswith(" are free") and not warning
-    line, warning = check_room(10**6, checkpoints, 10**12)
+    line, warning = check_space(10**6, checkpoints, 10**12)
     assert warning.startswith("the disk may not hold all checkpoints: ") and line in warning
-    with pytest.raises(UserError, match=r"--out .*run: no room for a checkpoint, .* 1,000,000,000"):
-        check_room(10**18, checkpoints, 2)
+    with pytest.raises(
+        UserError, match=r"--out .*run: no space for a checkpoint, .* 1,000,000,000"
+    ):
+        check_space(10**18, checkpoints, 2)
     assert not checkpoints.parent.exists()
 
 
 def test_those_that_are_there_already_are_counted(tmp_path):
     checkpoints = tmp_path / "checkpoints"
     third = shutil.disk_usage(tmp_path).free // 3
-    assert check_room(third, checkpoints, 2)[1]
+    assert check_space(third, checkpoints, 2)[1]
     for step in (2, 4):
         (checkpoints / f"step-{step:06}").mkdir(parents=True)
-    assert not check_room(third, checkpoints, 2)[1]
+    assert not check_space(third, checkpoints, 2)[1]
 
 
 def test_a_run_for_whose_checkpoint_there_is_no_room_does_not_begin(tmp_path, capsys):
@@ -93,7 +96,7 @@ def test_a_run_for_whose_checkpoint_there_is_no_room_does_not_begin(tmp_path, ca
         assert train.main([*words(QUICK), "--out", str(disk / "r")]) == 2
         assert list(disk.iterdir()) == []
         error = capsys.readouterr().err
-        assert error.startswith(f"error: --out {disk / 'r'}: no room for a checkpoint, ")
+        assert error.startswith(f"error: --out {disk / 'r'}: no space for a checkpoint, ")
         assert error.endswith(", which takes 71.6 MB; 2.1 MB are free\n")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
