@@ -158,7 +158,7 @@ def test_a_run_gone_on_with_elsewhere_and_at_its_end_names_the_checkpoint_there_
     steps = int(newest.name.removeprefix("step-"))
     assert run(*REPORTS, "--max-steps", steps, "--resume", newest, out=tmp_path / "new") == 0
     assert f"checkpoint: {newest}\n" in capsys.readouterr().out
-    assert run("--seed", 1, "--resume", newest, out=tmp_path / "other") == 2
+    assert run(*REPORTS, "--seed", 1, "--resume", newest, out=tmp_path / "other") == 2
     said = (
         "--seed 0, now 1; give the old value (--config FILE reads them from its run's config.toml)"
     )
