@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -21,6 +22,10 @@ from deepsynth_min.model.config import ModelConfig
 from deepsynth_min.pages import font_file, renderer
 
 torch.set_num_threads(1)
+
+# Where tests run in the background of a script, Ctrl-C is ignored, by what they start as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests see the embedded fonts alone, whatever extras are installed, unless they ask for those.
 FONT_PACKAGES = dict(font_file._PACKAGES)
