@@ -43,7 +43,6 @@ class Reader:
         self.opened, self.model, self.settings = opened, opened.model, opened.settings
         self.builder, self.device = opened.builder, opened.world.device
         self.allowed = ids_of(self.builder.tokenizer, self.settings.generation.repeat_allow)
-        self.made_by = opened.fingerprint()
 
     def prompt(self, row: Row) -> Sample:
         """A document as a prompt; warns of characters that are not drawn as they should.
@@ -138,11 +137,12 @@ def show_one(reader: Reader, document: Input) -> None:
 
 
 def answer_all(
-    reader: Reader, inputs: list[tuple[int, Input]], batch_size: int, show: bool
+    reader: Reader, inputs: list[tuple[int, Input]], batch_size: int, made_by: str
 ) -> Iterator[dict[str, object]]:
     """A record for each (number, input), in order; one that cannot be read has an error in it.
 
-    show: print the answer too, under the document's name.
+    made_by: which model with which settings answers; "" where records are not kept: then each
+    answer is printed, under the document's name.
     """
     with tqdm(total=len(inputs), desc="reading", unit="document", file=sys.stderr) as bar:
         for begin in range(0, len(inputs), batch_size):
@@ -160,11 +160,11 @@ def answer_all(
             answers = reader.answers([s for _, _, s in ready], numbers) if ready else []
             for (number, row, sample), answer in zip(ready, answers):
                 text = reader.decode(answer.ids)
-                if show:
+                if not made_by:
                     tqdm.write(f"==> {row.where} <==\n{text}\n")
                 if not answer.ended:
                     warn_cut(row.where, len(answer.ids))
-                records[number] = record(row, sample, answer, text, reader.made_by)
+                records[number] = record(row, sample, answer, text, made_by)
             yield from records.values()
             bar.update(len(records))
 
@@ -267,9 +267,10 @@ def run(arguments: list[str]) -> None:
         opened = replace(opened, settings=longest)
     reader = Reader(opened)
     inputs = list(enumerate(open_inputs(given.files, reader.settings)))
+    made_by = opened.fingerprint() if given.out else ""  # reads of every weight
     done, mode = {}, "xb"
     if given.resume and os.path.exists(given.out):
-        done, mode = answered(Path(given.out), reader.made_by), "ab"
+        done, mode = answered(Path(given.out), made_by), "ab"
         inputs = [(n, i) for n, i in inputs if i.where not in done]
     with writing("--out", given.out):
         target = open(given.out, mode, buffering=0) if given.out else nullcontext()
@@ -278,7 +279,7 @@ def run(arguments: list[str]) -> None:
             show_one(reader, inputs[0][1])
             return
         failed, size = 0, reader.settings.optim.batch_size
-        for line in answer_all(reader, inputs, size, show=not file):
+        for line in answer_all(reader, inputs, size, made_by):
             failed += "error" in line
             if file:
                 with writing("--out", given.out):
