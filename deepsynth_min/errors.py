@@ -36,8 +36,9 @@ def one_line(error: object, max_chars: int = 1000) -> str:
 
 
 def number_of(number: int, noun: str) -> str:
-    """1 page, 2 pages, 1,000 pages."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    """1 page, 2 pages, 1,000 pages, 2 processes."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}" + ("" if number == 1 else ending)
 
 
 _JSON_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "true or false"}

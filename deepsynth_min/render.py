@@ -30,7 +30,7 @@ from .errors import UserError, exit_code, not_utf8, number_of, read_text
 from .files.disk import check_name, write_bytes, write_text, writing
 from .model.batch import visual_tokens
 from .model.config import ModelConfig
-from .model.presets import PRESETS, find_checkpoint, shape_of
+from .model.presets import find_shape, shape_of
 from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
 from .pages.renderer import Pages, cores, fit, render_pages
@@ -176,15 +176,11 @@ def rows_parser() -> OneLineParser:
 
 def model_of(settings: Settings, run: str) -> tuple[ModelConfig, Path]:
     """(shape of the model, directory of its tokenizer); no weights are read. Raises UserError."""
-    name = settings.model.model
-    if run:
-        adapted = is_adapted(settings.model.tune)
-        folder = Path(run)
-        folder = base_of(settings, folder) if adapted else find_run_checkpoint(folder, "last")
-    elif name in PRESETS:
-        return shape_of(settings.model), EMBEDDED
-    else:
-        folder = find_checkpoint(name, settings.model.revision, weights=False)
+    if not run:
+        config, folder = find_shape(settings.model)
+        return config, folder or EMBEDDED
+    adapted, folder = is_adapted(settings.model.tune), Path(run)
+    folder = base_of(settings, folder) if adapted else find_run_checkpoint(folder, "last")
     return shape_of(settings.model, folder), folder
 
 

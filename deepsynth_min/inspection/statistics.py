@@ -32,7 +32,7 @@ from ..data.sources import Data, open_data
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files.index import Fault
-from ..model.presets import PRESETS, find_checkpoint, shape_of
+from ..model.presets import find_shape
 from ..pages.renderer import cores, line_ranges, undrawn
 from ..settings import Settings
 from .duplicates import NEAR, key, normalised, similarity, sketch
@@ -113,11 +113,7 @@ class Statistics:
 
 def sample_builder(settings: Settings) -> SampleBuilder:
     """As training makes it, from the model's configuration and tokenizer alone: no weights."""
-    name = settings.model.model
-    if name in PRESETS:
-        return SampleBuilder(settings, shape_of(settings.model), load_tokenizer())
-    directory = find_checkpoint(name, settings.model.revision, weights=False)
-    config = shape_of(settings.model, directory)
+    config, directory = find_shape(settings.model)
     return SampleBuilder(settings, config, load_tokenizer(directory))
 
 

@@ -191,8 +191,8 @@ def _epoch(statistics: Statistics, settings: Settings, processes: int) -> Sectio
         table.append((title, f"{total:,.0f}", f"{total / steps:,.0f}"))
     line = (
         f"a step has {number_of(optim.batch_size, 'sample')} x "
-        f"{number_of(optim.accumulate, 'micro-step')} x {processes} "
-        f"process{'' if processes == 1 else 'es'} = {batch:,}"
+        f"{number_of(optim.accumulate, 'micro-step')} x {number_of(processes, 'process')} = "
+        f"{batch:,}"
     )
     return Section("An epoch", [line], table)
 

@@ -162,8 +162,10 @@ def _is_described(cached: Path) -> bool:
     return all((cached / file).is_file() for file in ("config.json", "tokenizer.json"))
 
 
-def find_shape(given: ModelSettings) -> ModelConfig:
-    """`shape_of` the model that the settings name, wherever it is; its weights are not fetched."""
+def find_shape(given: ModelSettings) -> tuple[ModelConfig, Path | None]:
+    """(`shape_of` the model that the settings name, wherever it is; its directory, None of a
+    preset); its weights are not fetched."""
     if given.model in PRESETS:
-        return shape_of(given)
-    return shape_of(given, find_checkpoint(given.model, given.revision, weights=False))
+        return shape_of(given), None
+    directory = find_checkpoint(given.model, given.revision, weights=False)
+    return shape_of(given, directory), directory

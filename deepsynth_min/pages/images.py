@@ -240,7 +240,7 @@ def page_shaped_grids(most: int, page_format: PageFormat) -> list[tuple[int, int
 
 
 def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [n, H, W] -> [n, 1, side, side]: fitted, antialiased, padded with grey 127."""
+    """uint8 [n, H, W] -> [n, 1, side, side]: fitted, antialiased, padded as images are."""
     height, width = canvases.shape[1:]
     scale = side / max(height, width)
     size = (round(height * scale), round(width * scale))
@@ -248,6 +248,6 @@ def shrink_into_square(canvases: np.ndarray, side: int) -> np.ndarray:
     small = F.interpolate(large, size, mode="bicubic", antialias=True, align_corners=False)
     small = small.round().clamp(0, 255).to(torch.uint8)
     top, left = (side - size[0]) // 2, (side - size[1]) // 2
-    square = torch.full((len(canvases), 1, side, side), 127, dtype=torch.uint8)
+    square = torch.full((len(canvases), 1, side, side), PADDING[0], dtype=torch.uint8)
     square[:, :, top : top + size[0], left : left + size[1]] = small
     return square.numpy()

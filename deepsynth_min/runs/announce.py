@@ -61,10 +61,10 @@ def announce(
     print(
         f"\n{summary_table(model)}\ntrained: {settings.model.tune}; {rates_text(settings.optim)}\n"
     )
-    processes = f"{world.size} process" + ("" if world.size == 1 else "es")
+    where = f"{number_of(world.size, 'process')} on {world.device.type}"
     print(
         f"{number_of(settings.optim.max_steps, 'step')} of {number_of(global_batch, 'sample')}, "
-        f"{processes} on {world.device.type}; run directory: {directory.path}"
+        f"{where}; run directory: {directory.path}"
     )
     if global_batch > rows:
         print(

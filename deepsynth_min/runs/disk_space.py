@@ -1,4 +1,4 @@
-"""Room on the disk: what the checkpoints of a run will take, before the first one is written.
+"""Space on the disk: what the checkpoints of a run will take, before the first one is written.
 
 In: a model and its optimizer, as they will train. Out: bytes of a checkpoint, and a line about
 them; a UserError if not even one fits.
@@ -46,14 +46,13 @@ def checkpoint_bytes(
     itself; base: where config and tokenizer files lie.
     """
     parts = [optimizer_tensors(model, optimizer, scaler)]
+    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
     if model.adapter is None:
         shapes = {n: torch.empty_like(p, device="meta") for n, p in eval_model.named_parameters()}
-        types = {name: parameter.dtype for name, parameter in model.named_parameters()}
         for name, shape in shapes.items():
             parts.append(official_pieces(name, shape.to(types[name])))
     else:
-        dtype = next(p.dtype for name, p in model.named_parameters() if is_adapter(name))
-        types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        dtype = next(dtype for name, dtype in types.items() if is_adapter(name))
         views = adapter_views(eval_model) | trained_beside(eval_model)
         for name, view in views.items():
             shape = torch.empty_like(view, dtype=types.get(name, dtype), device="meta")

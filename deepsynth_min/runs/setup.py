@@ -89,7 +89,7 @@ class Training:
             config, own = self.directory.path / "config.toml", "model data val_data adapter"
             check_found(config, settings, *own.split(), "main_font", "font")
         # A wrong mode, or a model of another kind, should not wait for the rest.
-        page_side(settings.model.mode, find_shape(settings.model).page_format)
+        page_side(settings.model.mode, find_shape(settings.model)[0].page_format)
         # A data set on the hub stays at one commit: of the run's start, the same on all ranks.
         data = pinned(settings.data, before and before.data)
         text = json.dumps([data.data_revision, data.val_revision])

@@ -31,10 +31,8 @@ def better(run: Path, checkpoint: Path, metric: str) -> str:
 
 def which_checkpoint(run: Path, checkpoint: Path, metric: str) -> str:
     """The line that says which checkpoint a command took, and which one is better."""
-    line, other = (
-        f"checkpoint: {standing(run, checkpoint, metric)}",
-        better(run, checkpoint, metric),
-    )
+    line = f"checkpoint: {standing(run, checkpoint, metric)}"
+    other = better(run, checkpoint, metric)
     return f"{line}; {other}: --checkpoint best" if other else line
 
 
