@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -261,12 +262,8 @@ def _all(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start, (settings,))
     try:
-        # Ctrl-C reaches every process of a terminal: those of the pool leave it to this one.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _ctrl_c_waits():
             parts = pool.map(_measure, tasks)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield from parts
     except BrokenProcessPool:
         raise UserError(
@@ -274,6 +271,26 @@ def _all(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C counts when the block is left; processes started in it leave it to this one.
+
+    A terminal's reaches every process. Blocked here, it is blocked in those started. But another
+    thread, where it is not, may take it, and Python then runs the handler here, between the start
+    of a process and what that is told: hence the other handler.
+    """
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _tasks(split: str, rows: Sequence[Row]) -> list[tuple[str, np.ndarray]]:
