@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from deepsynth_min.model import PRESETS
-from deepsynth_min.model.config import DecoderConfig
+from deepsynth_min.model.shape.config import DecoderConfig
 
 # A decoder between the presets, for a CPU: large enough that products count, with tiny's encoder.
 MIDDLE = DecoderConfig(

@@ -33,7 +33,8 @@ from common import (
 )
 from torch import Tensor, nn
 
-from deepsynth_min.model import DeepseekOCR, encoder
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.model.encoders import sam_clip as encoder
 from deepsynth_min.pages.modes import page_side
 from deepsynth_min.training.distributed import start
 

@@ -12,7 +12,7 @@ the tests hold the formulas to that counter.
 """
 
 from deepsynth_min.model import ModelConfig
-from deepsynth_min.model.config import ClipConfig, DecoderConfig, QwenConfig, SamConfig
+from deepsynth_min.model.shape.config import ClipConfig, DecoderConfig, QwenConfig, SamConfig
 
 
 def sam_flops(config: SamConfig, side: int, as_done: bool = False) -> int:

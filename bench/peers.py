@@ -26,8 +26,8 @@ from transformers.models.unlimited_ocr import (
 )
 
 from deepsynth_min.model import DeepseekOCR, ModelConfig
-from deepsynth_min.model.config import ClipConfig, DecoderConfig, QwenConfig, SamConfig
-from deepsynth_min.model.encoder import ClipEmbeddings
+from deepsynth_min.model.encoders.sam_clip import ClipEmbeddings
+from deepsynth_min.model.shape.config import ClipConfig, DecoderConfig, QwenConfig, SamConfig
 from deepsynth_min.tuning.lora import pairs
 
 EXPERTS = ("eager", "grouped_mm")

@@ -19,7 +19,7 @@ from deepsynth_min.data.samples import collate
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.model.generation import generate
-from deepsynth_min.model.presets import TINY_READER, find_checkpoint
+from deepsynth_min.model.shape.presets import TINY_READER, find_checkpoint
 from deepsynth_min.pages import PageStyle, render_pages
 from deepsynth_min.pages.png import png
 from deepsynth_min.settings import GenerationSettings, Settings

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from deepsynth_min.model import relative_attention
+from deepsynth_min.model.encoders import relative_attention
 from deepsynth_min.training import compile as compiling
 from deepsynth_min.tuning import quant
 

@@ -14,7 +14,7 @@ import torch
 
 from .command_line import load_of_run
 from .errors import UserError, exit_code
-from .model.presets import find_checkpoint
+from .model.shape.presets import find_checkpoint
 from .options import OneLineParser
 from .publish import upload
 from .publish.official import export_adapter, export_model

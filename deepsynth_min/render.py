@@ -29,8 +29,8 @@ from .data.tokenizer import EMBEDDED, load_tokenizer
 from .errors import UserError, exit_code, not_utf8, number_of, read_text
 from .files.disk import check_name, write_bytes, write_text, writing
 from .model.batch import visual_tokens
-from .model.config import ModelConfig
-from .model.presets import find_shape, shape_of
+from .model.shape.config import ModelConfig
+from .model.shape.presets import find_shape, shape_of
 from .options import OneLineParser, change, choices_of, option_of
 from .pages.png import png
 from .pages.renderer import Pages, cores, fit, render_pages

@@ -18,7 +18,7 @@ import torch
 from small_model import SMALL
 
 from deepsynth_min.corpus import documents as corpus
-from deepsynth_min.model.config import ModelConfig
+from deepsynth_min.model.shape.config import ModelConfig
 from deepsynth_min.pages import font_file, renderer
 
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ from deepsynth_min.data.sources import open_data
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.inspection import statistics
 from deepsynth_min.inspection.strange import strangest
-from deepsynth_min.model.official_config import config_to_dict
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.official import config_to_dict
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.options import change
 from deepsynth_min.pages.scripts import complaints
 from deepsynth_min.pages.style import PageStyle
@@ -305,7 +305,9 @@ def test_of_a_model_on_the_hub_no_weights_are_fetched_until_it_trains(tmp_path, 
         assert done.returncode == 0, done.stderr
         assert "training would start" in done.stdout and "pages of 256 px" in done.stdout
         assert not list((tmp_path / "home").rglob("*.safetensors"))
-        find = "from deepsynth_min.model.presets import find_checkpoint as f; f('someone/model')"
+        find = (
+            "from deepsynth_min.model.shape.presets import find_checkpoint as f; f('someone/model')"
+        )
         assert command(server, tmp_path, "-c", find).returncode == 0
         assert list((tmp_path / "home").rglob("*.safetensors"))
 
@@ -324,7 +326,9 @@ def test_a_model_of_another_kind_on_the_hub_is_refused_before_its_weights_are_fe
     files = {"config.json": json.dumps(config).encode(), "model.safetensors": b"large"}
     with running_hub() as server:
         server.repositories["someone/other"], server.private["someone/other"] = files, False
-        find = "from deepsynth_min.model.presets import find_checkpoint as f; f('someone/other')"
+        find = (
+            "from deepsynth_min.model.shape.presets import find_checkpoint as f; f('someone/other')"
+        )
         done = command(server, tmp_path, "-c", find)
         line = (
             f"someone/other: config.json: a {kind} model ({architecture}); this trains DeepSeek-OCR"

@@ -12,8 +12,8 @@ from small_model import SMALL
 from deepsynth_min import evaluate, export, generate
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.official_config import config_from_dict, config_from_file, config_to_dict
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.official import config_from_dict, config_from_file, config_to_dict
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.model.weights import official_views
 
 WINDOW = 8

@@ -12,7 +12,7 @@ from commands import python, words
 from deepsynth_min import settings as S
 from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
-from deepsynth_min.model.presets import PRESETS, SHIPPED
+from deepsynth_min.model.shape.presets import PRESETS, SHIPPED
 from deepsynth_min.pages.modes import MODES
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import pytest
 
 from deepsynth_min import command_line, export, settings as S
 from deepsynth_min.errors import UserError
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.options import option_of, to_toml
 from deepsynth_min.other_names import OTHER_NAMES
 from deepsynth_min.pages.modes import PageFormat, page_side

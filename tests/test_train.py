@@ -17,7 +17,7 @@ from small_model import SMALL
 
 from deepsynth_min import evaluate, train
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 
 QUICK = (
     "--model tiny --batch-size 2 --val-samples 4 --log-every 1 --answer-samples 1 "

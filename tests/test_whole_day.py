@@ -34,7 +34,7 @@ from deepsynth_min.data.sources import open_files
 from deepsynth_min.data.tokenizer import load_tokenizer, special_ids
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import find_checkpoint
+from deepsynth_min.model.shape.presets import find_checkpoint
 from deepsynth_min.training import checkpoint
 from deepsynth_min.training.stopping import STOPPING
 from deepsynth_min.tuning.adapter import base_digest, load_adapter

@@ -15,7 +15,7 @@ from ..errors import UserError, not_utf8
 from ..options import change
 from ..pages.images import is_image
 from ..settings import Settings
-from .formats import kind_of
+from .formats.readers import kind_of
 from .row import Row
 from .sources import open_files
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, find_file, json_kind, not_utf8, number_of
-from . import chat
-from .columns import Columns, is_image
+from .formats import chat
+from .formats.columns import Columns, is_image
 
 PLACEHOLDER = "<image>"  # where other trainers' prompts have the page
 

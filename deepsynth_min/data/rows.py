@@ -1,6 +1,6 @@
 """Data files -> rows: checked and indexed once, then read one at a time.
 
-In: data files of one kind (formats.py, parquet.py). Out: a sequence of `Row`s, and the faults: rows
+In: data files of one kind (formats/). Out: a sequence of `Row`s, and the faults: rows
 that cannot be used, each with its place and the reason.
 
 The one idea: the file stays on disk. One pass finds which field is what, checks every row and notes
@@ -22,10 +22,10 @@ from ..corpus.families import documents
 from ..errors import UserError
 from ..files.index import Fault, row_index
 from ..settings import DataSettings
-from .columns import SAMPLE, SAMPLE_FILES, Columns, choose, find_columns
-from .formats import BadValue, Reader, kind_of, open_reader
+from .formats.columns import SAMPLE, SAMPLE_FILES, Columns, choose, find_columns
+from .formats.parquet import GroupCache, ParquetReader
+from .formats.readers import BadValue, Reader, kind_of, open_reader
 from .order import Mixture, Permutation
-from .parquet import GroupCache, ParquetReader
 from .row import Place, Row, RowError, parse_row
 
 LISTED = 20  # faults that are shown one by one

@@ -17,8 +17,8 @@ import torch
 
 from ..errors import UserError, number_of
 from ..model.batch import Batch, visual_tokens
-from ..model.config import ModelConfig
 from ..model.loss import IGNORE
+from ..model.shape.config import ModelConfig
 from ..pages.font import FontChain
 from ..pages.images import cut_tiles, open_images, page_shaped_grids, prepare, shrink_into_square
 from ..pages.modes import page_side

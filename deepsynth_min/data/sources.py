@@ -20,7 +20,7 @@ from ..files.download import fetch_data, files_of, is_hub_id
 from ..files.index import Fault
 from ..files.splits import SYNONYMS, choose_split, named_after, splits_of
 from ..settings import DataSettings
-from .formats import KINDS, kind_of
+from .formats.readers import KINDS, kind_of
 from .order import Mixture, Permutation
 from .row import Row
 from .rows import EmbeddedRows, FileRows, View

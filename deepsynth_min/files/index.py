@@ -1,7 +1,7 @@
 """Where each row of a data file is: found once, kept on disk, mapped into memory.
 
 In: a data file and a function that goes through its rows, checks them and gives two numbers of each
-good one. Out: int64 [rows, 2], what the file's reader finds a row again by (data/formats.py), and
+good one. Out: int64 [rows, 2], what the file's reader finds a row again by (data/formats), and
 the faults: rows that cannot be used.
 
 The one idea: a file is read from end to end once, to check every row and to index where it starts;

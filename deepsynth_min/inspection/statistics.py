@@ -11,12 +11,10 @@ order: the figures do not depend on the number of processes.
 """
 
 import multiprocessing
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -33,10 +31,11 @@ from ..data.sources import Data, open_data
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..files.index import Fault
-from ..model.presets import find_shape
+from ..model.shape.presets import find_shape
 from ..pages.renderer import cores, line_ranges, undrawn
 from ..settings import Settings
 from .duplicates import NEAR, key, normalised, similarity, sketch
+from .processes import ctrl_c_waits
 
 # Of a row. length: tokens of the whole sequence; answer: those that are scored; characters: of a
 # text, drawn: those that are on its pages (both -1 without a text); missing: characters that no
@@ -262,7 +261,7 @@ def _all(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start, (settings,))
     try:
-        with _ctrl_c_waits():
+        with ctrl_c_waits():
             parts = pool.map(_measure, tasks)
         yield from parts
     except BrokenProcessPool:
@@ -271,26 +270,6 @@ def _all(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C counts when the block is left; processes started in it leave it to this one.
-
-    A terminal's reaches every process. Blocked here, it is blocked in those started. But another
-    thread, where it is not, may take it, and Python then runs the handler here, between the start
-    of a process and what that is told: hence the other handler.
-    """
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, before)
-    if came:
-        signal.raise_signal(signal.SIGINT)
 
 
 def _tasks(split: str, rows: Sequence[Row]) -> list[tuple[str, np.ndarray]]:

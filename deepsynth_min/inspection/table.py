@@ -14,7 +14,7 @@ import numpy as np
 from ..data.order import rows_per_epoch
 from ..data.rows import LISTED
 from ..errors import number_of
-from ..model.presets import PRESETS
+from ..model.shape.presets import PRESETS
 from ..pages.scripts import mends_missing, mends_unshaped, script_of, shown_character
 from ..settings import Settings
 from .duplicates import NEAR

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import DecoderConfig
 from .rotary import rotate
+from .shape.config import DecoderConfig
 
 CHUNK = 512  # tokens of an answer that attend in one call, at least, where there is a window
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention, KVCache, causal_mask, window_mask
-from .config import DecoderConfig
 from .experts import Experts
 from .norm import RMSNorm
 from .rotary import rotary_tables
+from .shape.config import DecoderConfig
 
 
 class MLP(nn.Module):

@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from .attention import KVCache
 from .batch import Batch
-from .config import ModelConfig
 from .decoder import DecoderLayer, Layout, Router, decode
-from .encoder import ClipEncoder, Projector, SamAttention, SamEncoder
+from .encoders.query_encoder import QueryEncoder
+from .encoders.sam_clip import ClipEncoder, Projector, SamAttention, SamEncoder
 from .experts import Experts
 from .loss import chunked_cross_entropy
 from .norm import RMSNorm
-from .official_config import config_from_file
-from .presets import find_checkpoint
-from .query_encoder import QueryEncoder
+from .shape.config import ModelConfig
+from .shape.official import config_from_file
+from .shape.presets import find_checkpoint
 from .weights import PackedWeight, is_adapter, load_weights
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from .config import DecoderConfig
+from .shape.config import DecoderConfig
 
 CPU_LOOP_WORK = 2**22  # multiplications of an expert that are worth a dozen calls from Python
 

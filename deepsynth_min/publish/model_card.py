@@ -14,7 +14,7 @@ from pathlib import Path
 from ..data.row import PLACEHOLDER, prompt_after_pages
 from ..data.samples import SampleBuilder
 from ..files.download import is_hub_id
-from ..model.presets import TINY_READER
+from ..model.shape.presets import TINY_READER
 from ..pages.font_file import EMBEDDED
 from ..runs.recorded import FILE
 from ..runs.taken import better, standing

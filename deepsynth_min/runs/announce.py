@@ -20,7 +20,7 @@ from ..errors import UserError, number_of, one_line
 from ..evaluation import ablations
 from ..evaluation.figures import best_beside_last
 from ..model.deepseek_ocr import summary_table
-from ..model.presets import PRESETS, find_checkpoint
+from ..model.shape.presets import PRESETS, find_checkpoint
 from ..pages.scripts import complaints, kerning_complaint
 from ..pages.style import PageStyle
 from ..reports.answers import pairs

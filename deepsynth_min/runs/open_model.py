@@ -21,7 +21,7 @@ from ..data.samples import SampleBuilder
 from ..data.tokenizer import load_tokenizer
 from ..errors import UserError
 from ..model.deepseek_ocr import DeepseekOCR
-from ..model.presets import PRESETS, find_checkpoint
+from ..model.shape.presets import PRESETS, find_checkpoint
 from ..options import OneLineParser, change
 from ..settings import Settings
 from ..training.build import build_base, load_run_model, quant_config, usual_answers

@@ -32,7 +32,7 @@ from ..data.samples import SampleBuilder
 from ..data.sources import weighted
 from ..errors import UserError, read_text
 from ..files.disk import append_whole, undo_all_unfinished, write_bytes, write_text, writing
-from ..model.presets import PRESETS
+from ..model.shape.presets import PRESETS
 from ..pages.font_file import parse
 from ..pages.png import png
 from ..reports import page as report

@@ -19,7 +19,7 @@ from ..config_file import is_run, read
 from ..data.sources import Data
 from ..errors import UserError, one_line
 from ..files.download import is_hub_id
-from ..model.presets import PRESETS, find_checkpoint
+from ..model.shape.presets import PRESETS, find_checkpoint
 from ..model.weights import stored
 from ..options import option_of
 from ..pages.font_file import font_digest

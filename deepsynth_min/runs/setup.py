@@ -25,7 +25,7 @@ from ..errors import UserError, number_of
 from ..evaluation.evaluator import Evaluator, check_held_out, check_patience
 from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
-from ..model.presets import find_shape
+from ..model.shape.presets import find_shape
 from ..options import change
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks

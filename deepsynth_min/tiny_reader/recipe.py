@@ -33,7 +33,7 @@ from ..files.disk import whole_directory
 from ..model.batch import Batch
 from ..model.deepseek_ocr import DeepseekOCR
 from ..model.loss import IGNORE
-from ..model.presets import TINY_READER_CONFIG
+from ..model.shape.presets import TINY_READER_CONFIG
 from ..options import change
 from ..settings import Settings
 from ..training import checkpoint

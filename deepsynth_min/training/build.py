@@ -19,7 +19,7 @@ from ..data.tokenizer import EMBEDDED
 from ..errors import UserError
 from ..files.disk import whole_directory
 from ..model.deepseek_ocr import DeepseekOCR
-from ..model.presets import PRESETS, TINY_READER, find_checkpoint, shape_of
+from ..model.shape.presets import PRESETS, TINY_READER, find_checkpoint, shape_of
 from ..model.weights import load_weights
 from ..options import change
 from ..settings import ModelSettings, OptimSettings, Settings

@@ -35,7 +35,7 @@ from torch import nn
 
 from ..errors import UserError, read_json
 from ..files.disk import whole_directory
-from ..model.official_config import config_from_file, config_to_dict, with_attention
+from ..model.shape.official import config_from_file, config_to_dict, with_attention
 from ..model.weights import (
     check_names,
     fill,

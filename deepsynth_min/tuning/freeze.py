@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..model.deepseek_ocr import ENCODER, part_of
-from ..model.query_encoder import query_name
+from ..model.encoders.query_encoder import query_name
 from ..model.weights import local_part, tensor_digest
 
 _DECODER = {"embedding", "decoder", "routed experts", "head"}

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.model.decoder import Layout, decode
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.training.checkpoint import save_model
 
 BENCH = Path(__file__).parents[2] / "bench"

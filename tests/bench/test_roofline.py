@@ -16,8 +16,8 @@ from pretend import CUDA, on_paper
 from small_model import SMALL
 from torch import nn
 
-from deepsynth_min.model import encoder
-from deepsynth_min.model.encoder import SamBlock
+from deepsynth_min.model.encoders import sam_clip as encoder
+from deepsynth_min.model.encoders.sam_clip import SamBlock
 from deepsynth_min.model.experts import Experts
 
 RECORDED = json.loads(Path(__file__).with_name("paper.json").read_text("utf-8"))

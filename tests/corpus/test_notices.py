@@ -15,7 +15,7 @@ from deepsynth_min.data.samples import SampleBuilder
 from deepsynth_min.data.sources import open_data
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.errors import UserError
-from deepsynth_min.model.presets import SHIPPED, TINY_READER_CONFIG
+from deepsynth_min.model.shape.presets import SHIPPED, TINY_READER_CONFIG
 from deepsynth_min.settings import DataSettings, Settings
 
 TRAIN, HELD_OUT = notices.documents("train"), notices.documents("val")

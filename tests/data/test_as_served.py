@@ -14,7 +14,7 @@ from deepsynth_min.data.row import Row, RowError, prompt_after_pages
 from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import EMBEDDED, decode, encode, load_tokenizer
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.options import change
 from deepsynth_min.settings import Settings
 

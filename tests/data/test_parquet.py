@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from deepsynth_min.corpus import documents as corpus
-from deepsynth_min.data import parquet
+from deepsynth_min.data.formats import parquet
 from deepsynth_min.data.sources import open_files, open_rows
 from deepsynth_min.errors import UserError
 from deepsynth_min.files import index

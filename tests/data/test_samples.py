@@ -11,8 +11,8 @@ from deepsynth_min.data.rows import EmbeddedRows, View
 from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import encode, load_tokenizer
 from deepsynth_min.errors import UserError
-from deepsynth_min.model.config import TextConfig
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.config import TextConfig
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.options import change
 from deepsynth_min.settings import Settings
 

@@ -2,7 +2,13 @@
 
 from dataclasses import replace
 
-from deepsynth_min.model.config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfig
+from deepsynth_min.model.shape.config import (
+    ClipConfig,
+    DecoderConfig,
+    ModelConfig,
+    QwenConfig,
+    SamConfig,
+)
 
 # A quarter of `tiny`: every kind of layer once, the embedded tokenizer's vocabulary.
 SMALL = ModelConfig(

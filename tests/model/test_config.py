@@ -9,8 +9,8 @@ from golden import GOLDEN
 from small_model import SMALL_2
 
 from deepsynth_min.errors import UserError, one_line
-from deepsynth_min.model.official_config import config_from_dict, config_from_file, config_to_dict
-from deepsynth_min.model.presets import PRESETS, TINY_READER_CONFIG
+from deepsynth_min.model.shape.official import config_from_dict, config_from_file, config_to_dict
+from deepsynth_min.model.shape.presets import PRESETS, TINY_READER_CONFIG
 
 SAM, CLIP = "vision_config/width/sam_vit_b/", "vision_config/width/clip-l-14-224/"
 LANGUAGE = "language_config/"

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from deepsynth_min.model.attention import KVCache, attend, attention
-from deepsynth_min.model.config import DecoderConfig
 from deepsynth_min.model.decoder import DecoderLayer, Layout, RMSNorm, Router, balance_term, decode
 from deepsynth_min.model.experts import (
     Experts,
@@ -18,6 +17,7 @@ from deepsynth_min.model.experts import (
 )
 from deepsynth_min.model.norm import rms_norm
 from deepsynth_min.model.rotary import apply_rotary, rotary_tables, rotate
+from deepsynth_min.model.shape.config import DecoderConfig
 
 CONFIG = DecoderConfig(
     vocab_size=64,

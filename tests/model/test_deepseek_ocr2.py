@@ -12,8 +12,13 @@ from small_model import SMALL_2
 
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
-from deepsynth_min.model.presets import PRESETS
-from deepsynth_min.model.query_encoder import QueryEncoder, _attend, prefix_attention, prefix_mask
+from deepsynth_min.model.encoders.query_encoder import (
+    QueryEncoder,
+    _attend,
+    prefix_attention,
+    prefix_mask,
+)
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.model.weights import official_views
 
 peers = pytest.importorskip("peers", reason="transformers is not installed")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from deepsynth_min.model import encoder, relative_attention as forms
+from deepsynth_min.model.encoders import relative_attention as forms, sam_clip as encoder
 
 
 @pytest.mark.parametrize("piece", (1, 1500, 4000, 2**24))  # a row, some rows, some pages, all

@@ -11,8 +11,8 @@ from deepsynth_min.model.decoder import Layout
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
 from deepsynth_min.model.generation import greedy
 from deepsynth_min.model.loss import chunked_cross_entropy
-from deepsynth_min.model.official_config import config_from_dict, config_to_dict
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.official import config_from_dict, config_to_dict
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.model.weights import official_views
 
 

@@ -7,8 +7,9 @@ from gpu_branch import GpuBranch
 from small_steps import build, ragged_batch, step
 from torch.nn.attention.flex_attention import flex_attention
 
-from deepsynth_min.model import experts, loss, norm, relative_attention, rotary
+from deepsynth_min.model import experts, loss, norm, rotary
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
+from deepsynth_min.model.encoders import relative_attention
 from deepsynth_min.tuning.lora import LoraPair
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import find_checkpoint
+from deepsynth_min.model.shape.presets import find_checkpoint
 from deepsynth_min.model.weights import load_weights, official_views, save_weights
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deepsynth_min.errors import UserError
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.pages.images import MAX_PIXELS, choose_grid, cut_tiles, open_images, prepare
 from deepsynth_min.pages.modes import PageFormat
 

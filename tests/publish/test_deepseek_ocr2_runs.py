@@ -23,7 +23,7 @@ from deepsynth_min.data.sources import open_data
 from deepsynth_min.data.tokenizer import load_tokenizer, special_ids
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.model.weights import official_views
 from deepsynth_min.tuning.adapter import base_digest, load_adapter
 from deepsynth_min.tuning.lora import Base

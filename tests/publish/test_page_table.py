@@ -18,7 +18,7 @@ from deepsynth_min import render
 from deepsynth_min.data.samples import SampleBuilder
 from deepsynth_min.data.sources import open_all
 from deepsynth_min.data.tokenizer import EMBEDDED, load_tokenizer
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.options import change
 from deepsynth_min.pages.renderer import render_pages
 from deepsynth_min.publish import page_table

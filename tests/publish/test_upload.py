@@ -40,7 +40,7 @@ FETCH = """
 import sys
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.model.weights import tensor_digest
-from deepsynth_min.model.presets import find_checkpoint
+from deepsynth_min.model.shape.presets import find_checkpoint
 for revision in sys.argv[2:]:
     print(find_checkpoint(sys.argv[1], revision).name, flush=True)
 model = DeepseekOCR.from_pretrained(sys.argv[1])

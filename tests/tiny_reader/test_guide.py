@@ -10,7 +10,7 @@ from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import SHIPPED, TINY_READER_CONFIG
+from deepsynth_min.model.shape.presets import SHIPPED, TINY_READER_CONFIG
 from deepsynth_min.pages.renderer import line_ranges, render_pages
 from deepsynth_min.settings import Settings
 from deepsynth_min.tiny_reader.guide import HEADS, Guide, copied

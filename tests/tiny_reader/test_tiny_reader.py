@@ -14,8 +14,13 @@ from deepsynth_min.data.tokenizer import letter_tokenizer, load_tokenizer, token
 from deepsynth_min.evaluation.text_metrics import character_error_rate
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.loss import IGNORE
-from deepsynth_min.model.official_config import config_from_file
-from deepsynth_min.model.presets import SHIPPED, TINY_READER, TINY_READER_CONFIG, find_checkpoint
+from deepsynth_min.model.shape.official import config_from_file
+from deepsynth_min.model.shape.presets import (
+    SHIPPED,
+    TINY_READER,
+    TINY_READER_CONFIG,
+    find_checkpoint,
+)
 from deepsynth_min.options import change
 from deepsynth_min.pages.renderer import render_pages
 from deepsynth_min.settings import Settings

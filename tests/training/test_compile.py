@@ -10,7 +10,7 @@ from small_steps import assert_equal, build, ragged_batch, step
 from torch.nn.attention.flex_attention import flex_attention
 
 from deepsynth_min import train
-from deepsynth_min.model import relative_attention
+from deepsynth_min.model.encoders import relative_attention
 from deepsynth_min.settings import Settings
 from deepsynth_min.training import compile as compiling
 from deepsynth_min.training.compile import compile_parts

@@ -11,7 +11,7 @@ from deepsynth_min import train
 from deepsynth_min.command_line import parse
 from deepsynth_min.model.batch import Batch
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.training import feature_cache as features
 from deepsynth_min.training.feature_cache import FeatureCache, keyed
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.model.weights import official_views
 from deepsynth_min.tuning.adapter import (
     CONFIG,

@@ -5,7 +5,7 @@ import torch
 from small_steps import build, ragged_batch, step
 
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.training.optim import make_adamw
 from deepsynth_min.training.precision import set_parameter_types
 from deepsynth_min.tuning import freeze
@@ -56,9 +56,12 @@ def test_all_but_sam_trains_what_all_trains_and_no_parameter_of_sam(preset):
     assert rows["SAM"][1] == 0 and 0 < rows[second][1] <= rows[second][0]
 
 
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 2e-6), ("bf16", 0.06)])
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("bf16", 0.06)])
 def test_with_sam_frozen_the_gradients_are_those_of_all(small_config, precision, tolerance):
-    """In bf16 the frozen half is held and computed with in bf16, what trains in float32."""
+    """In bf16 the frozen half is held and computed with in bf16, what trains in float32.
+
+    The frozen half takes other kernels, which round otherwise on each processor: 2.01e-6 apart on
+    an Intel Xeon, less on an AMD EPYC."""
     found, autocast = {}, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     for tune in ("all", "all-but-sam"):
         model = build(small_config, tune)

@@ -11,7 +11,7 @@ from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
 from deepsynth_min.model.experts import mixture_of_experts
 from deepsynth_min.model.generation import greedy
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.training.optim import make_adamw
 from deepsynth_min.tuning import freeze
 from deepsynth_min.tuning.adapted_product import adapted_product

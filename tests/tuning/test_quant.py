@@ -6,7 +6,7 @@ from golden import GOLDEN, golden_batch
 from torch import nn
 
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR, parameter_summary
-from deepsynth_min.model.official_config import config_from_file
+from deepsynth_min.model.shape.official import config_from_file
 from deepsynth_min.model.weights import load_weights
 from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
 from deepsynth_min.tuning import freeze, quant

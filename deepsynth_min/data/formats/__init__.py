@@ -1,0 +1,1 @@
+"""Data files as people have them -> rows of named values."""

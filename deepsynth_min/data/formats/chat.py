@@ -10,7 +10,7 @@ conversation of one question and one answer is read, and any other is named and 
 
 from typing import Any
 
-from ..errors import json_kind
+from ...errors import json_kind
 
 USERS = ("user", "human")
 ASSISTANTS = ("assistant", "gpt", "model", "bot")

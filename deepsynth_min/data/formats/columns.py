@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..settings import DataSettings
+from ...settings import DataSettings
 
 TEXTS = ("text", "document", "article", "context", "content", "input", "source")
 ANSWERS = (

@@ -1,7 +1,7 @@
 """Parquet files -> the values of rows: read by row group, a few groups in memory, in any order.
 
 In: a .parquet file and the columns that rows are made of; images are bytes, a path, or the hub's
-{bytes, path}, one or a list. Out: the reader that formats.py describes; a row's two numbers are its
+{bytes, path}, one or a list. Out: the reader that readers.py describes; a row's two numbers are its
 own and its size in bytes.
 
 The one idea: the smallest thing that Parquet gives is a row group, so decoded groups are kept, the
@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, find_file
+from ...errors import UserError, find_file
 from .columns import Columns
-from .formats import BadValue, Found
+from .readers import BadValue, Found
 
 CACHE_BYTES = 256 * 2**20  # of decoded row groups, per process
 LARGEST_GROUP = 2**30  # bytes, decoded
@@ -256,7 +256,7 @@ class GroupCache:
 
 
 class ParquetReader:
-    """One file of a GroupCache as formats.py wants it."""
+    """One file of a GroupCache as readers.py wants it."""
 
     def __init__(self, groups: GroupCache, number: int):
         self.groups, self.number, self.path = groups, number, groups.paths[number]

@@ -26,8 +26,8 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import UserError, json_kind, looks_like_utf16, not_utf8, number_of
-from ..files.unpack import PACKED, unpacked
+from ...errors import UserError, json_kind, looks_like_utf16, not_utf8, number_of
+from ...files.unpack import PACKED, unpacked
 
 TABLES = (".csv", ".tsv")
 PLAIN = (".jsonl", ".json", ".ndjson", *TABLES)

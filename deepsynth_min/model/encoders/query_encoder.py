@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import QwenConfig
-from .decoder import MLP
-from .norm import RMSNorm
-from .rotary import rotary_tables, rotate
+from ..decoder import MLP
+from ..norm import RMSNorm
+from ..rotary import rotary_tables, rotate
+from ..shape.config import QwenConfig
 
 
 def prefix_mask(prefix: int, length: int) -> Tensor:

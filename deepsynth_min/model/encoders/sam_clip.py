@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ClipConfig, ModelConfig, SamConfig
+from ..shape.config import ClipConfig, ModelConfig, SamConfig
 from .relative_attention import (
     attend_by_score,
     attend_in_pieces,

@@ -1,4 +1,4 @@
-"""The shape of a model, as dataclasses; official_config.py reads and writes them as config.json.
+"""The shape of a model, as dataclasses; official.py reads and writes them as config.json.
 
 In: a checkpoint's config.json, or a preset's name. Out: a frozen `ModelConfig`; every module of the
 model is built from it and from nothing else.
@@ -11,9 +11,9 @@ The letters in the shape comments of the whole package are explained in deepsynt
 
 from dataclasses import dataclass, field, replace
 
-from ..errors import UserError
-from ..pages.modes import PageFormat
-from .config_limits import check_numbers
+from ...errors import UserError
+from ...pages.modes import PageFormat
+from .limits import check_numbers
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ In: a section of the configuration. Out: nothing, or a UserError naming the offi
 
 from dataclasses import fields
 
-from ..errors import UserError
+from ...errors import UserError
 
 # Other names that our fields have in the official file.
 _OFFICIAL = {

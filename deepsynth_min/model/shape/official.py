@@ -10,8 +10,8 @@ honoured or refused, never ignored. What is no model of the family is refused by
 from dataclasses import asdict
 from pathlib import Path
 
-from ..config_file import is_run
-from ..errors import UserError, read_json
+from ...config_file import is_run
+from ...errors import UserError, read_json
 from .config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfig, TextConfig
 
 FAMILY = "DeepSeek-OCR, Unlimited-OCR and DeepSeek-OCR-2"

@@ -10,11 +10,11 @@ builds.
 import os
 from pathlib import Path
 
-from ..errors import UserError
-from ..files.download import fetch
-from ..settings import ModelSettings
+from ...errors import UserError
+from ...files.download import fetch
+from ...settings import ModelSettings
 from .config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfig, TextConfig
-from .official_config import config_from_file
+from .official import config_from_file
 
 # The name of the model that comes with the package: it learned to read from nothing on a CPU,
 # letter by letter (tiny_reader/). Its vocabulary is that of tokenizer.letter_tokenizer; no more
@@ -113,7 +113,7 @@ def shape_of(given: ModelSettings, directory: Path | None = None) -> ModelConfig
         raise UserError(f"--attention-window, --context: {error}") from None
 
 
-SHIPPED = Path(__file__).parents[1] / "tiny_reader" / "weights"
+SHIPPED = Path(__file__).parents[2] / "tiny_reader" / "weights"
 
 
 def find_checkpoint(

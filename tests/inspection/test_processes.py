@@ -1,4 +1,4 @@
-"""Rows read by several processes."""
+"""Processes that read rows, and Ctrl-C."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from deepsynth_min.inspection.statistics import _ctrl_c_waits
+from deepsynth_min.inspection.processes import ctrl_c_waits
 
 
 def test_ctrl_c_taken_by_another_thread_waits_until_processes_are_started():
@@ -16,7 +16,7 @@ def test_ctrl_c_taken_by_another_thread_waits_until_processes_are_started():
     done = False
     try:
         with pytest.raises(KeyboardInterrupt):
-            with _ctrl_c_waits():
+            with ctrl_c_waits():
                 os.kill(os.getpid(), signal.SIGINT)
                 for _ in range(1000):  # Python runs handlers between instructions
                     pass
