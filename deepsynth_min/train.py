@@ -1,8 +1,6 @@
-"""The loop: batches -> loss -> gradients -> parameters -> checkpoints.
+"""`python -m deepsynth_min.train`: fine-tunes a model; torchrun -m: on several processes.
 
-    python -m deepsynth_min.train [--setting value ...]
-    torchrun --standalone --nproc-per-node N -m deepsynth_min.train [--setting value ...]
-
+The loop: batches -> loss -> gradients -> parameters -> checkpoints.
 `train` is the loop, `train_step` one optimizer step; what a run is made of, in the order in which
 it is made, is runs/setup.py.
 
