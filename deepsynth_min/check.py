@@ -33,13 +33,15 @@ def parser() -> OneLineParser:
     out = command_line.make_parser(
         "python -m deepsynth_min.check",
         "Reads all data as training would and says what is in it: bad rows, sizes, characters that "
-        "no font has, duplicates, steps of an epoch. Takes the options of a training; --workers "
-        "is here how many processes read (by default as many as cores, for enough rows).",
+        "no font has, duplicates, steps of an epoch. Takes the options of a training, so that its "
+        "command line is checked by changing one word; those about saving and logging do nothing.",
     )
-    out.usage = "python -m deepsynth_min.check --data X [--html FILE] [--setting value ...]"
+    out.usage = "python -m deepsynth_min.check [--data X] [--html FILE] [--setting value ...]"
+    workers = next(a for a in out._actions if a.dest == "workers")
+    workers.help = "processes that read (default: as many as cores, if there are rows for them)"
     group = out.add_argument_group("this command")
     group.add_argument(
-        "--processes", metavar="N", type=int, help="of the training, e.g. GPUs (default: 1)"
+        "--processes", metavar="N", type=int, help="GPUs that the training will have (default: 1)"
     )
     group.add_argument(
         "--html", metavar="FILE", help=f"where the page goes; none: no page (default: {PAGE})"

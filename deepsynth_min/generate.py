@@ -243,7 +243,7 @@ def parser() -> options.OneLineParser:
     add(
         "--out", metavar="FILE", default="", help="write the answers as JSON lines to this new file"
     )
-    text = "an answer ends here at the latest (default: where the context does)"
+    text = "tokens of an answer at most (default: what the context leaves)"
     add("--max-new-tokens", metavar="N", type=int, help=text)
     text = "go on in an --out that is there, of the same model and settings; documents are known "
     text += "by their names"

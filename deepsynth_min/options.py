@@ -180,9 +180,12 @@ def about_fixed(concerns: dict[str, type]) -> str:
     every = [f for concern in concerns.values() for f in fields(concern)]
     kept = ", ".join(option_of(f.name) for f in every if f.metadata["is_fixed"])
     return (
-        "A resumed run keeps what it stands on, and is refused with another value of: "
+        "What decides a run's samples, loss and optimizer state stays when it is resumed; another "
+        "value is refused of: "
         f"{kept}; and with another global batch (--batch-size x --accumulate x processes). Files "
-        "and models may move: what is in them must be the same. All else may change."
+        "and models may move, but not change: models, adapters and fonts are compared by all they "
+        "hold, data by the number of rows, each file's size and its first and last 64 KiB. "
+        "All else may change."
     )
 
 

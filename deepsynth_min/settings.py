@@ -3,8 +3,9 @@
 In: nothing. Out: `Settings` with their defaults; command_line.py makes those that were asked for.
 
 The one idea: the dataclasses below are the only place where a setting is declared, with its help
-and its limits; command line and TOML are made from them (options.py). What a run stands on is
-`fixed` when it is resumed, its samples, its loss, its optimizer's state; the rest is `free`.
+and its limits; command line and TOML are made from them (options.py). A setting
+that decides a run's samples, loss or optimizer state is `fixed`: a resumed run must keep it. The
+rest is `free`.
 """
 
 from dataclasses import dataclass, field, fields
@@ -32,8 +33,8 @@ class ModelSettings:
         "tiny-reader, a checkpoint directory or a hub id; random weights: tiny, tiny-2, "
         "tiny-unlimited, deepseek-ocr, deepseek-ocr-2, unlimited-ocr",
     )
-    mode: str = fixed("auto", "page: tiny|small|base|large|gundam, a multiple of 64 px, or auto")
-    revision: str = fixed("", "of a hub id: branch, tag or commit; empty: the default branch")
+    mode: str = fixed("auto", "page size: tiny|small|base|large|gundam, a multiple of 64 px; auto")
+    revision: str = fixed("", "--model's branch, tag or commit on the hub; empty: the default")
     attention_window: int = fixed(
         0, "tokens of its answer that a token sees, as in Unlimited-OCR; 0: as config.json says", 0
     )
@@ -60,7 +61,7 @@ class DataSettings:
     data_subset: str = fixed("", "subset (configuration) of a data set that has several")
     data_split: str = fixed("", "split that trains; empty: train, or all of a set without splits")
     data_revision: tuple[str, ...] = fixed(
-        (), "of hub ids: branch, tag or commit of each; empty: the default branch"
+        (), "each --data's branch, tag or commit on the hub; empty: the default"
     )
     val_revision: str = fixed("", "the same for a hub id in --val-data")
     val_fraction: float = fixed(
@@ -72,7 +73,9 @@ class DataSettings:
     image_field: str = fixed("", "field with the image or images; empty: found by its name")
     summary_field: str = fixed("", "field with the answer; empty: found by its name")
     instruction_field: str = fixed("", "field with a row's instruction; empty: found by its name")
-    page_from: Literal["text", "image"] = fixed("text", "the page of rows with both, and answers")
+    page_from: Literal["text", "image"] = fixed(
+        "text", "page of a row that has a text, an image and an answer"
+    )
     instruction: str = fixed(
         "Summarize the document in one sentence.",
         "prompt after the page; a leading <image> is left out",
@@ -125,8 +128,8 @@ class PageSettings:
     invert: bool = fixed(False, "white text on black")
     on_missing: Literal["box", "error"] = fixed("box", "for characters that no font has")
     max_pages: int = fixed(0, "pages per document; 0: as many as the text needs", 0)
-    overflow: Literal["error", "truncate", "shrink"] = fixed("error", "if max_pages are too few")
-    max_tiles: int = fixed(0, "gundam: most tiles of a page; 0: as served, 6 or 32", 0, 32)
+    overflow: Literal["error", "truncate", "shrink"] = fixed("error", "if --max-pages is too few")
+    max_tiles: int = fixed(0, "gundam: tiles of a page at most; 0: 6, with a window 32", 0, 32)
     fit: Literal["auto", "pad", "stretch"] = fixed(
         "auto", "images become square by grey edges, or stretched; auto: stretched up to 640 px"
     )
@@ -193,20 +196,21 @@ class OptimSettings:
     )
     compile: bool = free(
         False,
-        "torch.compile encoder blocks, norms, MLPs and experts; first steps take minutes; on "
-        "paper, for an H100, a step of 102 ms takes 11 less",
+        "torch.compile encoder blocks, norms, MLPs and experts; first steps take minutes; "
+        "computed for an H100, not measured: a LoRA step of 16 pages takes 92 in place of 102 ms",
     )
     flex: bool = free(
         True,
         "on a GPU with Triton, a frozen SAM's attention in one compiled kernel; the first step is "
-        "seconds longer; on paper, for an H100, a step of 126 ms takes 24 less",
+        "seconds longer; computed for an H100, not measured: a LoRA step of 16 pages takes 102 in "
+        "place of 126 ms",
     )
     max_steps: int = free(0, "optimizer steps; 0: as --epochs says", 0)
     epochs: float = free(1.0, "passes over the training data, unless --max-steps is given", 0)
     lr: float = free(
         0.0,
-        "peak learning rate; 0: of random weights 0.6 / decoder width, else of tiny-reader "
-        "1.5e-3, of adapters 1e-4, else 2e-5",
+        "peak learning rate; 0: 0.6 / decoder width for random weights, 1.5e-3 for tiny-reader, "
+        "1e-4 for adapters, else 2e-5",
         0,
     )
     lr_projector: float = free(0.0, "peak rate of the projector, if it trains; 0: as --lr", 0)
@@ -224,7 +228,9 @@ class OptimSettings:
     balance: float = fixed(0.0, "weight of the experts' load-balancing loss (official: 0.001)", 0)
     shard: bool = free(False, "shard weights, gradients and moments over the processes (FSDP2)")
     reduce: Literal["fp32", "bf16"] = free("fp32", "type in which gradients are all-reduced")
-    seed: int = fixed(0, "of new weights, order, held-out rows, dropout and answers", 0, 2**62)
+    seed: int = fixed(
+        0, "new weights, order, held-out rows, dropout and sampling follow from it", 0, 2**62
+    )
 
 
 LossMetric = Literal["loss", "reads/blank", "reads/shuffled"]
@@ -256,8 +262,8 @@ class EvaluationSettings:
 @dataclass(frozen=True)
 class GenerationSettings:
     max_new_tokens: int = free(200, "an answer ends here at the latest", 1)
-    beams: int = free(0, "width of beam search; 0: 4 for tiny-reader as it comes, else 1", 0)
-    temperature: float = free(0.0, "of sampling; 0: greedy, or beam search", 0)
+    beams: int = free(0, "width of beam search; 0: 4 for tiny-reader untrained, else 1", 0)
+    temperature: float = free(0.0, "of sampling; 0: no sampling, greedy or beam search", 0)
     top_p: float = free(1.0, "nucleus sampling: the likeliest of this total probability", 0, 1)
     no_repeat_ngram: int = free(0, "no run of so many tokens twice in an answer; 0: it may", 0)
     repeat_window: int = free(0, "look for such repeats in the last N tokens; 0: in all", 0)

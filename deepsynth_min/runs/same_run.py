@@ -1,12 +1,13 @@
-"""What a run stands on, and whether it is the same when the run is resumed.
+"""What must not change when a run is resumed, and whether it has.
 
 In: settings, rows, a checkpoint's training.json. Out: what of them a checkpoint writes down; a
 UserError with every difference in one sentence.
 
 The one idea: a resumed run is the same run. settings.py says of each setting whether it must stay
 (`fixed`). Of models, data, adapters and fonts the content must stay and the name may change: a base
-that has moved is the same base. Checkpoints of before write down less; the rest is in the
-config.toml of their run, and what is in neither is not compared.
+that has moved is the same base (of data files, `signature` in data/rows.py says what is compared).
+Checkpoints of before write down less; the rest is in the config.toml of their run, and what is in
+neither is not compared.
 """
 
 import hashlib
@@ -84,7 +85,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 class Before:
-    """What a checkpoint, or else the config.toml of its run, says that the run stands on."""
+    """What a checkpoint, or else the config.toml of its run, says that must not change."""
 
     def __init__(self, checkpoint: Path):
         """Raises UserError for a training.json that is not as it was written."""

@@ -119,7 +119,7 @@ class Training:
             self._check_same_run(found)
 
     def _check_same_run(self, path: Path) -> None:
-        """Raises UserError if the checkpoint is of a run that stands on something else."""
+        """Raises UserError if the checkpoint is of another run."""
         before, resume = same_run.Before(path), self.settings.run.resume
         there = same_run.contents(self.settings, self.directory.path, self.data, before.model)
         where = f"--out {self.directory.path}" if resume == "auto" else f"--resume {path}"
