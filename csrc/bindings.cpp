@@ -173,10 +173,12 @@ public:
         return out;
     }
 
-    void indent(size_t i, size_t line, int pixels) {
+    // Line `line` of text i is of a right-to-left paragraph.
+    void from_right(size_t i, size_t line) {
         check(i);
         if (line >= plan_.text(i).layout.lines.size()) throw py::index_error("line");
-        plan_.text(i).layout.lines[line].indent = pixels;
+        Line& moved = plan_.text(i).layout.lines[line];
+        moved.indent = start_from_right(moved, plan_.frame().measure, plan_.frame().align);
     }
 
     Replay replay() { return Replay(plan_); }
@@ -196,9 +198,9 @@ Frame make_frame(const py::kwargs& fields) {
         if (!fields.contains(name)) throw py::value_error(std::string("frame lacks ") + name);
         return fields[name].cast<int64_t>();
     };
-    const auto small = [&](const char* name, int64_t low) {
+    const auto small = [&](const char* name, int64_t low, int64_t most = 1 << 16) {
         const int64_t value = take(name);
-        if (value < low || value > 1 << 16)
+        if (value < low || value > most)
             throw py::value_error(std::string(name) + " out of range");
         return static_cast<int>(value);
     };
@@ -211,15 +213,20 @@ Frame make_frame(const py::kwargs& fields) {
     f.columns = small("columns", 1);
     f.column_step = small("column_step", 0);
     f.lines_per_column = small("lines_per_column", 1);
-    f.justify = take("justify") != 0;
-    f.invert = take("invert") != 0;
-    f.kerning = take("kerning") != 0;
-    f.measure = Measure{take("limit"), take("tab"), take("gap"), take("hyphen")};
+    f.align = static_cast<Align>(small("align", kLeft, kJustify));
+    f.ink = small("ink", 0, 255);
+    f.paper = small("paper", 0, 255);
+    f.spaced = take("spaced") != 0;
+    f.measure = Measure{take("limit"),  take("tab"),       take("gap"),
+                        take("hyphen"), take("spacing"),   small("first", 0),
+                        small("hanging", 0)};
     const int64_t limit = int64_t{1} << 32;
     const Measure& m = f.measure;
     if (m.limit < 1 || m.tab < 1 || m.gap < 0 || m.hyphen < 0 || m.limit > limit ||
         m.tab > limit || m.gap > limit || m.hyphen > limit)
         throw py::value_error("limit, tab, gap or hyphen out of range");
+    if (m.spacing < -(1 << 20) || m.spacing > 1 << 20)
+        throw py::value_error("spacing out of range");
     return f;
 }
 
@@ -252,7 +259,7 @@ PYBIND11_MODULE(_raster, m) {
         .def("result", &PyPlan::result)
         .def("pages", &PyPlan::pages)
         .def("lines", &PyPlan::lines)
-        .def("indent", &PyPlan::indent)
+        .def("from_right", &PyPlan::from_right)
         .def("replay", &PyPlan::replay, py::keep_alive<0, 1>());
     py::class_<Replay>(m, "Replay")
         .def("glyphs", &Replay::glyphs)
@@ -263,7 +270,7 @@ PYBIND11_MODULE(_raster, m) {
             replay.draw(pixels);
         });
     m.def("empty_pages", &empty_pages, py::arg("pages"), py::arg("height"), py::arg("width"));
-    py::dict kinds, flags;
+    py::dict kinds, flags, aligns;
     kinds["plain"] = int{kPlain};
     kinds["noted"] = int{kNoted};
     kinds["space"] = int{kSpace};
@@ -283,6 +290,11 @@ PYBIND11_MODULE(_raster, m) {
     flags["invisible"] = int{kInvisible};
     flags["unshaped"] = int{kUnshaped};
     flags["prepare"] = int{kPrepare};
+    aligns["left"] = int{kLeft};
+    aligns["right"] = int{kRight};
+    aligns["center"] = int{kCenter};
+    aligns["justify"] = int{kJustify};
+    m.attr("ALIGN") = aligns;
     m.attr("KINDS") = kinds;
     m.attr("FLAGS") = flags;
     m.attr("FIRST_COMPOSITE") = kFirstComposite;

@@ -9,8 +9,12 @@
 // A row of a glyph is stored as it looks on white paper, 255-coverage, in a multiple of 16 bytes
 // padded with 255. SSE2 where the machine has it (every x86-64), else loops that say the same;
 // -DDEEPSYNTH_PORTABLE forces the loops, for tests.
+//
+// Other greys than these are put in at the end, over the whole page (`recolour`): a glyph is stored
+// once, whatever ink it is printed in.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -93,6 +97,32 @@ inline void blend_row(uint8_t* paper, const uint8_t* row, int stride) {
         if (overlaps16(paper + x, row + x)) over16(paper + x, row + x);
         else subtract16(paper + x, row + x);
     }
+}
+
+// Pixels of black on white become ink on paper: ink + (paper - ink) * v / 255, rounded. Where paper
+// is the darker one, the same from its side.
+inline void recolour(uint8_t* pixels, int64_t n, int ink, int paper) {
+    if (ink == 0 && paper == 255) return;
+    const unsigned flip = paper < ink ? 255 : 0, low = std::min(ink, paper);
+    const unsigned range = std::max(ink, paper) - low;
+    int64_t i = 0;
+#ifdef DEEPSYNTH_SSE2
+    const __m128i zero = _mm_setzero_si128(), half = _mm_set1_epi16(128);
+    const __m128i fold = _mm_set1_epi16(257);
+    const __m128i flips = _mm_set1_epi8(static_cast<char>(flip));
+    const __m128i lows = _mm_set1_epi8(static_cast<char>(low));
+    const __m128i ranges = _mm_set1_epi16(static_cast<short>(range));
+    for (; i + kRow <= n; i += kRow) {
+        const __m128i v = _mm_xor_si128(load16(pixels + i), flips);
+        __m128i lo = _mm_add_epi16(_mm_mullo_epi16(_mm_unpacklo_epi8(v, zero), ranges), half);
+        __m128i hi = _mm_add_epi16(_mm_mullo_epi16(_mm_unpackhi_epi8(v, zero), ranges), half);
+        lo = _mm_mulhi_epu16(lo, fold);  // (t * 257) >> 16 is ((t >> 8) + t) >> 8
+        hi = _mm_mulhi_epu16(hi, fold);
+        store16(pixels + i, _mm_add_epi8(_mm_packus_epi16(lo, hi), lows));
+    }
+#endif
+    for (; i < n; ++i)
+        pixels[i] = static_cast<uint8_t>(low + over(range, 255u - (pixels[i] ^ flip)));
 }
 
 }  // namespace deepsynth

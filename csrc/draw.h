@@ -1,7 +1,7 @@
 // Drawing: laid-out lines -> one page of pixels.
 //
 // in:  a page's lines and the text's cells
-// out: uint8 [height, width], 255 paper and 0 ink (inverted on request)
+// out: uint8 [height, width], drawn with 255 for paper and 0 for ink, then in the page's own greys
 //
 // Whether ink may lie under a new glyph is known from geometry: `right` is how far ink reaches in
 // this line, `floor_` how far down in the lines before, `columns_` how far right in the columns
@@ -24,7 +24,9 @@ struct Frame {  // where the lines lie on a page; pixels unless said otherwise
     int step = 1;                       // from baseline to baseline
     int columns = 1, column_step = 0;   // from column to column
     int64_t lines_per_column = 1;
-    bool justify = false, invert = false, kerning = false;
+    Align align = kLeft;
+    bool spaced = false;         // kerning or letter spacing
+    int ink = 0, paper = 255;    // greys
     Measure measure;
 };
 
@@ -93,11 +95,9 @@ public:
 
     void end_line(const Strip& strip) { farthest_ = std::max(farthest_, strip.right); }
 
-    void finish(bool invert) {
+    void finish(int ink, int paper) {
         clear(height_);
-        if (!invert) return;
-        for (int64_t i = 0; i < width_ * height_; ++i)
-            pixels_[i] = static_cast<uint8_t>(255 - pixels_[i]);
+        recolour(pixels_, width_ * height_, ink, paper);
     }
 
     int64_t clipped_glyphs() const { return clipped_; }
@@ -170,7 +170,7 @@ struct Stretch {
 
 // Walks the lines of a page and hands each glyph with its place to a surface: a Canvas, or what
 // replay.h records.
-template <class Unit, bool Kern, class Surface>
+template <class Unit, bool Spaced, class Surface>
 class PageDrawer {
 public:
     PageDrawer(const Atlas& atlas, const Unit* text, const Frame& frame, Surface& canvas)
@@ -182,14 +182,15 @@ public:
         const int64_t x = frame_.left + column * frame_.column_step + line.indent;
         const int64_t y = frame_.baseline + row * frame_.step;
         Stretch stretch;
-        if (frame_.justify && line.flags & kWrapped) stretch = stretch_of(line);
+        if (frame_.align == kJustify && line.flags & kWrapped) stretch = stretch_of(line);
         Strip strip = canvas_.begin_line(y, row == 0 && column > 0);
         const Cells<Unit> cells(atlas_, text_);  // a copy, for the same reason
         const int64_t start = line.start, stop = line.stop;
         int64_t pen = 0;
         for (int64_t i = start; i < stop; ++i) {
             const Cell& cell = cells[i];
-            if (Kern && i > start) pen += atlas_.kern(cells[i - 1], cell);
+            if (Spaced && i > start)
+                pen += gap_between(atlas_, cells[i - 1], cell, frame_.measure.spacing);
             const int64_t left = x + pixel(pen) + cell.left;
             if (cell.flags & kWindow && left >= 0 && left <= strip.last_left) {
                 const int64_t right = left - cell.left + cell.ink_right;
@@ -204,7 +205,11 @@ public:
             pen = kind == kTab ? next_tab(pen, frame_.measure) : pen + cell.advance;
             if (kind == kSpace && i >= stretch.from) pen += stretch.next();
         }
-        if (line.flags & kHyphenated) canvas_.glyph(strip, atlas_.at('-'), x + pixel(pen), y);
+        if (line.flags & kHyphenated) {
+            const Cell& hyphen = atlas_.at('-');
+            pen += frame_.measure.hyphen - hyphen.advance;  // letter spacing
+            canvas_.glyph(strip, hyphen, x + pixel(pen), y);
+        }
         canvas_.end_line(strip);
     }
 
@@ -226,7 +231,7 @@ private:
                 if (!out.spaces++) out.from = i;
             }
         }
-        out.pixels = std::max<int64_t>(0, (frame_.measure.limit - line.width) / 64);
+        out.pixels = free_pixels(line, frame_.measure);
         return out;
     }
 
@@ -248,7 +253,7 @@ void draw_lines(const Atlas& atlas, const TextView& text, const TextLayout& layo
             for (int64_t i = page.first_line; i < page.end_line; ++i)
                 drawer.line(layout.lines[i], i - page.first_line);
         };
-        if (frame.kerning)
+        if (frame.spaced)
             lines(PageDrawer<Unit, true, Surface>(atlas, units, frame, surface));
         else
             lines(PageDrawer<Unit, false, Surface>(atlas, units, frame, surface));
@@ -260,7 +265,7 @@ inline int64_t draw_page(const Atlas& atlas, const TextView& text, const TextLay
                          size_t number, const Frame& frame, uint8_t* pixels) {
     Canvas canvas(pixels, frame.width, frame.height, atlas);
     draw_lines(atlas, text, layout, number, frame, canvas);
-    canvas.finish(frame.invert);
+    canvas.finish(frame.ink, frame.paper);
     return canvas.clipped_glyphs();
 }
 

@@ -7,7 +7,8 @@
 // One pass with one remembered break. A character that passes the limit ends the line at that break
 // and the next line starts over from there, so a tab or a kern always sees its own line. Without a
 // break the line splits before the character; the first character always fits, however wide.
-// Pens are 26.6 pixels in 64 bits: a gigabyte of spaces does not overflow.
+// Pens are 26.6 pixels in 64 bits: a gigabyte of spaces does not overflow. A pen starts at 0 behind
+// the line's indentation, so tab stops are counted from there.
 #pragma once
 
 #include <algorithm>
@@ -22,17 +23,36 @@ struct Measure {
     int64_t limit = 0;   // width of a line, 26.6
     int64_t tab = 64;    // distance of the tab stops, 26.6
     int64_t gap = 0;     // what a tab leaves free at least, 26.6
-    int64_t hyphen = 0;  // advance of the hyphen that a soft hyphen shows, 26.6
+    int64_t hyphen = 0;  // what the hyphen that a soft hyphen shows adds to a line, 26.6
+    int64_t spacing = 0;  // added between two characters, 26.6; may be negative
+    int first = 0, hanging = 0;  // indentation of a paragraph's first line, and of its others; px
 };
 
-enum LineFlag : uint32_t { kWrapped = 1, kHyphenated = 2, kEndsPage = 4 };
+enum LineFlag : uint32_t { kWrapped = 1, kHyphenated = 2, kEndsPage = 4, kFirst = 8 };
 
 struct Line {
     int64_t start = 0, stop = 0, next = 0;
     int64_t width = 0;  // of [start, stop), 26.6
     uint32_t flags = 0;
-    int32_t indent = 0;  // pixels to the right of the column's edge, for right-to-left paragraphs
+    int32_t indent = 0;  // where it starts, pixels right of the column's edge
 };
+
+inline int indentation(const Line& line, const Measure& m) {
+    return line.flags & kFirst ? m.first : m.hanging;
+}
+
+// Pixels that a line leaves free in its column.
+inline int free_pixels(const Line& line, const Measure& m) {
+    const int64_t room = m.limit - int64_t{64} * indentation(line, m) - line.width;
+    return static_cast<int>(std::max<int64_t>(0, room) / 64);
+}
+
+// What lies between two neighbours in a line beside the left one's advance; negative spacing never
+// moves a pen back behind the left one.
+inline int gap_between(const Atlas& atlas, const Cell& left, const Cell& right, int64_t spacing) {
+    const int64_t own = left.advance > 0 ? std::max<int64_t>(spacing, -left.advance) : 0;
+    return atlas.kern(left, right) + static_cast<int>(own);
+}
 
 struct Note {  // a character to report
     int64_t position;
@@ -46,7 +66,8 @@ inline int64_t next_tab(int64_t pen, const Measure& m) {
     return ((pen + std::max<int64_t>(m.gap, 1) - 1) / m.tab + 1) * m.tab;
 }
 
-template <class Unit, bool Kern>
+// Spaced: whether neighbours are kerned or letters spaced.
+template <class Unit, bool Spaced>
 class Wrapper {
 public:
     Wrapper(const Atlas& atlas, const Unit* text, int64_t length, const Measure& measure,
@@ -54,10 +75,13 @@ public:
         : atlas_(atlas), cells_(atlas, text), text_(text), length_(length), measure_(measure),
           prepared_(prepared), notes_(notes) {}
 
-    // The line that starts at `start`; status() tells whether it could be made.
-    Line next(int64_t start) {
+    // The line that starts at `start`; status() tells whether it could be made. first: whether it
+    // begins a paragraph.
+    Line next(int64_t start, bool first) {
         Line line;
         line.start = start_ = start;
+        if (first) line.flags = kFirst;
+        limit_ = measure_.limit - int64_t{64} * indentation(line, measure_);
         break_ = Break{start, start, 0, 0};
         int64_t pen = 0;
         for (int64_t i = start; i < length_; ++i) {
@@ -76,8 +100,8 @@ public:
                 }
                 if (kind == kWide) break_before(i, pen);
             }
-            const int64_t reach = pen + cell.advance + kern(i, cell);
-            if (reach > measure_.limit && cell.advance > 0 && pen > 0) return wrap(i, line, pen);
+            const int64_t reach = pen + cell.advance + gap(i, cell);
+            if (reach > limit_ && cell.advance > 0 && pen > 0) return wrap(i, line, pen);
             pen = reach;
             if (kind >= kWide) break_after(i, kind, pen);
         }
@@ -92,9 +116,9 @@ private:
         uint32_t flags = 0;
     };
 
-    int kern(int64_t i, const Cell& cell) const {
-        if (!Kern || i == start_) return 0;
-        return atlas_.kern(cells_[i - 1], cell);
+    int gap(int64_t i, const Cell& cell) const {
+        if (!Spaced || i == start_) return 0;
+        return gap_between(atlas_, cells_[i - 1], cell, measure_.spacing);
     }
 
     bool space_at(int64_t i) const {
@@ -116,7 +140,7 @@ private:
     // Spaces, tabs and invisible breaks hang, so they never overflow. Both return the new pen.
     int64_t space(int64_t i, const Cell& cell, int64_t pen) {
         may_break(i, pen);
-        return pen + cell.advance + kern(i, cell);
+        return pen + cell.advance + gap(i, cell);
     }
 
     void may_break(int64_t i, int64_t pen) {
@@ -127,11 +151,12 @@ private:
 
     int64_t blank(int64_t i, const Cell& cell, uint8_t kind, int64_t pen) {
         if (kind == kSoftHyphen) {
-            if (pen + measure_.hyphen <= measure_.limit)
+            if (pen + measure_.hyphen <= limit_)
                 break_ = Break{i + 1, i, pen + measure_.hyphen, kHyphenated};
-            return pen;
+            return pen + gap(i, cell);
         }
         may_break(i, pen);
+        pen += gap(i, cell);
         if (kind == kTab) return next_tab(pen, measure_);
         return pen + cell.advance;
     }
@@ -203,7 +228,7 @@ private:
     Measure measure_;
     bool prepared_;
     std::vector<Note>& notes_;
-    int64_t start_ = 0, noted_ = 0;
+    int64_t start_ = 0, noted_ = 0, limit_ = 0;
     Break break_;
     Status status_ = kDone;
 };

@@ -30,26 +30,53 @@ struct TextLayout {
     bool complete = true;  // false: stopped after max_pages with text left
 };
 
-template <class Unit, bool Kern>
+enum Align { kLeft = 0, kRight = 1, kCenter = 2, kJustify = 3 };
+
+// How the lines of a text are spread over columns and pages.
+struct Spread {
+    Align align = kLeft;
+    bool spaced = false;  // kerning or letter spacing
+    int64_t lines_per_page = 1, max_pages = 0;  // 0: no limit
+};
+
+// Where a line starts: behind its indentation, and moved by what it leaves free.
+inline int start_of(const Line& line, const Measure& measure, Align align) {
+    const int free = free_pixels(line, measure);
+    return indentation(line, measure) + (align == kRight ? free : align == kCenter ? free / 2 : 0);
+}
+
+// The same in a right-to-left paragraph: its indentation is at the right, where its lines end
+// unless they are centred or fill the column.
+inline int start_from_right(const Line& line, const Measure& measure, Align align) {
+    const int free = free_pixels(line, measure);
+    if (align == kJustify && line.flags & kWrapped) return 0;
+    return align == kCenter ? free / 2 : free;
+}
+
+template <class Unit, bool Spaced>
 TextLayout paginate(const Atlas& atlas, const TextView& text, const Measure& measure,
-                    int64_t lines_per_page, int64_t max_pages) {
+                    const Spread& spread) {
     TextLayout out;
-    Wrapper<Unit, Kern> wrapper(atlas, static_cast<const Unit*>(text.data), text.length, measure,
+    Wrapper<Unit, Spaced> wrapper(atlas, static_cast<const Unit*>(text.data), text.length, measure,
                                 text.prepared, out.notes);
     PageSpan page;
     int64_t at = 0;
+    bool first = true;
     while (at < text.length) {
-        if (max_pages > 0 && static_cast<int64_t>(out.pages.size()) == max_pages) {
+        if (spread.max_pages > 0 &&
+            static_cast<int64_t>(out.pages.size()) == spread.max_pages) {
             out.complete = false;
             break;
         }
-        out.lines.push_back(wrapper.next(at));
+        out.lines.push_back(wrapper.next(at, first));
         out.status = wrapper.status();
         if (out.status != kDone) return out;
-        const Line& line = out.lines.back();
+        Line& line = out.lines.back();
+        line.indent = start_of(line, measure, spread.align);
+        first = !(line.flags & kWrapped);
         at = page.end = line.next;
         page.end_line = static_cast<int64_t>(out.lines.size());
-        const bool full = page.end_line - page.first_line == lines_per_page;
+        const bool full = page.end_line - page.first_line == spread.lines_per_page;
         if (full || line.flags & kEndsPage || at == text.length) {
             out.pages.push_back(page);
             page = PageSpan{page.end_line, page.end_line, at, at};
@@ -70,11 +97,11 @@ decltype(auto) with_unit(const TextView& text, F&& f) {
 }
 
 inline TextLayout paginate(const Atlas& atlas, const TextView& text, const Measure& measure,
-                           bool kerning, int64_t lines_per_page, int64_t max_pages) {
+                           const Spread& spread) {
     return with_unit(text, [&](auto* unit) {
         using Unit = std::remove_cv_t<std::remove_pointer_t<decltype(unit)>>;
-        return kerning ? paginate<Unit, true>(atlas, text, measure, lines_per_page, max_pages)
-                       : paginate<Unit, false>(atlas, text, measure, lines_per_page, max_pages);
+        return spread.spaced ? paginate<Unit, true>(atlas, text, measure, spread)
+                             : paginate<Unit, false>(atlas, text, measure, spread);
     });
 }
 

@@ -36,10 +36,11 @@ public:
     void layout(const std::vector<size_t>& which, int threads) {
         clipped_.clear();
         owner_.clear();
+        const Spread spread{frame_.align, frame_.spaced, frame_.lines_per_column * frame_.columns,
+                            max_pages_};
         parallel_for(static_cast<int64_t>(which.size()), threads, [&](int64_t k) {
             PlannedText& text = texts_[which[k]];
-            text.layout = paginate(atlas_, text.view, frame_.measure, frame_.kerning,
-                                   frame_.lines_per_column * frame_.columns, max_pages_);
+            text.layout = paginate(atlas_, text.view, frame_.measure, spread);
         });
     }
 

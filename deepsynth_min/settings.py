@@ -120,12 +120,23 @@ class PageSettings:
     hinting: Literal["none", "normal", "light", "auto"] = fixed(
         "none", "FreeType's fitting of glyphs to pixels; only none is the same in every version"
     )
+    horizontal_scale: float = fixed(1.0, "letters so many times as wide as they are", 0.1, 10)
     kerning: bool = fixed(False, "use the fonts' kern tables, or else GPOS")
-    align: Literal["left", "justify"] = fixed("left", "lines ragged at the right, or justified")
+    letter_spacing: float = fixed(0.0, "px added between characters", -1024, 1024)
+    align: Literal["left", "right", "center", "justify"] = fixed(
+        "left", "the side at which lines begin or end, the middle, or both sides"
+    )
+    first_indent: int = fixed(0, "px, of the first line of each paragraph", 0)
+    hanging_indent: int = fixed(0, "px, of the other lines of each paragraph", 0)
     columns: int = fixed(1, "text columns on a page", 1)
     spaces: Literal["keep", "collapse"] = fixed("keep", "collapse: a run of blanks is one space")
     newline_mark: str = fixed("", "drawn in place of each line end, so that the text runs on")
-    invert: bool = fixed(False, "white text on black")
+    ink: int = fixed(0, "grey of the text, 0 black to 255 white", 0, 255)
+    paper: int = fixed(255, "grey of the page", 0, 255)
+    invert: bool = fixed(False, "every grey g becomes 255 - g: white text on black")
+    crop_last: bool = fixed(
+        False, "cut the last page below its text; the rest is then fitted as an image is (--fit)"
+    )
     on_missing: Literal["box", "error"] = fixed("box", "for characters that no font has")
     max_pages: int = fixed(0, "pages per document; 0: as many as the text needs", 0)
     overflow: Literal["error", "truncate", "shrink"] = fixed("error", "if --max-pages is too few")

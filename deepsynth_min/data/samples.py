@@ -20,7 +20,14 @@ from ..model.batch import Batch, visual_tokens
 from ..model.loss import IGNORE
 from ..model.shape.config import ModelConfig
 from ..pages.font import FontChain
-from ..pages.images import cut_tiles, open_images, page_shaped_grids, prepare, shrink_into_square
+from ..pages.images import (
+    cut_tiles,
+    open_images,
+    page_shaped_grids,
+    prepare,
+    shrink_into_square,
+    squared,
+)
 from ..pages.modes import page_side
 from ..pages.renderer import Pages, PageStyle, TooManyPages, render_pages
 from ..settings import Settings
@@ -75,6 +82,8 @@ class SampleBuilder:
         tile, most = self.format.tile, settings.page.max_tiles or self.format.served_tiles
         if self.gundam and most > self.format.most_tiles:
             raise UserError(f"--max-tiles {most}: this model reads up to {self.format.most_tiles}")
+        if self.gundam and settings.page.crop_last:
+            raise UserError("--crop-last: not with --mode gundam, whose tiles are of whole pages")
         self.most_tiles = most if self.gundam else 0
         grids_ = page_shaped_grids(self.most_tiles, self.format)
         self.canvases = [  # gundam: one tile after the other until the text fits
@@ -135,6 +144,9 @@ class SampleBuilder:
                 "(--max-pages N --overflow truncate|shrink)",
             ) from None
         pages = drawn.pages
+        if style.crop_last:
+            cropped, fit = drawn.images()[-1], self.settings.page.fit
+            pages[-1] = squared(cropped, self.side, self.format, fit)
         if grid == whole:
             return pages[:, None], [], [grid] * len(pages), missing
         tiles = [cut_tiles(page[None], grid) for page in pages]

@@ -51,8 +51,11 @@ class FontChain:
     Not safe for threads: the renderer serialises its use.
     """
 
-    def __init__(self, sources: tuple[str, ...], size: int, hinting: str = "none"):
+    def __init__(
+        self, sources: tuple[str, ...], size: int, hinting: str = "none", scale: float = 1.0
+    ):
         self.sources, self.size = sources, size
+        self.scale = scale  # of widths
         self._flags = _HINTING[hinting] | freetype.FT_LOAD_NO_BITMAP
         self._faces: dict[int, freetype.Face] = {}
         for number, source in enumerate(sources):
@@ -64,7 +67,7 @@ class FontChain:
         """Font `number` of the chain, opened and sized on first use."""
         if number not in self._faces:
             face = open_face(self.sources[number])
-            face.set_pixel_sizes(0, self.size)
+            face.set_char_size(round(64 * self.size * self.scale), 64 * self.size)  # at 72 dpi
             self._faces[number] = face
         return self._faces[number]
 
@@ -117,12 +120,14 @@ class FontChain:
         self, face: freetype.Face, source: str, fractional: bool
     ) -> list[tuple[int, int, int]]:
         rows, step = _gpos_rows(source).copy(), 1 if fractional else 64
-        rows[:, 2] = np.floor(rows[:, 2] * 64 * self.size / face.units_per_EM / step + 0.5) * step
+        units = 64 * self.size / face.units_per_EM * self.scale
+        rows[:, 2] = np.floor(rows[:, 2] * units / step + 0.5) * step
         return rows[rows[:, 2] != 0].tolist()
 
     def box(self, point: int) -> Glyph:
         """The visible box of a character that no font has: an outline on the baseline."""
-        width = max(1, self.size if is_wide(point) else round(0.6 * self.size))
+        em = self.size * self.scale
+        width = max(1, round(em if is_wide(point) else 0.6 * em))
         side, stroke = max(1, width - 2), max(1, self.size // 16)
         coverage = np.full((max(1, round(0.7 * self.size)), side), 255, np.uint8)
         coverage[stroke:-stroke, stroke:-stroke] = 0

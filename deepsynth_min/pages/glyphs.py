@@ -6,12 +6,14 @@ mark) becomes one more unit with a number above Unicode, so layout and drawing k
 """
 
 import math
+import os
 import threading
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
-from .._raster import FIRST_COMPOSITE, FLAGS, KINDS, UNITS, Atlas, Frame
+from .._raster import ALIGN, FIRST_COMPOSITE, FLAGS, KINDS, UNITS, Atlas, Frame
 from . import characters
 from .font import FontChain, Glyph
 from .style import PageStyle
@@ -19,6 +21,12 @@ from .style import PageStyle
 CONTINUE = FIRST_COMPOSITE  # the unit of a character that the unit before it already draws
 CONTINUE_UNSHAPED = CONTINUE + 1  # the same, to be reported as unshaped
 MAX_COMPOSITES = 1 << 16  # then the renderer starts a new store: memory stays bounded
+# The page settings that decide what glyphs look like; styles that agree in them share a store.
+GLYPHS = (
+    *("main_font", "fonts", "extra_fonts", "font_size", "horizontal_scale", "hinting"),
+    *("kerning", "fractional", "spaces", "newline_mark", "shaping"),
+)
+MOST_STORES = 128  # kept by a process, the latest used
 
 Parts = Iterable[tuple[Glyph, int, int]]  # of a cluster: (glyph, x, y), px from the pen, y upwards
 
@@ -35,7 +43,7 @@ class GlyphStore:
     def __init__(self, style: PageStyle, ink: bool = True):
         size = style.font_size
         self.style, self.ink = style, ink
-        self.chain = FontChain(style.sources(), size, style.hinting)
+        self.chain = FontChain(style.sources(), size, style.hinting, style.horizontal_scale)
         self.shapes = bool(style.shaper())
         # Letters fit this window: 'l' is 0.77 em high, 'p' reaches 0.24 em below the baseline.
         top = math.ceil(0.77 * size)
@@ -49,7 +57,6 @@ class GlyphStore:
         self._put(CONTINUE, KINDS["plain"], join, nothing)
         self._put(CONTINUE_UNSHAPED, KINDS["noted"], join | FLAGS["unshaped"], nothing)
         self.resolve([0x20, 0x2D])
-        self.frame = self._make_frame()
 
     def __len__(self) -> int:
         return len(self._composites)
@@ -110,38 +117,6 @@ class GlyphStore:
                 self._composites[key] = unit
             return unit
 
-    def text_height(self, lines: int) -> int:
-        """Rows of a page that holds `lines` lines, down to the last of them and the margin."""
-        rows = self._around + (min(lines, self.frame.lines_per_column) - 1) * self.frame.step
-        return min(self.style.height, rows) if lines else max(1, self._around - self._line)
-
-    def _make_frame(self) -> Frame:
-        """Where lines lie on a page, in whole pixels (limit, tab, gap, hyphen: 26.6 pixels)."""
-        style, (up, down) = self.style, self.chain.extent()
-        left, top, _, bottom = style.margins()
-        space, hyphen = (self.glyph(point).advance for point in (0x20, 0x2D))
-        step = max(1, round(style.line_height * style.font_size))
-        # Of the last line only its own height must fit; one line there is on any page.
-        self._line, self._around = up + down, top + up + down + bottom
-        lines = 1 + max(0, style.height - self._around) // step
-        return Frame(
-            width=style.width,
-            height=style.height,
-            left=left,
-            baseline=top + up,
-            step=step,
-            lines_per_column=lines,
-            columns=style.columns,
-            column_step=style.column_width() + style.column_gap,
-            justify=style.align == "justify",
-            invert=style.invert,
-            kerning=style.kerning,
-            limit=style.column_width() * 64,
-            tab=max(64, style.tab * space),
-            gap=space,
-            hyphen=hyphen,
-        )
-
     @staticmethod
     def _inked(point: int, kind: int) -> bool:
         return kind in (KINDS["plain"], KINDS["wide"]) and point not in characters.SPACE_WIDTHS
@@ -154,7 +129,8 @@ class GlyphStore:
         if found:
             return self._rounded(self.chain.load(*found, self.ink))
         if point in characters.SPACE_WIDTHS:
-            width = characters.SPACE_WIDTHS[point] * self.style.font_size
+            em = self.style.font_size * self.style.horizontal_scale
+            width = characters.SPACE_WIDTHS[point] * em
             return self._rounded(Glyph(_NO_INK, 0, 0, round(64 * width)))
         box = self.chain.box(point)
         return box if self.ink else Glyph(_NO_INK, 0, 0, box.advance)
@@ -182,6 +158,64 @@ class GlyphStore:
             glyph.top,
             glyph.coverage,
         )
+
+
+class Sheet:
+    """A store and a style that it serves: where lines lie on a page (`frame`, for csrc/)."""
+
+    def __init__(self, store: GlyphStore, style: PageStyle):
+        self.store, self.style = store, style
+        up, down = store.chain.extent()
+        left, top, _, bottom = style.margins()
+        step = max(1, round(style.line_height * style.font_size))
+        # Of the last line only its own height must fit; one line there is on any page.
+        self._line, self._around = up + down, top + up + down + bottom
+        space, hyphen = (store.glyph(point).advance for point in (0x20, 0x2D))
+        spacing = round(64 * style.letter_spacing)
+        spacing = spacing if style.fractional else (spacing + 32) // 64 * 64
+        ink, paper = style.greys()
+        self.frame = Frame(  # whole pixels; limit, tab, gap, hyphen and spacing: 26.6 pixels
+            width=style.width,
+            height=style.height,
+            left=left,
+            baseline=top + up,
+            step=step,
+            lines_per_column=1 + max(0, style.height - self._around) // step,
+            columns=style.columns,
+            column_step=style.column_width() + style.column_gap,
+            align=ALIGN[style.align],
+            ink=ink,
+            paper=paper,
+            spaced=style.kerning or spacing != 0,
+            limit=style.column_width() * 64,
+            tab=max(64, style.tab * space),
+            gap=space,
+            hyphen=max(0, hyphen + spacing),
+            spacing=spacing,
+            first=style.first_indent,
+            hanging=style.hanging_indent,
+        )
+
+    def text_height(self, lines: int) -> int:
+        """Rows of a page that holds `lines` lines, down to the last of them and the margin."""
+        rows = self._around + (min(lines, self.frame.lines_per_column) - 1) * self.frame.step
+        return min(self.style.height, rows) if lines else max(1, self._around - self._line)
+
+
+@lru_cache(maxsize=MOST_STORES)
+def _store(glyphs: tuple, shaper: str, process: int) -> GlyphStore:
+    return GlyphStore(PageStyle(**dict(zip(GLYPHS, glyphs))))
+
+
+def store_for(style: PageStyle) -> GlyphStore:
+    """The store of this process that styles with these glyphs share; a new one after a fork
+    (another thread may have been inside FreeType) and when clusters have piled up."""
+    key = tuple(getattr(style, name) for name in GLYPHS), style.shaper(), os.getpid()
+    store = _store(*key)
+    if len(store) >= MAX_COMPOSITES:
+        _store.cache_clear()
+        store = _store(*key)
+    return store
 
 
 def over(paper: np.ndarray, coverage: np.ndarray) -> np.ndarray:

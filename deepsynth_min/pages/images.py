@@ -219,6 +219,17 @@ def prepare(
     return _array(view), cut_tiles(large, (w, h)), (w, h)
 
 
+def squared(page: np.ndarray, side: int, page_format: PageFormat, fit: str) -> np.ndarray:
+    """uint8 [h, side], h up to side -> [side, side], as `prepare` makes an image square."""
+    free = side - len(page)
+    if fit == "stretch" or (fit == "auto" and side <= page_format.stretched_up_to):
+        tall = torch.from_numpy(page)[None, None].float()
+        tall = F.interpolate(tall, (side, side), mode="bicubic", align_corners=False)
+        return tall.round().clamp(0, 255).to(torch.uint8)[0, 0].numpy()
+    above = ((free // 2, free - free // 2), (0, 0))
+    return np.pad(page, above, constant_values=PADDING[0])
+
+
 def cut_tiles(canvas: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """[C, h*s, w*s] -> [w*h, C, s, s], row by row."""
     w, h = grid

@@ -22,7 +22,7 @@ import numpy as np
 from .._raster import FLAGS, Plan, empty_pages
 from ..errors import number_of
 from .characters import script_to_shape
-from .glyphs import MAX_COMPOSITES, GlyphStore
+from .glyphs import MAX_COMPOSITES, GlyphStore, Sheet, store_for
 from .prepare import prepare
 from .shaping import reorder
 from .style import PageStyle
@@ -62,13 +62,13 @@ class Pages:
 
 
 class Renderer:
-    """Draws text in one style and keeps its glyphs. Safe to share among threads; a child process
-    made by fork starts its own glyphs; pickles as its style."""
+    """Draws text in one style; styles with the same letters share their glyphs. Safe to share among
+    threads; a child process made by fork starts its own glyphs; pickles as its style."""
 
     def __init__(self, style: PageStyle = PageStyle()):
         self.style = style
         self._lock = threading.Lock()
-        self._state: tuple[int, GlyphStore | None] = (0, None)  # (process, its store), set at once
+        self._state: tuple[int, Sheet | None] = (0, None)  # (process, its sheet), set at once
         self._current()
 
     def __reduce__(self):
@@ -141,30 +141,30 @@ class Renderer:
     def _shape(self) -> tuple[int, int]:
         return self.style.height, self.style.width
 
-    def _current(self) -> GlyphStore:
-        """The glyph store; a new one after a fork (another thread may have been inside FreeType)
-        and when clusters have piled up."""
-        owner, store = self._state
-        if owner == os.getpid() and len(store) < MAX_COMPOSITES:
-            return store
+    def _current(self) -> Sheet:
+        """The style over a glyph store of this process that is not full; see `store_for`."""
+        owner, sheet = self._state
+        if owner == os.getpid() and len(sheet.store) < MAX_COMPOSITES:
+            return sheet
         if owner != os.getpid():
             self._lock = threading.Lock()
         with self._lock:
-            owner, store = self._state
-            if owner != os.getpid() or len(store) >= MAX_COMPOSITES:
-                store = GlyphStore(self.style)
-                self._state = (os.getpid(), store)
-            return store
+            owner, sheet = self._state
+            if owner != os.getpid() or len(sheet.store) >= MAX_COMPOSITES:
+                sheet = Sheet(store_for(self.style), self.style)
+                self._state = (os.getpid(), sheet)
+            return sheet
 
 
 class _Layout:
     """Texts laid out, every character resolved, nothing drawn."""
 
-    def __init__(self, store: GlyphStore, texts: list[str], threads: int, limit: int | None = None):
-        self.store, self.style, self.texts = store, store.style, texts
+    def __init__(self, sheet: Sheet, texts: list[str], threads: int, limit: int | None = None):
+        self.sheet, self.style, self.texts = sheet, sheet.style, texts
+        self.store = store = sheet.store
         if limit is None:
             limit = self.style.max_pages if self.style.overflow == "truncate" else 0
-        self.plan = Plan(store.atlas, store.frame, limit)
+        self.plan = Plan(store.atlas, sheet.frame, limit)
         pending = self.plan.layout(texts, threads)
         rewrites = bool(self.style.newline_mark) or self.style.spaces == "collapse"
         if rewrites:
@@ -180,7 +180,7 @@ class _Layout:
             pending = self.plan.layout_again([i for i, _ in pending], threads)
         for i, order in orders.items():
             if order is not None:
-                reorder(self.plan, i, units[i], order, self.style.column_width())
+                reorder(self.plan, i, units[i], order)
 
     def check(self) -> None:
         """Raise what the style forbids, before anything is drawn."""
@@ -219,7 +219,7 @@ class _Layout:
             ]
             pages = out[first : first + len(ranges)]
             truncated = len(text) - int(ranges[-1, 1])
-            height = self.store.text_height(lines)
+            height = self.sheet.text_height(lines)
             results.append(Pages(pages, ranges, *noted, clipped, truncated, height, self.style))
             first += len(ranges)
         return results
@@ -238,9 +238,9 @@ def _renderer(style: PageStyle) -> Renderer:
 
 
 @lru_cache(maxsize=256)
-def _measures(style: PageStyle, process: int) -> GlyphStore:
+def _measures(style: PageStyle, process: int) -> Sheet:
     """Advances alone, for fit; of this process, as in Renderer._current."""
-    return GlyphStore(style, ink=False)
+    return Sheet(GlyphStore(style, ink=False), style)
 
 
 def render_pages(text: str, style: PageStyle = PageStyle(), out: np.ndarray | None = None) -> Pages:
@@ -287,10 +287,10 @@ def fit(
         if value < 1:
             raise ValueError(f"{name}: {value} must be at least 1")
     for size in range(largest, smallest - 1, -1):
-        store = _measures(style.at_size(size), os.getpid())
-        if len(store) >= MAX_COMPOSITES:
+        sheet = _measures(style.at_size(size), os.getpid())
+        if len(sheet.store) >= MAX_COMPOSITES:
             _measures.cache_clear()
-        layout = _Layout(store, [text], 1, limit=pages)
+        layout = _Layout(sheet, [text], 1, limit=pages)
         if layout.plan.result(0)[4]:
             return size
     return None

@@ -121,7 +121,8 @@ def _shape_run(
             source = store.chain.sources[font]
             name, data = parse(source), font_bytes(source)
             store.shapers[font] = shaper = uharfbuzz.Font(uharfbuzz.Face(data, name.number))
-            shaper.scale = (store.style.font_size * 64,) * 2
+            em = store.style.font_size * 64
+            shaper.scale = (round(em * store.style.horizontal_scale), em)
             if name.axes:
                 shaper.set_variations(dict(name.axes))
         buffer = uharfbuzz.Buffer()
@@ -170,14 +171,14 @@ def visual_order(levels: np.ndarray) -> np.ndarray:
     return order
 
 
-def reorder(plan: Plan, text: int, units: np.ndarray, order: Order, width: int) -> None:
+def reorder(plan: Plan, text: int, units: np.ndarray, order: Order) -> None:
     """After layout: draw the lines of text number `text` in visual order; lines of right-to-left
-    paragraphs end at the right edge of a column of `width` pixels."""
+    paragraphs end at the right edge of a column."""
     drawn = units.copy()
-    for number, (start, stop, _, natural) in enumerate(plan.lines(text).tolist()):
+    for number, (start, stop, *_) in enumerate(plan.lines(text).tolist()):
         if start == stop or not order.levels[start:stop].any():
             continue
         drawn[start:stop] = units[start:stop][visual_order(order.levels[start:stop])]
         if order.base[start]:
-            plan.indent(text, number, max(0, width - (natural + 63) // 64))
+            plan.from_right(text, number)
     plan.replace(text, drawn)

@@ -10,13 +10,14 @@ checks here and the options of `python -m deepsynth_min.render` are made from it
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from ..options import choices_of, setting
 from .font_file import EMBEDDED, font_digest, freetype_version, installed_fonts
 
-LAYOUT_VERSION = 2  # raise it with any change that moves a pixel
+LAYOUT_VERSION = 3  # raise it with any change that moves a pixel
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,15 @@ class PageStyle:
     hinting: Literal["none", "normal", "light", "auto"] = setting(
         "none", "FreeType's fitting of glyphs to pixels; only none is the same in every version"
     )
+    horizontal_scale: float = setting(1.0, "letters so many times as wide as they are", 0.1, 10)
     kerning: bool = setting(False, "use the fonts' kern tables, or else GPOS")
+    letter_spacing: float = setting(0.0, "added between characters; may be negative", -1024, 1024)
     fractional: bool = setting(False, "advances in 1/64 pixel instead of whole pixels")
-    align: Literal["left", "justify"] = setting("left", "lines ragged at the right, or justified")
+    align: Literal["left", "right", "center", "justify"] = setting(
+        "left", "the side at which lines begin or end, the middle, or both sides"
+    )
+    first_indent: int = setting(0, "of the first line of each paragraph", 0, 16384)
+    hanging_indent: int = setting(0, "of the other lines of each paragraph", 0, 16384)
     columns: int = setting(1, "of text on a page", 1, 64)
     column_gap: int = setting(24, "paper between columns", 0, 16384)
     tab: int = setting(8, "distance of the tab stops, in spaces", 1, 64)
@@ -50,7 +57,9 @@ class PageStyle:
         "keep", "collapse: runs of spaces and tabs become one space, none at the start of a line"
     )
     newline_mark: str = setting("", "draw this for a line end and go on in the same line")
-    invert: bool = setting(False, "white text on black")
+    ink: int = setting(0, "grey of the text, 0 black to 255 white", 0, 255)
+    paper: int = setting(255, "grey of the page", 0, 255)
+    invert: bool = setting(False, "every grey g becomes 255 - g: white text on black")
     crop_last: bool = setting(False, "cut the last page below its text (Pages.images())")
     max_pages: int = setting(0, "per text; 0: as many as it needs", 0, 1 << 40)
     overflow: Literal["error", "truncate", "shrink"] = setting(
@@ -63,16 +72,12 @@ class PageStyle:
     )
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if f.type in (int, float):
-                low, high = f.metadata["limits"]
-                within = low <= getattr(self, f.name) <= high
-                self._check(f.name, within, f"must be in {low}..{high}")
-        for f in fields(self):
-            choices = choices_of(f.type)
-            if choices:
-                allowed = getattr(self, f.name) in choices
-                self._check(f.name, allowed, f"must be one of {', '.join(choices)}")
+        for name, low, high in _LIMITS:
+            if not low <= getattr(self, name) <= high:
+                self._check(name, False, f"must be in {low}..{high}")
+        for name, choices in _CHOICES:
+            if getattr(self, name) not in choices:
+                self._check(name, False, f"must be one of {', '.join(choices)}")
         self._check("fonts", not isinstance(self.fonts, str), "must be a list of files")
         object.__setattr__(self, "fonts", tuple(self.fonts))
         self._check("fonts", len(self.fonts) <= 64, "at most 64 files")
@@ -95,6 +100,10 @@ class PageStyle:
                     f"{getattr(self, name)}"
                 )
         self._check("columns", self.column_width() >= 1, "leave no space for text")
+        for name in ("first_indent", "hanging_indent"):
+            fits = getattr(self, name) < self.column_width()
+            self._check(name, fits, f"leaves no space in a column of {self.column_width()}")
+        self._check("ink", self.ink != self.paper, "is the grey of the paper too")
 
     def _check(self, name: str, holds: bool, why: str) -> None:
         if not holds:
@@ -104,6 +113,10 @@ class PageStyle:
         """(left, top, right, bottom), px."""
         sides = (self.margin_left, self.margin_top, self.margin_right, self.margin_bottom)
         return tuple(self.margin if side < 0 else side for side in sides)
+
+    def greys(self) -> tuple[int, int]:
+        """(ink, paper) as the page shows them."""
+        return (255 - self.ink, 255 - self.paper) if self.invert else (self.ink, self.paper)
 
     def column_width(self) -> int:
         """Px that a line of text may take."""
@@ -118,12 +131,7 @@ class PageStyle:
 
     def shaper(self) -> str:
         """Versions of the shaping libraries in use, empty without."""
-        if self.shaping == "off":
-            return ""
-        try:
-            return f"uharfbuzz {version('uharfbuzz')} python-bidi {version('python-bidi')}"
-        except PackageNotFoundError:
-            return ""
+        return "" if self.shaping == "off" else _shaper()
 
     def fingerprint(self) -> str:
         """Hex digest that identifies the pages: settings, font bytes, layout version, and the
@@ -140,3 +148,16 @@ class PageStyle:
     def at_size(self, font_size: int) -> "PageStyle":
         """The same style with another font size."""
         return replace(self, font_size=font_size)
+
+
+# What each new style is checked by, looked up once.
+_LIMITS = [(f.name, *f.metadata["limits"]) for f in fields(PageStyle) if f.type in (int, float)]
+_CHOICES = [(f.name, choices_of(f.type)) for f in fields(PageStyle) if choices_of(f.type)]
+
+
+@lru_cache(maxsize=1)
+def _shaper() -> str:
+    try:
+        return f"uharfbuzz {version('uharfbuzz')} python-bidi {version('python-bidi')}"
+    except PackageNotFoundError:
+        return ""

@@ -249,3 +249,17 @@ def test_the_prompt_ends_where_the_answer_begins(tokenizer):
     builder = make_builder(tokenizer)
     prompt, sample = builder.prompt(row()), builder(row())
     assert sample.ids[: sample.prompt] == prompt.ids
+
+
+def test_a_cropped_last_page_is_made_square_as_an_image_is(tokenizer):
+    whole = make_builder(tokenizer, mode="512")(row()).pages[0, 0]
+    padded = make_builder(tokenizer, mode="512", crop_last=True, fit="pad")(row()).pages[0, 0]
+    text = (whole < 255).any(1)
+    height = text.nonzero()[0][-1] + 1
+    grey = (padded == 127).all(1)
+    assert 0 < (~grey).sum() < 2 * height and abs(int(grey[:256].sum() - grey[256:].sum())) <= 1
+    assert (padded[~grey][:height] == whole[:height]).all()
+    stretched = make_builder(tokenizer, mode="512", crop_last=True, fit="stretch")(row())
+    assert not (stretched.pages[0, 0] == 127).all(1).any()
+    with pytest.raises(UserError, match="--crop-last: not with --mode gundam"):
+        make_builder(tokenizer, mode="gundam", crop_last=True)

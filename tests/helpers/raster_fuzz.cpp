@@ -89,10 +89,12 @@ Frame frame_from(Bytes& in) {
     f.columns = in.in(1, 3);
     f.column_step = in.in(0, f.width);
     f.lines_per_column = in.in(1, 6);
-    f.justify = in.in(0, 1);
-    f.invert = in.in(0, 1);
-    f.kerning = in.in(0, 1);
-    f.measure = Measure{in.in(1, 8000), in.in(1, 3000), in.in(0, 500), in.in(0, 700)};
+    f.align = static_cast<Align>(in.in(kLeft, kJustify));
+    f.ink = in.in(0, 255);
+    f.paper = in.in(0, 255);
+    f.spaced = in.in(0, 1);
+    f.measure = Measure{in.in(1, 8000),     in.in(1, 3000), in.in(0, 500), in.in(0, 700),
+                        in.in(-2000, 2000), in.in(0, 150),  in.in(0, 150)};
     return f;
 }
 
@@ -124,7 +126,8 @@ void draw_and_compare(const Atlas& atlas, Plan& plan, const Frame& frame) {
         Naive naive(frame.width, frame.height);
         draw_lines(atlas, text.view, text.layout, p - text.first_page, frame, naive);
         for (size_t i = 0; i < bytes; ++i) {
-            CHECK(page[i] == (frame.invert ? 255 - naive.page()[i] : naive.page()[i]));
+            const int v = naive.page()[i], mixed = frame.ink * (255 - v) + frame.paper * v;
+            CHECK(page[i] == (2 * mixed + 255) / 510);
             checksum = (checksum ^ page[i]) * 1099511628211u;
         }
     }

@@ -44,13 +44,20 @@ class ReferenceRenderer:
         files += [embedded(name) for name in EMBEDDED]
         for data in files + [open(name, "rb").read() for name in style.fonts]:
             face = freetype.Face(io.BytesIO(data))
-            face.set_pixel_sizes(0, style.font_size)
+            wide = round(64 * style.font_size * style.horizontal_scale)
+            face.set_char_size(wide, 64 * style.font_size, 72, 72)
             self.faces.append(face)
             self.shapers[face] = lambda data=data: uharfbuzz.Font(uharfbuzz.Face(data))
         size, first = style.font_size, self.faces[0]
         self.up = math.ceil(first.ascender * size / first.units_per_EM)
         self.down = math.ceil(-first.descender * size / first.units_per_EM)
         self.step = max(1, round(style.line_height * size))
+        spacing = style.letter_spacing
+        self.spacing = (
+            round(64 * spacing)
+            if style.fractional
+            else 64 * math.floor(round(64 * spacing) / 64 + 0.5)
+        )
         self.tab = max(64, style.tab * self.glyph(" ")[3])
 
     def glyph(self, char):
@@ -76,7 +83,8 @@ class ReferenceRenderer:
                 advance = math.floor(advance / 64 + 0.5) * 64
             place = face.glyph.bitmap_left, face.glyph.bitmap_top
             return rows[:, : bitmap.width], *place, advance, face
-        width = max(1, size if char in WIDE else round(0.6 * size))
+        em = size * self.style.horizontal_scale
+        width = max(1, round(em if char in WIDE else 0.6 * em))
         side, stroke = max(1, width - 2), max(1, size // 16)
         box = np.full((max(1, round(0.7 * size)), side), 255, np.uint8)
         box[stroke:-stroke, stroke:-stroke] = 0
@@ -89,7 +97,8 @@ class ReferenceRenderer:
         if a[4].has_kerning:
             return a[4].get_kerning(left, right).x
         step = 1 if self.style.fractional else 64
-        moved = self.gpos(a[4], left, right) * 64 * self.style.font_size / a[4].units_per_EM
+        em = 64 * self.style.font_size / a[4].units_per_EM * self.style.horizontal_scale
+        moved = self.gpos(a[4], left, right) * em
         return math.floor(moved / step + 0.5) * step
 
     def gpos(self, face, left, right):
@@ -111,6 +120,8 @@ class ReferenceRenderer:
         """Pen before each character, and after the last, from the start of a line."""
         pens = [0]
         for i, char in enumerate(text):
+            if i and (before := self.glyph(text[i - 1])[3]):
+                pens[-1] += max(self.spacing, -before)
             if char == "\t":
                 stop = (pens[-1] // self.tab + 1) * self.tab
                 gap = self.glyph(" ")[3]
@@ -122,8 +133,18 @@ class ReferenceRenderer:
         return pens
 
     def visible_width(self, text, hyphen):
-        text = text.rstrip(" \t\u200b")
-        return self.pens(text)[-1] + (self.glyph("-")[3] if hyphen else 0), text
+        text = text.rstrip(" \t\u200b").removesuffix("\u00ad" * hyphen)
+        return self.pens(text)[-1] + (self.hyphen() if hyphen else 0), text
+
+    def hyphen(self):
+        return max(0, self.glyph("-")[3] + self.spacing)
+
+    def limit(self, is_first):
+        """Room of a line, 26.6."""
+        return 64 * (self.style.column_width() - self.indent(is_first))
+
+    def indent(self, is_first):
+        return self.style.first_indent if is_first else self.style.hanging_indent
 
     def fits(self, text, hyphen, limit):
         if not hyphen:
@@ -154,11 +175,11 @@ class ReferenceRenderer:
 
     def wrap(self, text):
         """Lines (start, visible end, next start, hyphen, wrapped, page end) of a text."""
-        limit, lines, at = self.style.column_width() * 64, [], 0
+        lines, at = [], 0
         while at < len(text):
             end = next((i for i in range(at, len(text)) if text[i] in LINE_ENDS), len(text))
             after = end + (2 if text[end : end + 2] == "\r\n" else 1)
-            breaks, start = self.breaks(text[at:end]), at
+            breaks, start, limit = self.breaks(text[at:end]), at, self.limit(True)
             while start < end and not self.fits(text[start:end], False, limit):
                 later = [(b + at, hyphen) for b, hyphen in breaks.items() if b + at > start]
                 good = [b for b, hyphen in later if self.fits(text[start:b], hyphen, limit)]
@@ -169,9 +190,10 @@ class ReferenceRenderer:
                     stop, hyphen = start + 1, False
                     while self.fits(text[start : stop + 1], False, limit):
                         stop += 1
-                shown = start + len(text[start:stop].rstrip(" \t\u200b"))
+                kept = text[start:stop].rstrip(" \t\u200b").removesuffix("\u00ad" * hyphen)
+                shown = start + len(kept)
                 lines.append((start, shown, stop, hyphen, True, False))
-                start = stop
+                start, limit = stop, self.limit(False)
             if start < end or at == end:
                 shown = start + len(text[start:end].rstrip(" \t\u200b"))
                 lines.append((start, shown, after, False, False, text[end : end + 1] == "\f"))
@@ -183,7 +205,7 @@ class ReferenceRenderer:
         left, top, _, bottom = style.margins()
         free = style.height - top - bottom - self.up - self.down
         rows = 1 + max(0, free) // self.step
-        pages, ranges, page, count = [], [], None, 0
+        pages, ranges, page, count, is_first = [], [], None, 0, True
         for start, shown, after, hyphen, wrapped, ends_page in self.wrap(text):
             if page is None:
                 page, count = np.full((style.height, style.width), 255, np.uint8), 0
@@ -191,7 +213,10 @@ class ReferenceRenderer:
             x = left + count // rows * (style.column_width() + style.column_gap)
             y = top + self.up + count % rows * self.step
             line = text[start:shown]
-            stretch = self.stretches(line, hyphen) if wrapped and style.align == "justify" else {}
+            free = max(0, self.limit(is_first) - self.visible_width(line, hyphen)[0]) // 64
+            x += self.indent(is_first) + {"right": free, "center": free // 2}.get(style.align, 0)
+            stretch = self.stretches(line, free) if wrapped and style.align == "justify" else {}
+            is_first = not wrapped
             self.draw(page, line + "-" * hyphen, x, y, stretch, len(line))
             count, ranges[-1][1] = count + 1, min(after, len(text))
             if count == rows * style.columns or ends_page:
@@ -202,23 +227,25 @@ class ReferenceRenderer:
                 np.full((style.height, style.width), 255, np.uint8) if page is None else page
             )
         pages = np.stack(pages)
-        return (255 - pages if style.invert else pages), ranges or [[0, 0]]
+        ink, paper = style.ink, style.paper
+        grey = (2 * (ink * (255 - pages.astype(int)) + paper * pages.astype(int)) + 255) // 510
+        pages = (255 - grey if style.invert else grey).astype(np.uint8)
+        return pages, ranges or [[0, 0]]
 
-    def stretches(self, line, hyphen):
-        """{index of a space: 26.6 pixels to add} of a justified line."""
+    @staticmethod
+    def stretches(line, pixels):
+        """{index of a space: 26.6 pixels to add} of a justified line that leaves `pixels` free."""
         first = line.rfind("\t") + 1
         while first < len(line) and line[first] == " ":
             first += 1
         spaces = [i for i in range(first, len(line)) if line[i] == " "]
-        free = self.style.column_width() * 64 - self.visible_width(line, hyphen)[0]
-        pixels = max(0, free // 64)
         marks = [pixels * k // max(1, len(spaces)) for k in range(len(spaces) + 1)]
         return {i: 64 * (marks[k + 1] - marks[k]) for k, i in enumerate(spaces)}
 
     def draw(self, page, line, x, y, stretch, length):
         pens, shift = self.pens(line[:length]), 0
         if len(line) > length:  # the hyphen of a soft hyphen: never kerned
-            pens.append(pens[-1] + self.glyph("-")[3])
+            pens[-1] += self.hyphen() - self.glyph("-")[3]
         for i, char in enumerate(line):
             coverage, left, top, *_ = self.glyph(char)
             pen = pens[i] + shift

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from reference_renderer import embedded
 
+from deepsynth_min.pages import glyphs, renderer as renderer_module
 from deepsynth_min.pages.renderer import PageStyle, Renderer, render_batch, render_pages
 from deepsynth_min.render import main, parser
 
@@ -115,17 +116,32 @@ def test_a_renderer_pickles_as_its_style_and_works_in_other_processes():
 
 
 def test_clusters_beyond_the_limit_start_a_new_store(monkeypatch):
-    import deepsynth_min.pages.renderer as module
-
-    monkeypatch.setattr(module, "MAX_COMPOSITES", 50)
+    for module in (glyphs, renderer_module):
+        monkeypatch.setattr(module, "MAX_COMPOSITES", 50)
     renderer, stores = Renderer(STYLE), set()
     for i in range(120):
         text = f"{chr(0x250 + i)}\u0323"
+        glyphs._store.cache_clear()
         assert np.array_equal(
             renderer.render_pages(text).pages, Renderer(STYLE).render_pages(text).pages
         )
-        stores.add(id(renderer._current()))
-    assert len(stores) > 1 and len(renderer._current()) <= 50
+        stores.add(renderer._current().store)
+    assert len(stores) > 1 and len(renderer._current().store) <= 50
+
+
+def test_styles_with_the_same_letters_share_their_glyphs():
+    def store(**changes):
+        return Renderer(replace(STYLE, **changes))._current().store
+
+    assert store(line_height=2.0, ink=90, letter_spacing=1.0, margin=9) is store()
+    for changes in ({"font_size": 9}, {"horizontal_scale": 0.9}, {"kerning": True}):
+        assert store(**changes) is not store()
+
+
+def test_no_more_stores_are_kept_than_their_bound():
+    for size in range(1, glyphs.MOST_STORES + 30):
+        Renderer(PageStyle(font_size=size, shaping="off"))
+    assert glyphs._store.cache_info().currsize == glyphs.MOST_STORES
 
 
 def test_the_fingerprint_is_that_of_settings_and_font_bytes_not_names(tmp_path):
@@ -141,6 +157,9 @@ def test_the_fingerprint_is_that_of_settings_and_font_bytes_not_names(tmp_path):
         "fonts": (a.main_font,),
         "hinting": "light",
         "align": "justify",
+        "ink": 1,
+        "letter_spacing": 0.5,
+        "first_indent": 2,
         "newline_mark": "¶",
         "tab": 5,
     }

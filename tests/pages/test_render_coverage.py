@@ -160,6 +160,7 @@ def test_requiring_shaping_without_the_extra_is_an_error_that_says_what_to_insta
         raise style_module.PackageNotFoundError(name)
 
     monkeypatch.setattr(style_module, "version", missing)
+    monkeypatch.setattr(style_module, "_shaper", style_module._shaper.__wrapped__)
     style = PageStyle(width=401, height=60, shaping="require")
     assert len(render_pages("plain", style)) == 1
     with pytest.raises(ValueError, match=r"Hebrew at 2 needs shaping: pip install .*\[shaping\]"):

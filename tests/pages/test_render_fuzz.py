@@ -103,13 +103,17 @@ FIELDS = (
     "lines_per_column",
     "columns",
     "column_step",
-    "justify",
-    "invert",
-    "kerning",
+    "align",
+    "ink",
+    "paper",
+    "spaced",
     "limit",
     "tab",
     "gap",
     "hyphen",
+    "spacing",
+    "first",
+    "hanging",
 )
 
 
@@ -158,7 +162,7 @@ def test_a_text_that_is_not_there_is_an_index_error(index):
         with pytest.raises(IndexError):
             call(index)
     with pytest.raises(IndexError):
-        plan.indent(0, index, 1)
+        plan.from_right(0, index)
 
 
 def test_a_text_that_is_not_laid_out_has_no_result():

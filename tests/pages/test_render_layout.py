@@ -115,6 +115,54 @@ def test_justified_lines_end_at_the_right_margin_except_the_last_of_a_paragraph(
     assert len(render_pages(text, left)) == len(render_pages(text, style))
 
 
+def lines_of(style, text, rows):
+    """(left, right) of the ink of each of the first `rows` lines of a text's page."""
+    page, step = render_pages(text, style).pages[0], round(style.line_height * style.font_size)
+    strips = [page[style.margin + r * step :][:step] for r in range(rows)]
+    return [(ink_box(strip)[0], ink_box(strip)[2]) for strip in strips]
+
+
+def test_aligned_lines_end_at_the_right_or_leave_as_much_on_both_sides():
+    text = "HHHH\nHHHHHHHH\nHH"
+    left, right, center = (
+        lines_of(PageStyle(width=300, height=100, align=align), text, 3)
+        for align in ("left", "right", "center")
+    )
+    for (a, b), (c, d), (e, f) in zip(left, right, center):
+        assert b - a == d - c == f - e
+        assert a - 16 == left[0][0] - 16 and 284 - d == 284 - right[0][1]
+        assert abs((e - a) - (c - e)) <= 1
+
+
+def test_first_lines_and_the_others_of_a_paragraph_have_their_own_indents():
+    style = PageStyle(width=200, height=200, first_indent=30, hanging_indent=7)
+    plain = lines_of(PageStyle(width=200, height=200), "HH", 1)[0][0]
+    text = "HHHH HHHH HHHH HHHH HHHH HHHH\nHHHH"
+    found = [a - plain for a, _ in lines_of(style, text, 4)]
+    assert found == [30, 7, 7, 30]
+
+
+def test_the_indent_of_a_right_to_left_paragraph_is_at_its_right():
+    pytest.importorskip("bidi")
+    plain = lines_of(PageStyle(width=200, height=60), "שלום", 1)[0]
+    moved = lines_of(PageStyle(width=200, height=60, first_indent=30), "שלום", 1)[0]
+    assert [a - b for a, b in zip(plain, moved)] == [30, 30]
+
+
+def test_justified_lines_of_right_to_left_paragraphs_fill_the_column_and_no_more():
+    pytest.importorskip("bidi")
+    style = PageStyle(width=200, height=200, align="justify", margin=20)
+    lines = lines_of(style, "שלום עולם " * 12, 4)
+    assert all(20 <= a < 24 and 176 < b <= 180 for a, b in lines[:3])
+
+
+def test_ink_and_paper_are_the_darkest_and_the_lightest_grey():
+    for ink, paper in ((40, 220), (220, 40), (0, 200), (90, 255)):
+        page = render_pages(WORDS * 3, PageStyle(ink=ink, paper=paper)).pages[0]
+        assert {int(page.min()), int(page.max())} == {ink, paper}
+        assert page[0, 0] == paper
+
+
 def test_columns_are_filled_one_after_another():
     text = "\n".join(f"line {i}" for i in range(40))
     style = PageStyle(width=400, height=200, margin=10, columns=2, column_gap=40)
@@ -200,7 +248,14 @@ def test_fit_is_the_largest_size_of_all_that_fit(pages):
         ("font_size", 0),
         ("line_height", 0.0),
         ("hinting", "strong"),
-        ("align", "right"),
+        ("align", "top"),
+        ("ink", 256),
+        ("ink", 255),
+        ("paper", -1),
+        ("letter_spacing", 2000.0),
+        ("horizontal_scale", 0.0),
+        ("first_indent", 992),
+        ("hanging_indent", 5000),
         ("columns", 0),
         ("columns", 60),
         ("tab", 0),

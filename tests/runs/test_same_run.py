@@ -27,6 +27,7 @@ OTHERS = {
     "val_data": "FOLDER/other.jsonl",
     "main_font": "FOLDER/font.ttf",
     "font": "FOLDER/font.ttf",
+    "paper": "200",
     "adapter": "FOLDER/first/checkpoints/step-000002",
     "lora_targets": "attention",
     "weights": "bf16",
