@@ -14,16 +14,8 @@ from typing import Literal, get_args
 from .errors import UserError
 from .options import fixed, free
 
-Tune = Literal[
-    "decoder",
-    "projector+decoder",
-    "all-but-sam",
-    "all",
-    "lora",
-    "qlora",
-    "projector+lora",
-    "projector+qlora",
-]
+Adapted = Literal["lora", "qlora", "projector+lora", "projector+qlora"]
+Tune = Literal["decoder", "projector+decoder", "all-but-sam", "all", Adapted]
 
 
 @dataclass(frozen=True)
@@ -166,6 +158,11 @@ class AdapterSettings:
 
 @dataclass(frozen=True)
 class AugmentSettings:
+    vary: tuple[str, ...] = fixed(
+        (),
+        "draw the page settings of each training sample: LOW:HIGH, A|B|... or, of yes and no, a "
+        "share, as in font_size=9:16,line_height=1.0:1.6,font=a.ttf|b.ttf,columns=1|2,invert=0.1",
+    )
     augment: bool = fixed(False, "distort the pages of training samples, as a scanner would")
     augment_rotation: float = fixed(3.0, "rotation either way: at most so many degrees", 0, 180)
     augment_perspective: float = fixed(
@@ -255,6 +252,11 @@ class EvaluationSettings:
     ablation_samples: int = free(32, "held-out rows scored again with another page, or none", 0)
     answer_samples: int = free(
         -1, "held-out rows answered (cer, rougeL: 95 % intervals); -1: 8, of tiny-reader 32", -1
+    )
+    unseen_style: tuple[str, ...] = free(
+        (),
+        "score the held-out rows once more in page styles drawn from this, given like --vary, and "
+        "such as training never draws (reads/unseen_style)",
     )
     best: Metric = free(
         "loss",

@@ -170,13 +170,16 @@ def learning_rate(training: Training, step: int) -> float:
 
 def _augmented(training: Training, batch: Batch, micro: int) -> Batch:
     """What a page becomes depends on where its sample stands in the run, on nothing else."""
-    settings, world = training.settings, training.world
+    settings, world, builder = training.settings, training.world, training.builder
+    if not settings.augment.augment:
+        return batch
     size = settings.optim.batch_size * world.size
     first = training.step * training.facts["global_batch"] + micro * size + world.rank
-    numbers, paper = range(first, first + size, world.size), 0.0 if settings.page.invert else 255.0
+    numbers = range(first, first + size, world.size)
     if batch.places:
         numbers = [numbers[place] for place in batch.places]
-    return augment_batch(batch, settings.augment, settings.optim.seed, numbers, paper)
+    papers = [builder.paper(builder.look(number)) for number in numbers]
+    return augment_batch(batch, settings.augment, settings.optim.seed, numbers, papers)
 
 
 def _audit_gradients(training: Training) -> None:

@@ -110,7 +110,7 @@ def matrices(changes: Changes) -> Tensor:
     return size @ turn @ tilt @ shift
 
 
-def warp(pages: Tensor, matrix: Tensor, paper: float) -> Tensor:
+def warp(pages: Tensor, matrix: Tensor, paper: float | Tensor) -> Tensor:
     """float [N, C, h, w], seen through matrix [N, 3, 3]; bilinear, `paper` from outside."""
     N, _, h, w = pages.shape
     x = (torch.arange(w, device=pages.device) * 2 + 1) / w - 1
@@ -136,8 +136,9 @@ def blurred(pages: Tensor, sigma: Tensor) -> Tensor:
     return F.conv2d(x, kernel[:, :, :, None], groups=N * C).view(N, C, h, w)
 
 
-def augment(pages: Tensor, changes: Changes, paper: float = 255.0) -> Tensor:
-    """uint8 [N, C, h, w] -> the same, changed; only what is asked for is computed."""
+def augment(pages: Tensor, changes: Changes, paper: float | Tensor = 255.0) -> Tensor:
+    """uint8 [N, C, h, w] -> the same, changed; only what is asked for is computed. paper: the grey
+    of all, or float [N, 1, 1, 1]."""
     assert pages.shape[2] == pages.shape[3], "angles are angles on a square page only"
     v = changes.values
     x = pages.float()
@@ -160,12 +161,15 @@ def augment(pages: Tensor, changes: Changes, paper: float = 255.0) -> Tensor:
 
 
 def augment_batch(
-    batch: Batch, how: AugmentSettings, seed: int, places: Sequence[int], paper: float
+    batch: Batch, how: AugmentSettings, seed: int, places: Sequence[int], papers: Sequence[float]
 ) -> Batch:
-    """A batch with its pages changed; `places`: where each sample stands in the run's sequence."""
+    """A batch with its pages changed; of each sample: where it stands in the run's sequence, and
+    the grey of its paper."""
     if not how.augment or not len(batch.pages):
         return batch
     changes = draw(how, seed, [places[owner] for owner in batch.owners])
+    paper = torch.tensor([papers[owner] for owner in batch.owners], dtype=torch.float32)
+    paper = paper.to(batch.pages.device)[:, None, None, None]
     return replace(batch, pages=augment(batch.pages, changes, paper))
 
 

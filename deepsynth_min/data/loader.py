@@ -47,14 +47,16 @@ class Loader:
         step, micro = divmod(self.next_micro, self.settings.optim.accumulate)
         size, rows = self.settings.optim.batch_size, self.order.step(step)
         chosen = tuple(share(rows, micro, self.rank, self.world, size))
-        self.ahead.append(self.pool.submit(self._make, chosen))
+        numbers = range(step * len(rows), (step + 1) * len(rows))  # of the run's samples
+        numbers = share(numbers, micro, self.rank, self.world, size)
+        self.ahead.append(self.pool.submit(self._make, chosen, numbers))
         self.next_micro += 1
 
-    def _make(self, chosen: tuple[int, ...]) -> tuple[Batch, list[Fault]]:
+    def _make(self, chosen: tuple[int, ...], numbers: Sequence[int]) -> tuple[Batch, list[Fault]]:
         samples, places, left_out = [], [], []
-        for place, i in enumerate(chosen):
+        for place, (i, number) in enumerate(zip(chosen, numbers)):
             try:
-                samples.append(self.builder(self.rows[i]))
+                samples.append(self.builder(self.rows[i], self.builder.look(number)))
                 places.append(place)
             except RowError as error:
                 if not self.builder.skips(error):

@@ -160,7 +160,7 @@ class Order:
         return self.window[1][place]
 
 
-def share(step_rows: list[int], micro: int, rank: int, world: int, size: int) -> list[int]:
+def share(step_rows: Sequence[int], micro: int, rank: int, world: int, size: int) -> Sequence[int]:
     """The rows of one micro-step on one rank: `size` of each piece of world * size, taken in turns,
     so that ranks which wait for each other get samples of about the same length."""
     piece = step_rows[micro * world * size : (micro + 1) * world * size]

@@ -9,7 +9,7 @@ and EOS are scored. A row without a page has its instruction alone, with no line
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..errors import UserError, number_of
 from ..model.batch import Batch, visual_tokens
 from ..model.loss import IGNORE
 from ..model.shape.config import ModelConfig
-from ..pages.font import FontChain
+from ..pages import vary
 from ..pages.images import (
     cut_tiles,
     open_images,
@@ -31,6 +31,7 @@ from ..pages.images import (
 from ..pages.modes import page_side
 from ..pages.renderer import Pages, PageStyle, TooManyPages, render_pages
 from ..settings import Settings
+from .page_style import page_style
 from .row import Row, RowError, TooLong, prompt_after_pages
 from .rows import is_skipped
 from .tokenizer import SpecialIds, check_tokenizer, encode, special_ids
@@ -78,7 +79,8 @@ class SampleBuilder:
         check_tokenizer(tokenizer, config.decoder.vocab_size)
         # More pages than could ever be used are not drawn, but counted as an error.
         self.most_pages = self.context // self.visual_tokens()
-        self.style = self._style(self.side, self.side)
+        self.style = page_style(settings.page, config.text, self.side, self.most_pages)
+        self.varied = vary.parse(settings.augment.vary, "--vary")
         tile, most = self.format.tile, settings.page.max_tiles or self.format.served_tiles
         if self.gundam and most > self.format.most_tiles:
             raise UserError(f"--max-tiles {most}: this model reads up to {self.format.most_tiles}")
@@ -87,7 +89,8 @@ class SampleBuilder:
         self.most_tiles = most if self.gundam else 0
         grids_ = page_shaped_grids(self.most_tiles, self.format)
         self.canvases = [  # gundam: one tile after the other until the text fits
-            (grid, self._style(grid[0] * tile, grid[1] * tile)) for grid in grids_
+            (grid, replace(self.style, width=grid[0] * tile, height=grid[1] * tile))
+            for grid in grids_
         ]
 
     def visual_tokens(self, grid: tuple[int, int] = (1, 1)) -> int:
@@ -95,27 +98,15 @@ class SampleBuilder:
         given = self.format
         return visual_tokens(self.side, self.side, grid, given.tile, given.newlines)
 
-    def _style(self, width: int, height: int) -> PageStyle:
-        page, trained_with = self.settings.page, self.trained_with
-        # What has the same name in both is passed on as it is.
-        same = {f.name for f in fields(PageStyle)} & {f.name for f in fields(page)}
-        values = {name: getattr(page, name) for name in same}
-        # In gundam, letters are as large as on a page of the global view's size.
-        values["font_size"] = page.font_size or trained_with.font_size or max(10, self.side // 64)
-        values["line_height"] = page.line_height or trained_with.line_height or 1.25
-        values["max_pages"] = page.max_pages or self.most_pages
-        if page.on_missing == "error":
-            values["shaping"] = "require"
-        margins = (page.margin, trained_with.margin, self.side // 32)
-        values["margin"] = next(margin for margin in margins if margin >= 0)
-        try:
-            style = PageStyle(width=width, height=height, fonts=page.font, **values)
-            FontChain(style.sources(), style.font_size)  # a font that cannot be used is found now
-        except (ValueError, OSError) as error:
-            raise UserError(f"page settings: {error}") from None
-        return style
+    def look(self, number: int) -> vary.Look:
+        """The page settings of the training sample that stands at this place of the run."""
+        return vary.draw(self.varied, self.settings.optim.seed, number)
 
-    def _draw(self, text: str, where: str, max_pages: int):
+    def paper(self, look: vary.Look) -> int:
+        """The grey of an empty page."""
+        return self.style.with_look(look).greys()[1]
+
+    def _draw(self, text: str, where: str, max_pages: int, look: vary.Look):
         """Text -> (pages [n, 1, side, side], tiles, grids, characters not drawn as they should).
 
         max_pages: draw no more than that, and leave the rest of the text out; 0: as the page
@@ -123,6 +114,7 @@ class SampleBuilder:
         """
         whole = grid = (1, 1)
         canvases = [(whole, self.style), *self.canvases]
+        canvases = [(grid, style.with_look(look)) for grid, style in canvases]
         try:
             for grid, style in canvases[:-1]:  # noqa: B007, used below
                 one = replace(style, max_pages=1, overflow="truncate")
@@ -152,10 +144,10 @@ class SampleBuilder:
         tiles = [cut_tiles(page[None], grid) for page in pages]
         return shrink_into_square(pages, self.side), tiles, [grid] * len(pages), missing
 
-    def _pages(self, row: Row, max_pages: int = 0):
+    def _pages(self, row: Row, max_pages: int, look: vary.Look):
         """As _draw gives them, of whatever the row's page is made of."""
         if row.text is not None:
-            return self._draw(row.text, row.where, max_pages)
+            return self._draw(row.text, row.where, max_pages, look)
         prepared, most = [], max_pages or self.most_pages
         for image in self._images(row):
             if len(prepared) == most:
@@ -211,10 +203,10 @@ class SampleBuilder:
         none = np.empty((0, 1, self.side, self.side), np.uint8)
         return self._sample([self.special.bos, self.special.eos], 2, 0, none, [], [], 0)
 
-    def prompt(self, row: Row, max_pages: int = 0) -> Sample:
+    def prompt(self, row: Row, max_pages: int = 0, look: vary.Look = vary.BASE) -> Sample:
         """The sequence up to where the answer begins; max_pages: of more, the first. Raises
         RowError."""
-        pages, tiles, grids_, missing = self._pages(row, max_pages)
+        pages, tiles, grids_, missing = self._pages(row, max_pages, look)
         visual = sum(map(self.visual_tokens, grids_))
         ids = [self.special.bos] + [self.special.image] * visual + self._asked(row)
         return self._sample(ids, len(ids), visual, pages, tiles, grids_, missing)
@@ -222,17 +214,18 @@ class SampleBuilder:
     def _sample(self, *parts: Any) -> Sample:
         return Sample(*parts, newlines=self.format.newlines)
 
-    def __call__(self, row: Row) -> Sample:
-        """Row -> Sample. Raises RowError, TooLong if it does not fit into the context, unless
-        --on-too-long says that it is to be cut."""
+    def __call__(self, row: Row, look: vary.Look = vary.BASE) -> Sample:
+        """Row -> Sample, its pages in the base style or with other settings. Raises RowError,
+        TooLong if it does not fit into the context, unless --on-too-long says that it is to be
+        cut."""
         answer = [*encode(self.tokenizer, row.summary, "own"), self.special.eos]
         try:
-            sample = self.prompt(row)
+            sample = self.prompt(row, look=look)
             self._check_length(row, sample, answer)
         except TooLong:
             if self.settings.data.on_too_long != "truncate":
                 raise
-            return self._cut(row, answer)
+            return self._cut(row, answer, look)
         return replace(sample, ids=[*sample.ids, *answer])
 
     def _check_length(self, row: Row, sample: Sample, answer: list[int]) -> None:
@@ -249,13 +242,13 @@ class SampleBuilder:
             f"{length}; the model's context is {self.context}{hint}",
         )
 
-    def _cut(self, row: Row, answer: list[int]) -> Sample:
+    def _cut(self, row: Row, answer: list[int], look: vary.Look) -> Sample:
         """The first pages that fit beside the answer, at least one; then as much of the answer as
         fits, without EOS if that is not all: where it was cut is no end."""
         grid = self.canvases[-1][0] if self.canvases else (1, 1)
         fixed = 1 + len(self._asked(row))
         left = (self.context - fixed - len(answer)) // self.visual_tokens(grid)
-        sample = self.prompt(row, max(1, left))
+        sample = self.prompt(row, max(1, left), look)
         if len(sample.ids) >= self.context:
             raise TooLong(row.where, "a page and the instruction alone fill the model's context")
         ids = [*sample.ids, *answer][: self.context]

@@ -19,6 +19,7 @@ import numpy as np
 from ..data.row import Row
 from ..data.samples import Sample, SampleBuilder
 from ..data.tokenizer import encode
+from ..pages.vary import BASE
 
 ABLATIONS = ("blank", "shuffled", "without", "text")
 MIN_RISE = 0.01  # nats per token: below this, the right page is as good as a wrong one
@@ -56,7 +57,7 @@ def ablate(
     """
     image = [builder.special.image]
     if kind == "blank":
-        paper = 0 if builder.settings.page.invert and row.text is not None else 255
+        paper = 255 if row.text is None else builder.paper(BASE)
         return replace(
             sample,
             pages=np.full_like(sample.pages, paper),

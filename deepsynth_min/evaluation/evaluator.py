@@ -20,13 +20,14 @@ import torch
 from tqdm import tqdm
 
 from ..data.loader import held_out_shares
-from ..data.row import Row, RowError
+from ..data.row import Row, RowError, TooLong
 from ..data.samples import Sample, SampleBuilder, collate
 from ..data.tokenizer import decode, encode, ids_of
 from ..errors import UserError
 from ..files.index import Fault
 from ..model.deepseek_ocr import DeepseekOCR
 from ..model.generation import Answer, generate
+from ..pages import vary
 from ..settings import Settings
 from . import ablations, text_metrics
 from .figures import COUNTS, answer_figures
@@ -65,6 +66,10 @@ class Evaluator:
         self.settings: Settings = builder.settings
         self.allowed = ids_of(builder.tokenizer, self.settings.generation.repeat_allow)
         self.left_out: dict[int, Fault] = {}  # rows of this rank that cannot be used
+        self.unseen = vary.parse(self.settings.evaluation.unseen_style, "--unseen-style")
+        vary.check(self.unseen, builder.style, "--unseen-style")
+        vary.check_unseen(self.unseen, builder.varied, builder.style)
+        self.kinds = (*ablations.ABLATIONS, *(["unseen_style"] if self.unseen else []))
 
     def _usable(self, chosen: Iterable[int]) -> tuple[list[int], list[Row], list[Sample]]:
         """(numbers, rows, samples) of those rows that can be used; the others are left out only if
@@ -101,7 +106,7 @@ class Evaluator:
         """Held-out loss over all rows; ablations over the first of them."""
         names = ["loss", "tokens", "samples", "text_tokens", "visual_tokens"]
         parts = ("", "/base", "/tokens")
-        names += [f"{kind}{part}" for kind in ablations.ABLATIONS for part in parts]
+        names += [f"{kind}{part}" for kind in self.kinds for part in parts]
         sums = Counter(dict.fromkeys(names, 0.0))
         ablated = min(self.settings.evaluation.ablation_samples, len(self.rows))
         partner = ablations.partners(ablated, self.settings.optim.seed) if ablated > 1 else None
@@ -111,11 +116,37 @@ class Evaluator:
                 continue
             loss = self._loss(samples)
             sums.update(loss=loss, tokens=_scored(samples), samples=len(samples))
+            if self.unseen:
+                self._restyle(sums, numbers, rows, samples)
             if chosen[0] < ablated:
                 others = [None if partner is None else int(partner[i]) for i in numbers]
                 self._ablate(sums, rows, samples, others, loss)
         found = dict(zip(names, self.world.sum(*(sums[name] for name in names))))
-        return _mean_losses(found, ablated)
+        return _mean_losses(found, ablated, self.kinds)
+
+    def _restyle(
+        self, sums: Counter, numbers: list[int], rows: list[Row], samples: list[Sample]
+    ) -> None:
+        """Adds one batch's losses on pages in styles that training never draws to `sums`; rows that
+        fit into the context in both styles count."""
+        seed, pairs = self.settings.optim.seed, []
+        for number, row, sample in zip(numbers, rows, samples):
+            if row.text is None:
+                continue
+            try:
+                new = self.builder(row, vary.draw(self.unseen, seed, number, "unseen"))
+            except RowError as error:
+                if not isinstance(error, TooLong) and not self.builder.skips(error):
+                    raise
+                continue
+            if not (sample.truncated or new.truncated):
+                pairs.append((sample, new))
+        if pairs:
+            kept, new = map(list, zip(*pairs))
+            tokens = _scored(kept)
+            sums["unseen_style"] += self._loss(new)
+            sums["unseen_style/base"] += self._loss(kept)
+            sums["unseen_style/tokens"] += tokens
 
     def _ablated(self, sample: Sample, kind: str, row: Row, other: int | None) -> Sample | None:
         """The sample with something else for its page; None if it has no page, or if the row
@@ -232,7 +263,7 @@ def _scored(samples: list[Sample]) -> int:
     return sum(len(sample.ids) - sample.prompt for sample in samples)
 
 
-def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
+def _mean_losses(sums: dict[str, float], ablated: int, kinds: Iterable[str]) -> dict[str, float]:
     """Figures from the sums over all ranks."""
     if not sums["tokens"]:
         raise UserError("no held-out row can be used; give others with --val-data")
@@ -243,7 +274,7 @@ def _mean_losses(sums: dict[str, float], ablated: int) -> dict[str, float]:
         "tokens": int(sums["tokens"]),
         "samples": int(sums["samples"]),
     }
-    for kind in ablations.ABLATIONS:
+    for kind in kinds:
         if tokens := sums[f"{kind}/tokens"]:
             result[f"reads/{kind}"] = (sums[kind] - sums[f"{kind}/base"]) / tokens
     if sums["visual_tokens"]:

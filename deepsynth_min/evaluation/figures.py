@@ -20,6 +20,8 @@ DEFINITIONS = {
     "reads/shuffled": "the same with another document's page",
     "reads/without": "the same without a page",
     "reads/text": "the same with as much plain text as the page has visual tokens",
+    "reads/unseen_style": "the same with the page in a style of --unseen-style, over all rows that "
+    "fit in both styles; lower is better",
     "compression": "text tokens per visual token of these documents",
     "ablated": "held-out rows that the page was changed of",
     "rouge1": "ROUGE-1: F1 of the words in common, mean over answers",

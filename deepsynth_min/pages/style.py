@@ -145,6 +145,13 @@ class PageStyle:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    def with_look(self, look: dict[str, object]) -> "PageStyle":
+        """The same style with values that were checked before (vary.check): checking them again
+        takes longer than drawing a line of text."""
+        changed = object.__new__(PageStyle)
+        changed.__dict__.update(self.__dict__ | look)
+        return changed
+
     def at_size(self, font_size: int) -> "PageStyle":
         """The same style with another font size."""
         return replace(self, font_size=font_size)

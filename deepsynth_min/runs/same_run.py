@@ -23,6 +23,7 @@ from ..files.download import is_hub_id
 from ..model.shape.presets import PRESETS, find_checkpoint
 from ..model.weights import stored
 from ..options import option_of
+from ..pages import vary
 from ..pages.font_file import font_digest
 from ..settings import CONCERNS, Settings
 from ..training.build import base_of
@@ -36,6 +37,7 @@ CONTENTS = {
     "tokenizer": (("model", "revision"), "tokenizer or configuration"),
     "adapter": (("adapter",), "content"),
     "fonts": (("main_font", "font"), "content"),
+    "vary": (("vary",), "fonts"),
     "data": (("data", "data_revision"), "rows"),
     "held_out": (("val_data", "val_revision"), "rows"),
 }
@@ -68,6 +70,7 @@ def contents(
     try:
         digests = [font_digest(font) if font else "none" for font in fonts]
         found["fonts"] = " ".join(digests) if any(fonts) else None
+        found["vary"] = vary.digest(vary.parse(settings.augment.vary, "--vary"))
     except ValueError as error:
         raise UserError(f"page settings: {error}") from None
     return {kind: found.get(kind) for kind in CONTENTS}

@@ -27,6 +27,7 @@ from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
 from ..model.shape.presets import find_shape
 from ..options import change
+from ..pages import vary
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
 from ..settings import OptimSettings, Settings
@@ -136,6 +137,7 @@ class Training:
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(self.settings, self.model.config, tokenizer)
         refuse_long_answers(self.data, self.settings.data, self.builder)
+        vary.check(self.builder.varied, self.builder.style, "--vary")
         refuse_missing(self.rows, self.settings, self.builder.style)
         try:  # a page setting that cannot work is found before any writing
             self.builder(self.rows[0])

@@ -72,6 +72,8 @@ def check(settings: Settings) -> None:
         return
     if settings.augment.augment:
         raise UserError("--feature-cache: not with --augment, which makes every page a new one")
+    if settings.augment.vary:
+        raise UserError("--feature-cache: not with --vary, which makes every page a new one")
     if TUNED_PARTS[settings.model.tune] & ENCODER:
         tune = settings.model.tune
         raise UserError(f"--feature-cache: not with --tune {tune}, which trains the encoder")

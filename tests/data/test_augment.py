@@ -164,13 +164,15 @@ def test_a_page_gets_the_same_whatever_batch_and_process_it_is_in(page):
             ids, mask, images, torch.full_like(ids, -100), pages[: len(owners)], owners=owners
         )
 
-    whole = augment_batch(batch((0, 0, 1, 2)), settings, 7, range(10, 13), 255.0).pages
-    assert augment_batch(batch((0, 0)), settings, 7, [10], 255.0).pages.equal(whole[:2])
-    assert augment_batch(batch((0, 1)), settings, 7, range(11, 15), 255.0).pages.equal(whole[2:])
+    whole = augment_batch(batch((0, 0, 1, 2)), settings, 7, range(10, 13), [255.0] * 3).pages
+    assert augment_batch(batch((0, 0)), settings, 7, [10], [255.0]).pages.equal(whole[:2])
+    assert augment_batch(batch((0, 1)), settings, 7, range(11, 15), [255.0] * 4).pages.equal(
+        whole[2:]
+    )
     assert not whole[0].equal(whole[1])  # two pages of one sample differ
-    assert not augment_batch(batch((0, 0)), settings, 8, [10], 255.0).pages.equal(whole[:2])
+    assert not augment_batch(batch((0, 0)), settings, 8, [10], [255.0]).pages.equal(whole[:2])
     off = AugmentSettings()
-    assert augment_batch(batch((0, 0)), off, 7, [10], 255.0).pages.equal(pages[:2])
+    assert augment_batch(batch((0, 0)), off, 7, [10], [255.0]).pages.equal(pages[:2])
 
 
 def test_training_with_augmentation_resumes_exactly_and_leaves_evaluation_alone(

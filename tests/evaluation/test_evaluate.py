@@ -183,7 +183,7 @@ def test_a_line_of_training_says_over_how_many_answers_and_how_far_they_spread()
 
 
 def test_every_figure_of_an_evaluation_is_defined():
-    model, builder = make(answer_samples=3)
+    model, builder = make(answer_samples=3, unseen_style=("font_size=30",))
     result, _ = evaluator.Evaluator(model, rows(3), builder, WORLD)()
     ends = {f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high")}
     assert set(result) == set(DEFINITIONS) | ends

@@ -28,6 +28,8 @@ OTHERS = {
     "main_font": "FOLDER/font.ttf",
     "font": "FOLDER/font.ttf",
     "paper": "200",
+    "vary": "font_size=9:12",
+    "unseen_style": "font_size=30",
     "adapter": "FOLDER/first/checkpoints/step-000002",
     "lora_targets": "attention",
     "weights": "bf16",
