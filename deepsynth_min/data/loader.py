@@ -54,9 +54,10 @@ class Loader:
 
     def _make(self, chosen: tuple[int, ...], numbers: Sequence[int]) -> tuple[Batch, list[Fault]]:
         samples, places, left_out = [], [], []
-        for place, (i, number) in enumerate(zip(chosen, numbers)):
+        looks = [self.builder.look(number) for number in numbers]
+        for place, (i, look) in enumerate(zip(chosen, looks)):
             try:
-                samples.append(self.builder(self.rows[i], self.builder.look(number)))
+                samples.append(self.builder(self.rows[i], look))
                 places.append(place)
             except RowError as error:
                 if not self.builder.skips(error):

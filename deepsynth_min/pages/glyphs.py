@@ -57,6 +57,8 @@ class GlyphStore:
         self._put(CONTINUE, KINDS["plain"], join, nothing)
         self._put(CONTINUE_UNSHAPED, KINDS["noted"], join | FLAGS["unshaped"], nothing)
         self.resolve([0x20, 0x2D])
+        self.space, self.hyphen = (self.glyph(point).advance for point in (0x20, 0x2D))
+        self.extent = self.chain.extent()
 
     def __len__(self) -> int:
         return len(self._composites)
@@ -165,12 +167,12 @@ class Sheet:
 
     def __init__(self, store: GlyphStore, style: PageStyle):
         self.store, self.style = store, style
-        up, down = store.chain.extent()
+        up, down = store.extent
         left, top, _, bottom = style.margins()
+        width = style.column_width()
         step = max(1, round(style.line_height * style.font_size))
         # Of the last line only its own height must fit; one line there is on any page.
         self._line, self._around = up + down, top + up + down + bottom
-        space, hyphen = (store.glyph(point).advance for point in (0x20, 0x2D))
         spacing = round(64 * style.letter_spacing)
         spacing = spacing if style.fractional else (spacing + 32) // 64 * 64
         ink, paper = style.greys()
@@ -182,15 +184,15 @@ class Sheet:
             step=step,
             lines_per_column=1 + max(0, style.height - self._around) // step,
             columns=style.columns,
-            column_step=style.column_width() + style.column_gap,
+            column_step=width + style.column_gap,
             align=ALIGN[style.align],
             ink=ink,
             paper=paper,
             spaced=style.kerning or spacing != 0,
-            limit=style.column_width() * 64,
-            tab=max(64, style.tab * space),
-            gap=space,
-            hyphen=max(0, hyphen + spacing),
+            limit=width * 64,
+            tab=max(64, style.tab * store.space),
+            gap=store.space,
+            hyphen=max(0, store.hyphen + spacing),
             spacing=spacing,
             first=style.first_indent,
             hanging=style.hanging_indent,

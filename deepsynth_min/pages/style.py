@@ -111,8 +111,8 @@ class PageStyle:
 
     def margins(self) -> tuple[int, int, int, int]:
         """(left, top, right, bottom), px."""
-        sides = (self.margin_left, self.margin_top, self.margin_right, self.margin_bottom)
-        return tuple(self.margin if side < 0 else side for side in sides)
+        sides = self.margin_left, self.margin_top, self.margin_right, self.margin_bottom
+        return tuple([self.margin if side < 0 else side for side in sides])
 
     def greys(self) -> tuple[int, int]:
         """(ink, paper) as the page shows them."""

@@ -3,9 +3,9 @@
 In: the words of --vary (`font_size=9:16,font=a.ttf|b.ttf,invert=0.1`), then a seed and the number
 of a sample in the run. Out: its page settings, {name: value}, in place of those of the base style.
 
-The one idea: each value is a hash of (stream, seed, number, setting), so a style is a pure function
-of where a sample stands: it is the same for any number of processes, after a resume, and whatever
-else varies. Fractions lie on a grid of 0.01, which keeps the different letters few enough to be
+The one idea: a hash of (stream, seed, number) has eight bytes for each setting, so a style is a pure
+function of where a sample stands: it is the same for any number of processes, after a resume, and
+whatever else varies. Fractions lie on a grid of 0.01, which keeps the different letters few enough to be
 drawn once. What is drawn later is checked when the words are read, at the ends of every range.
 """
 
@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import math
 import re
+import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -23,7 +24,7 @@ from .font_file import font_digest
 from .style import PageStyle
 
 OTHER_NAMES = {"font": "main_font"}
-LOOKS = (
+LOOKS = (  # new ones at the end: what is drawn depends on the order
     *("font_size", "line_height", "margin", "margin_left", "margin_right", "margin_top"),
     *("margin_bottom", "main_font", "hinting", "horizontal_scale", "kerning", "letter_spacing"),
     *("align", "first_indent", "hanging_indent", "columns", "column_gap", "spaces"),
@@ -31,6 +32,7 @@ LOOKS = (
 )
 Look = dict[str, object]  # {setting: value} in place of those of a style
 BASE: Look = {}  # the style as it is
+_PLACES = {name: place for place, name in enumerate(LOOKS)}
 _FIELDS = {f.name: f for f in fields(PageStyle) if f.name in LOOKS}
 _WIDTHS = ("margin", "indent", "columns", "column_gap")  # parts of names: together they fill a page
 _WHOLE, _NUMBER = r"-?\d{1,9}", r"-?\d{1,9}(?:\.\d{1,9})?"
@@ -43,6 +45,11 @@ class Varied:
     name: str
     values: Sequence
     share: float | None = None
+
+    @property
+    def place(self) -> int:
+        """Of its eight bytes in the hash."""
+        return _PLACES[self.name]
 
     def at(self, u: float) -> object:
         """The value for a number from 0 to below 1."""
@@ -114,12 +121,11 @@ def _grid(low: float, high: float) -> tuple[float, ...]:
 
 def draw(varied: Sequence[Varied], seed: int, number: int, stream: str = "train") -> Look:
     """{setting: value} of sample `number`, the same whenever it is asked."""
-    look = {}
-    for one in varied:
-        key = f"{stream} {seed} {number} {one.name}".encode()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        look[one.name] = one.at((int.from_bytes(digest, "big") >> 11) / 2**53)
-    return look
+    if not varied:
+        return BASE
+    digest = hashlib.shake_128(f"{stream} {seed} {number}".encode()).digest(8 * len(LOOKS))
+    chances = struct.unpack(f">{len(LOOKS)}Q", digest)
+    return {one.name: one.at((chances[one.place] >> 11) / 2**53) for one in varied}
 
 
 def check(varied: Sequence[Varied], style: PageStyle, option: str) -> None:

@@ -70,9 +70,13 @@ def contents(
     try:
         digests = [font_digest(font) if font else "none" for font in fonts]
         found["fonts"] = " ".join(digests) if any(fonts) else None
-        found["vary"] = vary.digest(vary.parse(settings.augment.vary, "--vary"))
     except ValueError as error:
         raise UserError(f"page settings: {error}") from None
+    varied = vary.parse(settings.augment.vary, "--vary")
+    try:
+        found["vary"] = vary.digest(varied)
+    except ValueError as error:
+        raise UserError(f"--vary: {error}") from None
     return {kind: found.get(kind) for kind in CONTENTS}
 
 
