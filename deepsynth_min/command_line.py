@@ -2,30 +2,39 @@
 
 In: a command line, TOML files (config_file.py). Out: `Settings`, complete and checked.
 
-The one idea: precedence. The command line counts first, then the file of --config, then with
+The one idea: precedence. The command line counts first, then --style-json, --config, then with
 --resume auto the run's own settings, then the default.
 """
 
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
-from . import config_file, options
+from . import config_file, options, style_json
 from .errors import UserError
-from .settings import CONCERNS, Settings
+from .settings import CONCERNS, PageSettings, Settings
 
 
 def make_parser(program: str, description: str) -> options.OneLineParser:
     """The options of all settings, and --config."""
     parser = options.make_parser(CONCERNS, program, description)
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings, e.g. a run's")
+    text = "page settings from a config.json of Glyph's, as far as they have a meaning here"
+    parser.add_argument("--style-json", metavar="FILE", help=text)
     parser.epilog = options.about_fixed(CONCERNS)
     return parser
 
 
 def complete(given: dict[str, object]) -> Settings:
     """What was given on a command line -> Settings; others from --config, and with --resume auto
-    from the run in --out. Raises UserError."""
+    from the run in --out. --style-json stands below the command line and above the rest; what it
+    leaves out is printed. Raises UserError."""
+    if path := given.pop("style_json", None):
+        styled, left_out = style_json.for_run(path, {f.name for f in fields(PageSettings)})
+        for note in left_out:
+            print(f"--style-json {path}: left out: {note}")
+        given = styled | given
     return options.build(Settings, config_file.layered(given, CONCERNS))
 
 

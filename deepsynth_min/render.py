@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import options
+from . import options, style_json
 from .command_line import load_of_run
 from .config_file import check_found
 from .data.row import Row, RowError
@@ -57,6 +57,7 @@ def parser() -> OneLineParser:
     out.add_argument("file", metavar="FILE", help="UTF-8 text file, or - for standard input")
     out.add_argument("--out", required=True, metavar="DIR", help="for page-0001.png, ...")
     out.add_argument("--force", action="store_true", help="overwrite files that exist")
+    out.add_argument("--style-json", metavar="FILE", help="settings of a config.json of Glyph's")
     out.add_argument(
         "--fit",
         type=int,
@@ -280,9 +281,13 @@ def run(arguments: list[str]) -> None:
         write_rows(arguments)
         return
     given = parser().parse_args(arguments)
-    settings = {f.name: getattr(given, f.name) for f in fields(PageStyle)}
+    asked = {f.name: getattr(given, f.name) for f in fields(PageStyle)}
+    settings, left_out = style_json.read(given.style_json) if given.style_json else ({}, [])
+    for note in left_out:
+        print(f"--style-json {given.style_json}: left out: {note}")
+    settings |= {name: value for name, value in asked.items() if value is not None}
     try:
-        style = PageStyle(**{name: value for name, value in settings.items() if value is not None})
+        style = PageStyle(**settings)
         text = read_input(given.file)
         if given.fit is not None:
             style = fitted(text, style, given.fit)

@@ -102,6 +102,10 @@ class SampleBuilder:
         """The page settings of the training sample that stands at this place of the run."""
         return vary.draw(self.varied, self.settings.optim.seed, number)
 
+    def check_looks(self) -> None:
+        """Raises UserError for styles that could be drawn and are no pages'."""
+        vary.check(self.varied, self.style, "--vary")
+
     def paper(self, look: vary.Look) -> int:
         """The grey of an empty page."""
         return self.style.with_look(look).greys()[1]

@@ -3,10 +3,10 @@
 In: the words of --vary (`font_size=9:16,font=a.ttf|b.ttf,invert=0.1`), then a seed and the number
 of a sample in the run. Out: its page settings, {name: value}, in place of those of the base style.
 
-The one idea: a hash of (stream, seed, number) has eight bytes for each setting, so a style is a pure
-function of where a sample stands: it is the same for any number of processes, after a resume, and
-whatever else varies. Fractions lie on a grid of 0.01, which keeps the different letters few enough to be
-drawn once. What is drawn later is checked when the words are read, at the ends of every range.
+The one idea: a hash of (stream, seed, number) has eight bytes for each setting, so a style is a
+pure function of where a sample stands: it is the same for any number of processes, after a resume,
+and whatever else varies. Fractions lie on a grid of 0.01, which keeps the different letters few
+enough to be drawn once. What can be drawn is checked before the run, at the ends of every range.
 """
 
 import difflib

@@ -27,7 +27,6 @@ from ..evaluation.figures import cost, describe
 from ..files.disk import write_text
 from ..model.shape.presets import find_shape
 from ..options import change
-from ..pages import vary
 from ..pages.modes import page_side
 from ..reports.sinks import check_sinks
 from ..settings import OptimSettings, Settings
@@ -137,7 +136,7 @@ class Training:
         tokenizer = load_tokenizer(self.base)
         self.builder = SampleBuilder(self.settings, self.model.config, tokenizer)
         refuse_long_answers(self.data, self.settings.data, self.builder)
-        vary.check(self.builder.varied, self.builder.style, "--vary")
+        self.builder.check_looks()
         refuse_missing(self.rows, self.settings, self.builder.style)
         try:  # a page setting that cannot work is found before any writing
             self.builder(self.rows[0])
@@ -182,8 +181,7 @@ class Training:
         )
 
     def _resume(self) -> None:
-        self.step, self.best, self.unlogged = 0, None, []
-        self.stale = 0  # evaluations since the best
+        self.step, self.best, self.unlogged, self.stale = 0, None, [], 0  # stale: since the best
         resume, found = self.settings.run.resume, ""
         if self.world.is_main:  # reads every byte of a checkpoint, to see that it is whole
             found = str(self.directory.resume_from(resume) or "")
