@@ -1,12 +1,13 @@
 """What a page style for every sample costs: pages per second with --vary, against kept styles.
 
     python bench/vary.py                        # 64 documents, pages of 1024 px, half a minute
-    python bench/vary.py --side 640 --rounds 9
+    python bench/vary.py --side 640 --rounds 30
 
 The same documents in the same drawn styles, twice: `kept`, each with a sample builder made for its
 style beforehand, and `drawn`, as a run does it. What is compared is pages alone (`renderer`) and
 batches as a run makes them, tokens included (`batches`). Letters have been drawn before, in both;
-`first time` is what drawing them took. One thread.
+`first time` is what drawing them took. One thread; processor time, the least of the rounds, so that
+other work on the machine counts little.
 """
 
 import argparse
@@ -14,12 +15,12 @@ import time
 from dataclasses import replace
 
 from common import environment, finish, table
-from render import documents, timed
+from render import documents
 
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import load_tokenizer
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.options import change
 from deepsynth_min.pages import renderer
 from deepsynth_min.pages.glyphs import _store
@@ -72,13 +73,24 @@ class Rows:
             collate(made, self.builder.special, pack=True)
 
 
+def least(contenders: dict, rounds: int) -> dict[str, float]:
+    """Seconds of processor time of each at its best, all taking turns; the first does not count."""
+    times = {name: [] for name in contenders}
+    for _ in range(rounds + 1):
+        for name, run in contenders.items():
+            started = time.process_time()
+            run()
+            times[name].append(time.process_time() - started)
+    return {name: min(values[1:]) for name, values in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--docs", type=int, default=64, help="documents (64)")
     parser.add_argument("--side", type=int, default=1024, help="px of a page (1024)")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender (7)")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each contender (15)")
     given = parser.parse_args()
     texts, rows, results = documents(given.docs), [], []
     for name, spec in SPECS.items():
@@ -93,7 +105,7 @@ def main() -> None:
             "kept in batches": lambda form=form: form.batches(False),
             "drawn in batches": lambda form=form: form.batches(True),
         }
-        speed = {k: pages / s for k, s in timed(contenders, given.rounds).items()}
+        speed = {k: pages / s for k, s in least(contenders, given.rounds).items()}
         cost = {
             "renderer": 1 - speed["drawn"] / speed["kept"],
             "batches": 1 - speed["drawn in batches"] / speed["kept in batches"],

@@ -137,6 +137,7 @@ def suggestion(name: str, options: Collection[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+_LISTED = {"font": "FILE", "vary": "SETTING=VALUES", "unseen_style": "SETTING=VALUES"}
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -165,7 +166,7 @@ def make_parser(
             if f.type is bool:
                 syntax = {"action": argparse.BooleanOptionalAction}
             elif get_origin(f.type) is tuple:
-                metavar = "FILE" if f.name == "font" else "NAME"
+                metavar = _LISTED.get(f.name, "NAME")
                 syntax = {"nargs": "+", "action": "extend", "metavar": metavar}
             elif choices := choices_of(f.type):
                 syntax = {"choices": choices}

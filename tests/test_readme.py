@@ -24,6 +24,7 @@ OTHERS = """
 --standalone --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --max-restarts
 --nodes --ntasks-per-node --gpus-per-node --cpus-per-task --signal --requeue
 --help --config --run --run-dir --checkpoint --to --merge --dtype --preset --count --split
+--style-json
 """.split()
 
 

@@ -19,7 +19,7 @@ from deepsynth_min.data.loader import Loader
 from deepsynth_min.data.rows import EmbeddedRows, View
 from deepsynth_min.data.samples import SampleBuilder
 from deepsynth_min.data.tokenizer import load_tokenizer
-from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.options import change
 from deepsynth_min.pages.font_file import font_bytes
 from deepsynth_min.settings import Settings
