@@ -8,6 +8,8 @@ checkpoint and not the run, for the one before is still there. Only where it ref
 the run has failed, and says so when it ends.
 """
 
+from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 
 import torch
@@ -19,6 +21,28 @@ from ..training import checkpoint, shard
 from ..training.distributed import World, barrier, broadcast_text
 from ..training.optim import LossScaler
 from .run_directory import RunDirectory, warn
+
+
+class BackgroundWriter:
+    """Writes checkpoints in a thread of its own, one after the other, while training goes on."""
+
+    def __init__(self):
+        self.pool = futures.ThreadPoolExecutor(1, thread_name_prefix="saving")
+        self.running: futures.Future | None = None
+
+    def start(self, write: Callable) -> None:
+        """Calls write() in the background; the one before must have been waited for."""
+        self.running = self.pool.submit(write)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until nothing is being written, or so many seconds; returns whether nothing is any more.
+        Raises what the writing raised."""
+        if self.running is not None:
+            if futures.wait([self.running], seconds).not_done:
+                return False
+            running, self.running = self.running, None
+            running.result()
+        return True
 
 
 class CheckpointManager:
@@ -45,7 +69,7 @@ class CheckpointManager:
         self.newest: Path | None = None  # written by this process, or gone on from
         self.tried: int | None = None  # the step of the last attempt
         self.failure = ""  # of that attempt
-        self.writer = checkpoint.BackgroundWriter()
+        self.writer = BackgroundWriter()
 
     def going_on_from(self, checkpoint: Path, step: int) -> None:
         """The run starts with what this one holds; it need not be saved once more."""
@@ -60,14 +84,15 @@ class CheckpointManager:
         self.tried = facts["step"]
         if self.eval_model is not self.model:
             self._save_shards(facts, is_best)
-        elif self.world.is_main:
-            self.writer.wait()  # no more than one copy is held
-            snapshot = checkpoint.take_snapshot(
-                self.model, self.optimizer, self.scaler, facts, copied=self.settings.async_save
-            )
-            self.writer.start(lambda: self._write(snapshot, is_best))
+        else:
+            self._wait_together()  # no more than one copy is held
+            if self.world.is_main:
+                snapshot = checkpoint.take_snapshot(
+                    self.model, self.optimizer, self.scaler, facts, copied=self.settings.async_save
+                )
+                self.writer.start(lambda: self._write(snapshot, is_best))
             if not self.settings.async_save:
-                self.writer.wait()
+                self._wait_together()
         if self.world.is_main:
             self.directory.write_report()
         barrier(self.world)
@@ -76,10 +101,17 @@ class CheckpointManager:
         """Until nothing is being written."""
         self.writer.wait()
 
+    def _wait_together(self) -> None:
+        """The same; all ranks call it. They hear from rank 0 again and again, since a slow disk may
+        take longer than --timeout to write a large model."""
+        seconds = min(5.0, self.settings.timeout / 4)
+        while self.world.sum(self.world.is_main and not self.writer.wait(seconds))[0]:
+            pass
+
     def finish(self) -> None:
         """Until nothing is being written; all ranks call it. Raises WriteError on all of them if
         the last checkpoint could not be: what was trained since the one before is lost."""
-        self.wait()
+        self._wait_together()
         message = ""
         if self.failure:
             newest = f"the newest whole one is {self.newest}" if self.newest else "there is none"

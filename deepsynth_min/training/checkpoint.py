@@ -12,7 +12,7 @@ With an adapter, its files (adapter.py) stand in place of the first two: the bas
 The one idea: it can be given to `--model` (or `--adapter`) like any other, since the first two are
 complete. It is written under a temporary name, flushed to the disk and renamed, so what has the
 final name is whole; from a copy in host memory (`Snapshot`), so training need not wait for the disk
-(`BackgroundWriter`). Nothing that is read back is ever unpickled.
+(`BackgroundWriter`, runs/saving.py). Nothing that is read back is ever unpickled.
 
 No generator's state is kept: dropout, augmentation and the order of samples are functions of (seed,
 step, rank or place in the run), on every rank; only bf16's random rounding has a generator, and its
@@ -25,7 +25,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,23 +120,6 @@ def save(
 def write_manifest(directory: Path) -> None:
     listed = {file.name: _described(file) for file in sorted(directory.iterdir())}
     (directory / MANIFEST).write_text(json.dumps(listed, indent=2))
-
-
-class BackgroundWriter:
-    """Writes checkpoints in a thread of its own, one after the other, while training goes on."""
-
-    def __init__(self):
-        self.pool, self.running = ThreadPoolExecutor(1, thread_name_prefix="saving"), None
-
-    def start(self, write: Callable) -> None:
-        """Calls write() in the background; the one before must have been waited for."""
-        self.running = self.pool.submit(write)
-
-    def wait(self) -> None:
-        """Until nothing is being written; raises what the writing raised."""
-        running, self.running = self.running, None
-        if running is not None:
-            running.result()
 
 
 def _described(file: Path) -> dict:
