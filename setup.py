@@ -27,6 +27,7 @@ setup(
     packages=find_packages(include=["deepsynth_min", "deepsynth_min.*"]),
     package_data={
         "deepsynth_min": ["README.md", "*/README.md", "*/*.toml", "*/*/*.json", "*/*/*.safetensors"]
+        + ["training/clusters/*"]
     },
     ext_modules=[raster],
     cmdclass={"build_ext": build_ext},

@@ -174,6 +174,7 @@ class RunSettings:
     check_every: int = free(1000, "steps between checks that ranks agree on weights; 0: none", 0)
     max_skips: int = free(50, "end after so many steps in a row without a finite gradient", 1)
     timeout: int = free(600, "seconds that a process waits for another, then gives up", 1, 10**7)
+    profile_step: int = free(0, "write a profile of this step to profile/ of --out; 0: of none", 0)
     log_every: int = free(10, "steps between lines of metrics.jsonl", 1)
     resume: str = free("none", "auto (go on in --out as its run), a checkpoint, a run, or none")
     push_to_hub: str = free("", "upload model or adapter at the end, to this owner/name")

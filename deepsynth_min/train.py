@@ -24,6 +24,7 @@ from .model.batch import Batch
 from .publish import upload
 from .publish.official import stage_for_hub
 from .runs.announce import conclude, explained, show_answers
+from .runs.evidence import Evidence, profiled
 from .runs.metrics import Meter
 from .runs.setup import Training
 from .training import distributed as dist, feature_cache
@@ -33,7 +34,7 @@ from .training.stopping import Stopper
 from .tuning import freeze
 
 
-def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
+def train(training: Training, stopper: Stopper, evidence: Evidence) -> dict[str, float] | None:
     """Steps until the run is finished or asked to stop; evaluates, saves and reports on the way.
 
     Returns the newest evaluation, None if there was none.
@@ -54,6 +55,7 @@ def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
     failed, error = 0, None
     try:
         while not training.finished:
+            evidence.step_begins()
             # -- the next batches, and over all ranks: their label tokens and pages, a signal, rows
             #    that are left out, or one that ends the run
             batches, error = _next(meter, loader)
@@ -74,8 +76,11 @@ def train(training: Training, stopper: Stopper) -> dict[str, float] | None:
                     break
 
             # -- forward, backward, reduce, clip, step
-            meter.add(*train_step(training, batches, count, pages), batches, left_out)
+            with profiled(training.directory, world, training.step + 1, intervals.profile_step):
+                found = train_step(training, batches, count, pages)
+            meter.add(*found, batches, left_out)
             bar.update()
+            evidence.step_ends()
             done = training.step == steps
 
             # -- log
@@ -237,9 +242,10 @@ def run(arguments: list[str]) -> None:
     try:
         training = Training(settings)
         try:
-            with Stopper(training.world.is_main) as stopper:
+            evidence = Evidence(training.directory, training.world, settings.run.timeout)
+            with Stopper(training.world.is_main) as stopper, evidence:
                 with training.status.followed(training, stopper):
-                    last = train(training, stopper)
+                    last = train(training, stopper, evidence)
                     if training.world.is_main:
                         _conclude(training, last)
             dist.barrier(training.world)  # no process leaves while another still talks to it

@@ -183,7 +183,7 @@ def explained(error: RuntimeError | MemoryError) -> Exception:
     return UserError(
         "out of memory: lower --batch-size (--accumulate keeps the global batch), --mode or "
         "--max-pages, or use --precision bf16, --tune lora or qlora "
-        f"({str(error).splitlines()[0]})"
+        f"({(str(error) or type(error).__name__).splitlines()[0]})"  # Python's own says nothing
     )
 
 

@@ -80,6 +80,7 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         seconds = timedelta(seconds=timeout)
         store, rank, size = next(dist.rendezvous("env://", timeout=seconds))
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives, for flight_record
         # torchrun keeps its store when it restarts us; what those before us left in it is not ours.
         store = dist.PrefixStore(
             f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
@@ -121,6 +122,16 @@ def with_lost_ranks(error: RuntimeError) -> RuntimeError:
     except RuntimeError as found:
         return RuntimeError(f"rank {dist.get_rank()} lost another process: {found}")
     return error
+
+
+def flight_record() -> str:
+    """The last collectives of this process, as JSON of torch's flight recorder; "" if it has none,
+    as older versions of torch and builds without it."""
+    c10d = torch._C._distributed_c10d if dist.is_available() else None
+    for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
+        if dist.is_initialized() and hasattr(c10d, name):
+            return getattr(c10d, name)().decode("utf-8", "replace")
+    return ""
 
 
 def barrier(world: World) -> None:
