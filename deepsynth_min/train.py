@@ -33,6 +33,10 @@ from .training.optim import clip_and_step, cosine_rate, total_norm
 from .training.stopping import Stopper
 from .tuning import freeze
 
+# torchrun takes 0 for the end of the run: a machine that was not asked to stop shall wait for the
+# one that was, or for another in its place, and go on.
+STOPPED_ELSEWHERE = 75
+
 
 def train(training: Training, stopper: Stopper, evidence: Evidence) -> dict[str, float] | None:
     """Steps until the run is finished or asked to stop; evaluates, saves and reports on the way.
@@ -242,6 +246,7 @@ def run(arguments: list[str]) -> None:
     try:
         training = Training(settings)
         try:
+            dist.barrier(training.world)  # rank 0 has made the run directory
             evidence = Evidence(training.directory, training.world, settings.run.timeout)
             with Stopper(training.world.is_main) as stopper, evidence:
                 with training.status.followed(training, stopper):
@@ -249,6 +254,8 @@ def run(arguments: list[str]) -> None:
                     if training.world.is_main:
                         _conclude(training, last)
             dist.barrier(training.world)  # no process leaves while another still talks to it
+            if not training.finished and not dist.any_here(training.world, stopper.asked):
+                raise SystemExit(STOPPED_ELSEWHERE)
         finally:
             training.directory.release()
     except (RuntimeError, MemoryError) as error:
@@ -257,7 +264,7 @@ def run(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done or cleanly stopped, 2 the user's mistake (one line), 130 Ctrl-C before the
-    loop, else a traceback."""
+    loop, 75 stopped since a process of another machine was asked to, else a traceback."""
     return exit_code(run, arguments, dist.stop, dist.let_first_speak)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model.weights import tensor_digest
+from .rendezvous import store_of_this_attempt
 
 BUCKET_BYTES = 25 * 2**20
 
@@ -81,10 +82,7 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
         seconds = timedelta(seconds=timeout)
         store, rank, size = next(dist.rendezvous("env://", timeout=seconds))
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives, for flight_record
-        # torchrun keeps its store when it restarts us; what those before us left in it is not ours.
-        store = dist.PrefixStore(
-            f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
-        )
+        store = store_of_this_attempt(store, rank, size, timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
         global _roll_call
         _roll_call = dist.new_group(backend="gloo")
@@ -169,6 +167,12 @@ def gather_text(world: World, text: str) -> list[str]:
 def gather_lists(world: World, values: list) -> list:
     """The values of all ranks, which JSON can hold, in one list, on every rank."""
     return [v for text in gather_text(world, json.dumps(values)) for v in json.loads(text)]
+
+
+def any_here(world: World, value: bool) -> bool:
+    """Whether the value is true for a process that the same torchrun has started as this one."""
+    here = os.environ.get("GROUP_RANK", "0")
+    return here in gather_lists(world, [here] if value else [])
 
 
 class GradientReducer:
