@@ -35,12 +35,13 @@ GIVEN = words(
 class Machines:
     """torchrun agents of one run, that come and go."""
 
-    def __init__(self, out: Path, names: list[str]):
+    def __init__(self, out: Path, names: list[str], number: str):
+        """number: of machines, as torchrun takes it."""
         self.out, self.log = out, out.with_suffix(".log")
         # A machine that is lost is missed after 3 s, and nobody is waited for longer than 3 s.
         conf = "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=3"
-        launcher = words("--nnodes 1:4 --nproc-per-node 1 --max-restarts 9 --rdzv-backend c10d")
-        launcher += words("--rdzv-id papers --rdzv-conf {}", conf)
+        launcher = words("--nnodes {} --nproc-per-node 1 --max-restarts 9", number)
+        launcher += words("--rdzv-backend c10d --rdzv-id papers --rdzv-conf {}", conf)
         self.port = free_port()
         launcher += ["--rdzv-endpoint", f"localhost:{self.port}"]
         given = [*names, *words("--batch-size 1 --out {} --resume auto", out)]
@@ -88,13 +89,17 @@ class Machines:
         time.sleep(0.05)
 
 
-def test_machines_that_are_killed_and_added_make_the_run_of_one_process(tmp_path):
-    """4, 3, 4 and 2 processes under one torchrun; the sequence of samples and the losses."""
+@pytest.fixture
+def names(tmp_path) -> list[str]:
     write_base(tmp_path / "base", SMALL)
     write_rows(tmp_path / "rows.jsonl")
-    names = words("--model {} --data {}", tmp_path / "base", tmp_path / "rows.jsonl")
+    return words("--model {} --data {}", tmp_path / "base", tmp_path / "rows.jsonl")
+
+
+def test_machines_that_are_killed_and_added_make_the_run_of_one_process(tmp_path, names):
+    """4, 3, 4 and 2 processes under one torchrun; the sequence of samples and the losses."""
     alone = tmp_path / "alone"
-    machines = Machines(tmp_path / "r", names)
+    machines = Machines(tmp_path / "r", names, "1:4")
     try:
         machines.add_first()
         for _ in range(3):
@@ -121,3 +126,25 @@ def test_machines_that_are_killed_and_added_make_the_run_of_one_process(tmp_path
     assert losses(tmp_path / "r", "train") == pytest.approx([x["loss"] for x in theirs], rel=1e-6)
     final, other = (weights(run) for run in (tmp_path / "r", alone))
     assert max((final[n] - other[n]).abs().max().item() for n in other) < 1e-6
+
+
+def test_machines_that_were_not_asked_to_stop_wait_for_another_and_go_on(tmp_path, names):
+    """One of two is sent away, as by the drain of a node: both save, one ends, one waits."""
+    machines = Machines(tmp_path / "r", names, "2")
+    try:
+        machines.add_first()
+        machines.add()
+        machines.wait_for(2, 1, steps=2)
+        leaving = machines.running.pop()
+        leaving.send_signal(signal.SIGTERM)
+        assert leaving.wait(timeout=60) == 1 and "stopped after step" in machines.text()
+        machines.pause()
+        machines.add()
+        for machine in machines.running:
+            assert machine.wait(timeout=600) == 0, machines.text()[-5000:]
+    finally:
+        for machine in machines.running:
+            machine.kill()
+    made = lines(tmp_path / "r", "train")
+    assert [line["step"] for line in made] == list(range(1, STEPS + 1))
+    assert "resuming after step" in machines.text()

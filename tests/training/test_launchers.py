@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import LAUNCHER, begun, start, words
+from commands import LAUNCHER, TRAIN, begun, ranks_of, start, words
 from killed_runs import STEPS, assert_bit_identical, finish, options, saving
 from run_files import lines, newest
 
@@ -57,7 +57,7 @@ def status(out: Path) -> dict:
 def launched(out: Path, jsonl: Path, launcher=(), **environment) -> subprocess.Popen:
     """torchrun with two processes that have begun to train."""
     given = options(out, jsonl, 1, *RARELY)
-    command = [*LAUNCHER, 2, *launcher, "-m", "deepsynth_min.train", *given]
+    command = [*LAUNCHER, 2, *launcher, *TRAIN, *given]
     process = start(*command, env=os.environ | environment)
     begun(process, out)
     return process
@@ -70,7 +70,7 @@ def test_a_save_that_takes_longer_than_launcher_and_timeout_wait_is_whole(
     """The ranks hear from the one that writes, so that --timeout, here 20 s, does not end them."""
     out = tmp_path / "r"
     given = options(out, jsonl, 1, *RARELY, "--timeout", 20)
-    command = [*LAUNCHER, 2, *PATIENT, "-m", "deepsynth_min.train", *given]
+    command = [*LAUNCHER, 2, *PATIENT, *TRAIN, *given]
     process = start(*command, env=os.environ | slow_disk)
     begun(process, out)
     process.send_signal(number)  # to torchrun alone
@@ -208,3 +208,53 @@ def test_a_kubernetes_pod_that_is_evicted_is_started_again_and_a_finished_run_co
     assert job(command, tmp_path, cluster).wait(timeout=600) == 0
     assert_bit_identical(out, undisturbed)
     assert job(command, tmp_path, cluster).wait(timeout=120) == 0  # a pod that comes late
+
+
+# -- the table of exit codes in deepsynth_min/training/README.md -----------------------------------
+
+
+def given_to(out: Path, jsonl: Path, *more) -> list[str]:
+    return options(out, jsonl, 1, *RARELY, "--max-steps", 5000, *more)
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(
+    ("launcher", "signals", "code", "came_out"),
+    [
+        (PATIENT, [signal.SIGTERM], 1, "stopped"),
+        (PATIENT, [signal.SIGUSR1], 1, "stopped"),
+        (PATIENT, [signal.SIGINT], 1, "stopped"),
+        ([], [signal.SIGTERM, signal.SIGTERM], 1, "stopped"),  # at once: the same wish
+        ([], [signal.SIGUSR1], -signal.SIGUSR1, "running"),  # torchrun dies; its processes go on
+    ],
+)
+def test_exit_codes_of_torchrun_for_signals(tmp_path, jsonl, launcher, signals, code, came_out):
+    out = tmp_path / "r"
+    process = start(*LAUNCHER, 2, *launcher, *TRAIN, *given_to(out, jsonl))
+    begun(process, out)
+    ranks = ranks_of(process)
+    for number in signals:
+        process.send_signal(number)
+    try:
+        process.wait(timeout=120)
+        assert process.returncode == code and status(out)["status"] == came_out
+    finally:
+        for rank in ranks:
+            if Path(f"/proc/{rank}").exists():
+                os.kill(rank, signal.SIGKILL)
+        process.communicate()
+
+
+def test_exit_codes_of_torchrun_for_what_fails(tmp_path, jsonl):
+    """A mistake is 2 of a process, and 1 of torchrun; so is a process that is killed."""
+    mistake = start(*LAUNCHER, 2, *TRAIN, *given_to(tmp_path / "m", jsonl, "--mode", "511"))
+    code, errors = ended(mistake)
+    assert code == 1 and "exitcode  : 2" in errors
+    process = launched(tmp_path / "k", jsonl)
+    os.kill(ranks_of(process)[-1], signal.SIGKILL)
+    code, errors = ended(process)
+    assert code == 1 and "exitcode  : -9" in errors
