@@ -22,7 +22,7 @@ README, CODE, CLUSTERS, DATA = ((ROOT / path).read_text(encoding="utf-8") for pa
 # Options that are not settings: torchrun's and sbatch's, and those of the other commands.
 OTHERS = """
 --standalone --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --max-restarts
---nodes --ntasks-per-node --gpus-per-node --cpus-per-task --signal --requeue
+--shutdown-timeout --signals-to-handle
 --help --config --run --run-dir --checkpoint --to --merge --dtype --preset --count --split
 --style-json
 """.split()

@@ -147,4 +147,5 @@ def test_machines_that_were_not_asked_to_stop_wait_for_another_and_go_on(tmp_pat
             machine.kill()
     made = lines(tmp_path / "r", "train")
     assert [line["step"] for line in made] == list(range(1, STEPS + 1))
-    assert "resuming after step" in machines.text()
+    said = machines.text()
+    assert "exitcode: 75" in said and "resuming after step" in said
