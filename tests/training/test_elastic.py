@@ -38,8 +38,8 @@ class Machines:
     def __init__(self, out: Path, names: list[str], number: str):
         """number: of machines, as torchrun takes it."""
         self.out, self.log = out, out.with_suffix(".log")
-        # A machine that is lost is missed after 10 s, and one that may come is waited for 15 s: less
-        # is too little where other programs use the cores.
+        # A machine that is lost is missed after 10 s, one that may come is waited for 15 s: less is
+        # too little where other programs use the cores.
         conf = "last_call_timeout=15,keep_alive_interval=1,keep_alive_max_attempt=10"
         launcher = words("--nnodes {} --nproc-per-node 1 --max-restarts 9", number)
         launcher += words("--rdzv-backend c10d --rdzv-id papers --rdzv-conf {}", conf)
