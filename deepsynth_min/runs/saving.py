@@ -70,6 +70,8 @@ class CheckpointManager:
         self.tried: int | None = None  # the step of the last attempt
         self.failure = ""  # of that attempt
         self.writer = BackgroundWriter()
+        self.sharded = eval_model is not model
+        self.saving_world = world.apart(run.timeout) if self.sharded else world
 
     def going_on_from(self, checkpoint: Path, step: int) -> None:
         """The run starts with what this one holds; it need not be saved once more."""
@@ -78,34 +80,43 @@ class CheckpointManager:
     def save(self, facts: dict, is_best: bool) -> None:
         """A checkpoint of facts["step"]; all ranks call it.
 
-        The state is copied now and written in the background; with --no-async-save, and of shards,
-        it is written now.
+        The state is copied now and written in the background; with --no-async-save it is written
+        now. Of shards every rank writes its part.
         """
         self.tried = facts["step"]
-        if self.eval_model is not self.model:
-            self._save_shards(facts, is_best)
-        else:
-            self._wait_together()  # no more than one copy is held
-            if self.world.is_main:
-                snapshot = checkpoint.take_snapshot(
-                    self.model, self.optimizer, self.scaler, facts, copied=self.settings.async_save
-                )
-                self.writer.start(lambda: self._write(snapshot, is_best))
-            if not self.settings.async_save:
-                self._wait_together()
+        self._wait_together()  # no more than one copy is held
+        if self.sharded or self.world.is_main:
+            write = self._copied(facts)
+            self.writer.start(lambda: self._write(write, facts["step"], is_best))
+        if not self.settings.async_save:
+            self._wait_together()
         if self.world.is_main:
             self.directory.write_report()
         barrier(self.world)
+
+    def _copied(self, facts: dict) -> Callable[[], Path]:
+        """What writes the checkpoint of this moment and returns its path. Beside the copy it looks
+        at nothing that the loop changes."""
+        folder, settings = self.directory.checkpoints, self.settings
+        model, beside = self.model, (self.base, self.notes)
+        if self.sharded:
+            state = self.eval_model, self.optimizer, self.scaler
+            part = shard.take_part(model, *state, facts, self.world)
+            return lambda: shard.save(folder, part, model, *beside, self.saving_world)
+        snapshot = checkpoint.take_snapshot(
+            model, self.optimizer, self.scaler, facts, copied=settings.async_save
+        )
+        return lambda: checkpoint.save(folder, snapshot, model, *beside)
 
     def wait(self) -> None:
         """Until nothing is being written."""
         self.writer.wait()
 
     def _wait_together(self) -> None:
-        """The same; all ranks call it. They hear from rank 0 again and again, since a slow disk may
-        take longer than --timeout to write a large model."""
+        """The same; all ranks call it. They hear from each other again and again, since a slow
+        disk may take longer than --timeout to write a large model."""
         seconds = min(5.0, self.settings.timeout / 4)
-        while self.world.sum(self.world.is_main and not self.writer.wait(seconds))[0]:
+        while self.world.sum(not self.writer.wait(seconds))[0]:
             pass
 
     def finish(self) -> None:
@@ -122,38 +133,13 @@ class CheckpointManager:
         if message:
             raise WriteError(message)
 
-    def _save_shards(self, facts: dict, is_best: bool) -> None:
-        """All ranks write, at once: they must agree on whether the checkpoint is whole."""
-        path = self.directory.checkpoints / f"step-{facts['step']:06}"
+    def _write(self, write: Callable[[], Path], step: int, is_best: bool) -> None:
         try:
-            shard.save(
-                path,
-                self.model,
-                self.eval_model,
-                self.optimizer,
-                self.scaler,
-                self.base,
-                facts,
-                self.world,
-                self.notes,
-            )
-            self._written(path, is_best)
+            self._written(write(), is_best)
         except (WriteError, OSError) as error:
-            self._lost(facts["step"], error)
-
-    def _write(self, snapshot: checkpoint.Snapshot, is_best: bool) -> None:
-        try:
-            path = checkpoint.save(
-                self.directory.checkpoints, snapshot, self.model, self.base, self.notes
-            )
-            self._written(path, is_best)
-        except (WriteError, OSError) as error:
-            self._lost(snapshot.facts["step"], error)
-
-    def _lost(self, step: int, error: Exception) -> None:
-        self.failure = str(error)
-        if self.world.is_main:
-            warn(f"no checkpoint of step {step}: {error}")
+            self.failure = str(error)
+            if self.world.is_main:
+                warn(f"no checkpoint of step {step}: {error}")
 
     def _written(self, path: Path, is_best: bool) -> None:
         self.newest, self.failure = path, ""

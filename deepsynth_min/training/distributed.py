@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -34,6 +34,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None  # over which sums go; None: the one that all share
 
     @property
     def is_main(self) -> bool:
@@ -45,8 +46,16 @@ class World:
         if self.size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total.tolist()
+
+    def apart(self, timeout: int) -> "World":
+        """The same ranks over connections of their own, for a thread beside the loop: on those of
+        the loop, what one asks would meet what the other does. All ranks must ask for it."""
+        if self.size == 1:
+            return self
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        return replace(self, group=group)
 
 
 def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:

@@ -15,14 +15,16 @@ Evaluation and generation run another number of forwards on each rank. They use 
 model, which is filled with whole tensors for as long as it takes (`filled`) and empty otherwise.
 
 A checkpoint's tensors are dealt to the ranks: each is put together once and kept by one rank only,
-so that none ever holds more than its share of the file and one tensor. Rank r writes file r. The
-directory is as any other, readable at any number of processes.
+so that none ever holds more than its share of the file and one tensor. Rank r writes file r, from
+that copy, while training goes on. The directory is as any other, readable at any number of
+processes.
 """
 
 import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,7 +36,8 @@ from ..errors import UserError
 from ..files.disk import WriteError, flush, partial_name, whole_directory
 from ..model.weights import INDEX, fill, official_pieces, on_host
 from ..settings import Settings
-from ..tuning.adapter import restore_adapter, save_adapter
+from ..tuning.adapter import restore_adapter, trained_beside, write_adapter
+from ..tuning.lora import adapter_views
 from .checkpoint import copy_base_files, optimizer_tensors, write_manifest
 from .distributed import World
 from .optim import LossScaler
@@ -172,7 +175,65 @@ def deal(tensors: dict[str, Tensor], world: World) -> tuple[dict[str, Tensor], d
     return mine, owners
 
 
-def _part(kind: str, rank: int, world: World) -> str:
+@dataclass(frozen=True)
+class Part:
+    """What one rank will write of a checkpoint: copies on the host, of one step."""
+
+    weights: dict[str, Tensor]  # by official names; of an adapter, by PEFT's, all on rank 0
+    trained_beside: dict[str, Tensor]  # what trained beside an adapter, on rank 0
+    state: dict[str, Tensor]  # of optimizer and scaler
+    index: str  # which rank's file has which weight, as JSON; "" of an adapter
+    facts: dict  # training.json
+
+
+@torch.no_grad()
+def take_part(
+    model: nn.Module,
+    eval_model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: LossScaler,
+    facts: dict,
+    world: World,
+) -> Part:
+    """This rank's part of the training state of this moment; all ranks must ask for theirs."""
+    if model.adapter is None:
+        mine, owners = deal(dict(model.named_parameters()), world)
+        weights = {
+            piece: on_host(value)
+            for name, tensor in mine.items()
+            for piece, value in official_pieces(name, tensor).items()
+        }
+        beside, index = {}, _index(model, owners, world)
+    else:
+        weights, beside, index = {}, {}, ""
+        with filled(eval_model, model, trained_only=True):
+            if world.is_main:
+                views = adapter_views(eval_model), trained_beside(eval_model)
+                weights, beside = (
+                    {name: view.detach().to("cpu", copy=True) for name, view in part.items()}
+                    for part in views
+                )
+    state, _ = deal(optimizer_tensors(model, optimizer, scaler), world)
+    return Part(weights, beside, state, index, facts)
+
+
+def _index(model: nn.Module, owners: dict[str, int], world: World) -> str:
+    shapes = {
+        name: torch.empty(p.shape, dtype=p.dtype, device="meta")
+        for name, p in model.named_parameters()
+    }
+    index = {
+        "metadata": {"total_size": sum(shape.nbytes for shape in shapes.values())},
+        "weight_map": {
+            piece: _file("model", owners[name], world)
+            for name, shape in shapes.items()
+            for piece in official_pieces(name, shape)
+        },
+    }
+    return json.dumps(index, indent=2, sort_keys=True)
+
+
+def _file(kind: str, rank: int, world: World) -> str:
     return f"{kind}-{rank + 1:05}-of-{world.size:06}.safetensors"
 
 
@@ -182,80 +243,39 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
         flush(file)
 
 
-def _save_model(model: nn.Module, base: Path, partial: Path, world: World) -> None:
-    """Every rank's part of the model; rank 0 adds the index and the files of the base."""
-    parameters = dict(model.named_parameters())
-    mine, owners = deal(parameters, world)
-    pieces = {
-        piece: on_host(value)
-        for name, tensor in mine.items()
-        for piece, value in official_pieces(name, tensor).items()
-    }
-    del mine
-    together(world, lambda: _write(pieces, partial / _part("model", world.rank, world)))
-
-    def describe() -> None:
-        if not world.is_main:
-            return
-        shapes = {
-            n: torch.empty(p.shape, dtype=p.dtype, device="meta") for n, p in parameters.items()
-        }
-        index = {
-            "metadata": {"total_size": sum(shape.nbytes for shape in shapes.values())},
-            "weight_map": {
-                piece: _part("model", owners[name], world)
-                for name, shape in shapes.items()
-                for piece in official_pieces(name, shape)
-            },
-        }
-        (partial / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
-        copy_base_files(model, partial, base)
-
-    together(world, describe)
-
-
-def _save_state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: LossScaler,
-    partial: Path,
-    world: World,
-) -> None:
-    mine, _ = deal(optimizer_tensors(model, optimizer, scaler), world)
-    together(world, lambda: _write(mine, partial / _part("optimizer", world.rank, world)))
-
-
 def save(
-    final: Path,
-    model: nn.Module,
-    eval_model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: LossScaler,
-    base: Path,
-    facts: dict,
-    world: World,
-    notes: dict[str, str],
-) -> None:
-    """Writes a checkpoint from the shards of all ranks, on a file system that all see.
+    checkpoints: Path, part: Part, model: nn.Module, base: Path, notes: dict[str, str], world: World
+) -> Path:
+    """Writes checkpoints/step-NNNNNN from the parts of all ranks, on a file system that all see,
+    and returns it. Of the model only its configuration is read.
 
-    Raises WriteError on every rank if one could not write.
+    world: with a group that nobody else uses meanwhile (`World.apart`). Raises WriteError on every
+    rank if one could not write.
     """
+    final = checkpoints / f"step-{part.facts['step']:06}"
     partial = partial_name(final)
 
+    def write() -> None:
+        if model.adapter is None:
+            _write(part.weights, partial / _file("model", world.rank, world))
+        elif world.is_main:
+            write_adapter(model.adapter, part.weights, part.trained_beside, partial)
+        _write(part.state, partial / _file("optimizer", world.rank, world))
+
     def complete() -> None:
-        if world.is_main:
-            for name, text in notes.items():
-                (partial / name).write_text(text, encoding="utf-8")
-            (partial / "training.json").write_text(json.dumps(facts, indent=2))
-            write_manifest(partial)
+        if not world.is_main:
+            return
+        if model.adapter is None:
+            (partial / INDEX).write_text(part.index)
+            copy_base_files(model, partial, base)
+        for name, text in notes.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        (partial / "training.json").write_text(json.dumps(part.facts, indent=2))
+        write_manifest(partial)
 
     with ExitStack() as stack:
         together(world, lambda: world.is_main and stack.enter_context(whole_directory(final)))
-        if model.adapter is None:
-            _save_model(model, base, partial, world)
-        else:
-            with filled(eval_model, model, trained_only=True):
-                together(world, lambda: world.is_main and save_adapter(eval_model, partial))
-        _save_state(model, optimizer, scaler, partial, world)
+        together(world, write)
         together(world, complete)
         together(world, stack.close)  # flushes, and gives it its name
+    return final

@@ -3,7 +3,8 @@ as one of several ranks.
 
 FOLDER `command-line`: the entries are (free port, command line of deepsynth_min.train), run one
 after the other. The word `limited` in it: the second process can write no file of more than 20 kB,
-and the command must fail for it; `alone`: the first process runs it, as one of one.
+and the command must fail for it; `alone`: the first process runs it, as one of one; `patient`: what
+a process writes of its first checkpoint is written once step 2 has been logged.
 
 For each entry of the JSON list: trains a small model, with our reducer, in shards or with torch DDP
 around the same step, and writes the losses and the final weights to FOLDER/NAME.safetensors, which
@@ -15,9 +16,11 @@ import os
 import random
 import resource
 import sys
+import time
 from dataclasses import replace
 
 import torch
+from run_files import lines
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_model import SMALL
@@ -32,6 +35,7 @@ from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.weights import local_part
 from deepsynth_min.options import change
 from deepsynth_min.settings import Settings
+from deepsynth_min.training import shard as shards
 from deepsynth_min.training.distributed import (
     GradientReducer,
     World,
@@ -191,6 +195,16 @@ def trained(folder, names) -> dict[str, tuple[list[float], dict[str, torch.Tenso
     return results
 
 
+def save_later(tensors, file, metadata) -> None:
+    """save_file that waits until the run has logged its step 2, for half a minute at most."""
+    metrics, end = file.parents[2] / "metrics.jsonl", time.monotonic() + 30
+    while not any(line["step"] >= 2 for line in lines(file.parents[2], "train")):
+        if time.monotonic() > end:
+            raise OSError(f"{metrics}: training does not go on while {file.name} is written")
+        time.sleep(0.01)
+    save_file(tensors, file, metadata=metadata)
+
+
 def run_command_line(port: int, words: list[str]) -> int:
     from deepsynth_min.train import main
 
@@ -205,9 +219,11 @@ def run_command_line(port: int, words: list[str]) -> int:
     if "limited" in words and not first:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        code = main([word for word in words if word not in ("limited", "alone")])
+        shards.save_file = save_later if "patient" in words else save_file
+        code = main([word for word in words if word not in ("limited", "alone", "patient")])
         return abs(code - 2) if "limited" in words else code
     finally:
+        shards.save_file = save_file
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         os.environ |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
 

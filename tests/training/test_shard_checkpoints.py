@@ -8,10 +8,12 @@ import pytest
 import workers
 from adapter_runs import QUICK, write_base, write_rows
 from commands import free_port, ranks, words
+from safetensors.torch import load_file
 from small_model import SMALL
 
 from deepsynth_min import evaluate, export, generate, train
 from deepsynth_min.runs import recorded
+from deepsynth_min.training import checkpoint
 from deepsynth_min.tuning.adapter import OTHERS
 
 pytestmark = pytest.mark.slow
@@ -23,7 +25,8 @@ TUNES = ("decoder", "projector+lora", "lora")
 def runs(tmp_path_factory) -> Path:
     """A folder for each kind of tuning, with runs of three steps: `one` in one process; `a` in 2
     shards; `b` in one process, from the first step of `a`; `c` in 2 shards, from the second of `b`;
-    `full` is `c` with a disk that refuses what the second process writes."""
+    `full` is `c` with a disk that refuses what the second process writes; `patient` is `a` with one
+    that takes nothing of step 1 before step 2 is done."""
     folder = tmp_path_factory.mktemp("runs")
     write_base(folder / "base", SMALL)
     write_rows(folder / "rows.jsonl")
@@ -48,6 +51,7 @@ def runs(tmp_path_factory) -> Path:
         lines.append(line(tune, "b", 2, *step(tune, "a", 1), "alone"))
         lines.append(line(tune, "c", 1, "--shard", *step(tune, "b", 2)))
     lines.append(line("decoder", "full", 1, "--shard", *step("decoder", "b", 2), "limited"))
+    lines.append(line("decoder", "patient", 1, "--shard", "patient"))
     entries = [(free_port(), line) for line in lines]
     printed = ranks(2, workers.__file__, "command-line", json.dumps(entries))
     (folder / "printed.txt").write_text(printed)
@@ -90,9 +94,9 @@ def test_a_checkpoint_from_shards_answers(runs):
 
 
 def test_each_rank_has_written_about_half_of_a_checkpoint(runs):
-    checkpoint = runs / "decoder" / "a/checkpoints/step-000003"
+    written = runs / "decoder" / "a/checkpoints/step-000003"
     for kind in ("model", "optimizer"):
-        sizes = [file.stat().st_size for file in checkpoint.glob(f"{kind}-*-of-*.safetensors")]
+        sizes = [file.stat().st_size for file in written.glob(f"{kind}-*-of-*.safetensors")]
         assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes), kind
 
 
@@ -108,3 +112,13 @@ def test_a_part_that_cannot_be_written_costs_the_checkpoint_and_not_the_run(runs
     run = runs / "decoder" / "full"
     assert list((run / "checkpoints").iterdir()) == []
     assert lines(run) == lines(runs / "decoder" / "c")
+
+
+def test_training_goes_on_while_shards_are_written(runs):
+    """Step 2 was done before anything of step 1 was written, and what was written is step 1."""
+    run, a = runs / "decoder" / "patient", runs / "decoder" / "a"
+    first = run / "checkpoints/step-000001"
+    assert checkpoint.damage(first) is None and lines(run) == lines(a)
+    for file in (a / "checkpoints/step-000001").glob("*.safetensors"):
+        ours, reference = load_file(first / file.name), load_file(file)
+        assert all(ours[name].equal(reference[name]) for name in reference)
