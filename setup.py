@@ -36,6 +36,7 @@ setup(
         "transformers>=5.0",  # the tokenizer; never remote code
         "huggingface_hub>=1.0",  # downloads by hub id; already required by transformers
         "safetensors>=0.5",
+        "fsspec>=2024.2",  # --mirror; already required by torch and huggingface_hub
         "bitsandbytes>=0.45",
         "freetype-py>=2.4",
         "numpy>=1.26",
@@ -53,6 +54,13 @@ setup(
         "emoji": ["manimgx-fonts>=2026.9.26"],  # 3.5 MB: Noto Emoji in outlines, and `scripts`
         "cjk": ["manimgx-fonts-cjk>=2026.9.26"],  # 20 MB: Noto Sans CJK
         "log": ["tensorboard>=2.15", "wandb>=0.17"],  # other places for the figures
+        "remote": ["s3fs>=2024.2", "gcsfs>=2024.2"],  # --mirror s3://..., gs://...
+        "test-remote": [
+            "s3fs>=2024.2",
+            "moto[s3]>=5",
+            "flask",
+            "flask-cors",
+        ],  # 110 MB; else skipped
         "test": [
             "rouge-score>=0.1.2",
             "jiwer>=3",

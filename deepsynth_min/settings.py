@@ -8,6 +8,7 @@ that decides a run's samples, loss or optimizer state is `fixed`: a resumed run 
 rest is `free`.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
@@ -177,12 +178,23 @@ class RunSettings:
     profile_step: int = free(0, "write a profile of this step to profile/ of --out; 0: of none", 0)
     log_every: int = free(10, "steps between lines of metrics.jsonl", 1)
     resume: str = free("none", "auto (go on in --out as its run), a checkpoint, a run, or none")
+    mirror: str = free(
+        "", "URL to copy checkpoints and figures to as they appear: s3://, gs://, hf://, file://"
+    )
     push_to_hub: str = free("", "upload model or adapter at the end, to this owner/name")
     private: bool = free(False, "make that repository private, if it is new")
     tensorboard: bool = free(False, "log to TensorBoard too, in tensorboard/ of --out")
     wandb: str = free("", "log to this project of Weights & Biases too")
     device: str = free("auto", "auto, cpu, cuda, ...")
     threads: int = free(0, "CPU threads per process; 0: an equal share of the cores", 0, 1024)
+
+    def __post_init__(self) -> None:
+        # No name, password or signature: a setting is written to files, and shown.
+        if self.mirror and not re.fullmatch(r"(s3|gs|hf|file)://[^@?#]*[^@?#/]", self.mirror):
+            raise UserError(
+                "--mirror: not s3://BUCKET/PATH, gs://..., hf://... or file:///PATH without @, ? "
+                "and #; credentials come from the environment or the libraries' own files"
+            )
 
 
 @dataclass(frozen=True)

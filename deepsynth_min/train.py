@@ -26,6 +26,7 @@ from .publish.official import stage_for_hub
 from .runs.announce import conclude, explained, show_answers
 from .runs.evidence import Evidence, profiled
 from .runs.metrics import Meter
+from .runs.mirror import open_mirror
 from .runs.setup import Training
 from .training import distributed as dist, feature_cache
 from .training.build import load_run_model
@@ -244,9 +245,15 @@ def _is_due(step: int, every: int) -> bool:
 def run(arguments: list[str]) -> None:
     settings = parse(arguments)
     try:
-        training = Training(settings)
+        world = dist.start(settings.run.device, settings.run.threads, settings.run.timeout)
+        mirror, has_brought = open_mirror(settings.run, world)
+        if has_brought:  # now there is a run in --out, whose settings count
+            settings = parse(arguments)
+        training = Training(settings, world, mirror)
         try:
             dist.barrier(training.world)  # rank 0 has made the run directory
+            if mirror:
+                mirror.begin(training.directory.path)
             evidence = Evidence(training.directory, training.world, settings.run.timeout)
             with Stopper(training.world.is_main) as stopper, evidence:
                 with training.status.followed(training, stopper):
@@ -257,6 +264,8 @@ def run(arguments: list[str]) -> None:
             if not training.finished and not dist.any_here(training.world, stopper.asked):
                 raise SystemExit(STOPPED_ELSEWHERE)
         finally:
+            if mirror:  # after the barrier: the others need not wait for what is still to be sent
+                mirror.close()
             training.directory.release()
     except (RuntimeError, MemoryError) as error:
         raise explained(error) from error

@@ -10,6 +10,7 @@ when its successor has the name: a kill between the two renames leaves both of t
 `undo_unfinished` gives the name back.
 """
 
+import fcntl
 import io
 import os
 import shutil
@@ -181,3 +182,26 @@ def undo_all_unfinished(folder: Path) -> None:
     for suffix in (".partial", ".replaced"):
         for left in folder.glob(f".*{suffix}"):
             undo_unfinished(left.with_name(left.name[1:].removesuffix(suffix)))
+
+
+# -- who may write --------------------------------------------------------------------------------
+
+
+def lock(handle: int, refusal: str) -> None:
+    """Holds an open folder for this process until the handle is closed; raises UserError(refusal)
+    if another one holds it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(refusal) from None
+
+
+@contextmanager
+def locked(folder: Path, refusal: str) -> Iterator[None]:
+    """Holds a folder while the block runs."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        lock(handle, refusal)
+        yield
+    finally:
+        os.close(handle)

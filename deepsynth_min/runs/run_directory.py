@@ -13,7 +13,6 @@ In: settings and what the loop measures. Out: files, written by rank 0 alone:
 The one idea: a directory that holds a run is never written over; only `--resume` goes on in it.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -32,7 +31,7 @@ from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
 from ..data.sources import weighted
 from ..errors import UserError, read_text
-from ..files.disk import append_whole, undo_all_unfinished, write_bytes, write_text, writing
+from ..files.disk import append_whole, lock, undo_all_unfinished, write_bytes, write_text, writing
 from ..model.shape.presets import PRESETS
 from ..pages.font_file import parse
 from ..pages.png import png
@@ -125,10 +124,7 @@ class RunDirectory:
         if self.claimed is None:
             handle = os.open(self.checkpoints, os.O_RDONLY)
             self.claimed = weakref.finalize(self, os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"--out {self.path}: another run is writing to it") from None
+            lock(handle, f"--out {self.path}: another run is writing to it")
 
     def release(self) -> None:
         """Lets others write here."""
@@ -165,15 +161,18 @@ class RunDirectory:
                 continue
         return None
 
-    def resume_from(self, resume: str) -> Path | None:
-        """The checkpoint to go on from, or None to start afresh. Raises UserError."""
+    def resume_from(
+        self, resume: str, elsewhere: Callable[[Path | None, Path], Path | None] | None = None
+    ) -> Path | None:
+        """The checkpoint to go on from, or None to start afresh; elsewhere: as newest_whole's.
+        Raises UserError."""
         if resume == "none":
             return None
         if resume == "auto":
             if self.checkpoints.is_dir():
                 self.claim()
                 undo_all_unfinished(self.checkpoints)  # this run was killed while it was saving
-            return checkpoint.newest_whole(self.checkpoints)
+            return checkpoint.newest_whole(self.checkpoints, elsewhere=elsewhere)
         path = Path(resume)
         if not os.path.isdir(path):  # unlike Path's, no error for a name that cannot be one
             raise UserError(f"--resume {resume}: no such checkpoint directory")

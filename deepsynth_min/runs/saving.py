@@ -10,6 +10,7 @@ the run has failed, and says so when it ends.
 
 from collections.abc import Callable
 from concurrent import futures
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from ..settings import RunSettings
 from ..training import checkpoint, shard
 from ..training.distributed import World, barrier, broadcast_text
 from ..training.optim import LossScaler
+from .mirror import Mirror
 from .run_directory import RunDirectory, warn
 
 
@@ -59,13 +61,15 @@ class CheckpointManager:
         optimizer: torch.optim.Optimizer,
         scaler: LossScaler,
         notes: dict[str, str],
+        mirror: Mirror | None,
     ):
         """run: the run's settings. eval_model: an undivided copy, if the model that trains is in
         shards, else the model itself. base: where config and tokenizer files lie. notes: name and
-        text of further files in each checkpoint."""
+        text of further files in each checkpoint; mirror: rank 0's, where there is one."""
         self.directory, self.world, self.settings = directory, world, run
         self.model, self.eval_model, self.base = model, eval_model, base
         self.optimizer, self.scaler, self.notes = optimizer, scaler, notes
+        self.mirror = mirror
         self.newest: Path | None = None  # written by this process, or gone on from
         self.tried: int | None = None  # the step of the last attempt
         self.failure = ""  # of that attempt
@@ -150,4 +154,5 @@ class CheckpointManager:
             self.directory.mark("best", path.name)
         best = self.directory.path / "best"
         kept = best.read_text(encoding="utf-8").strip() if best.exists() else None
-        checkpoint.prune(self.directory.checkpoints, self.settings.keep, kept)
+        with self.mirror.removing() if self.mirror else nullcontext() as sending:
+            checkpoint.prune(self.directory.checkpoints, self.settings.keep, kept, sending)

@@ -40,6 +40,7 @@ from .announce import announce, cautions, refuse_missing
 from .disk_space import check_space, checkpoint_bytes
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
+from .mirror import Mirror
 from .recorded import FILE, as_toml
 from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
@@ -58,8 +59,8 @@ CHECKS = (
 class Training:
     """One run: what the loop works on, and what it does besides stepping."""
 
-    def __init__(self, settings: Settings):
-        self.world = dist.start(settings.run.device, settings.run.threads, settings.run.timeout)
+    def __init__(self, settings: Settings, world: dist.World, mirror: Mirror | None):
+        self.world, self.mirror = world, mirror  # the latter on rank 0, if there is one
         self._open_data(settings)  # run directory, rows, complete settings
         self._build_model()  # base weights, adapter, tokenizer, samples
         self._prepare_parameters()  # what trains, in which type, divided or whole
@@ -168,23 +169,19 @@ class Training:
         )
         prepare_state(self.optimizer)  # now: a memory or disk that is too small shows before a step
         self.scaler = LossScaler(optim.precision == "fp16", self.world.device)
-        self.checkpoints = CheckpointManager(
-            self.directory,
-            self.world,
-            self.settings.run,
-            self.model,
-            self.eval_model,
-            self.base,
-            self.optimizer,
-            self.scaler,
+        parts = self.model, self.eval_model, self.base, self.optimizer, self.scaler
+        where, notes = (
+            (self.directory, self.world, self.settings.run),
             {FILE: as_toml(self.settings)},
         )
+        self.checkpoints = CheckpointManager(*where, *parts, notes, self.mirror)
 
     def _resume(self) -> None:
         self.step, self.best, self.unlogged, self.stale = 0, None, [], 0  # stale: since the best
         resume, found = self.settings.run.resume, ""
         if self.world.is_main:  # reads every byte of a checkpoint, to see that it is whole
-            found = str(self.directory.resume_from(resume) or "")
+            elsewhere = self.mirror and self.mirror.newest_between
+            found = str(self.directory.resume_from(resume, elsewhere) or "")
         found = dist.broadcast_text(self.world, found)
         if found:
             self._load(Path(found))
@@ -239,7 +236,7 @@ class Training:
         self.reducer = dist.GradientReducer(reduced_over, list(self.trainable.values()), dtype)
 
     def _announce(self) -> None:
-        parts = (self.model, self.eval_model, self.optimizer, self.scaler, self.base)
+        parts = self.model, self.eval_model, self.optimizer, self.scaler, self.base
         space = "", ""
         if not self.finished:
             keep = self.settings.run.keep

@@ -12,7 +12,7 @@ With an adapter, its files (adapter.py) stand in place of the first two: the bas
 The one idea: it can be given to `--model` (or `--adapter`) like any other, since the first two are
 complete. It is written under a temporary name, flushed to the disk and renamed, so what has the
 final name is whole; from a copy in host memory (`Snapshot`), so training need not wait for the disk
-(`BackgroundWriter`, runs/saving.py). Nothing that is read back is ever unpickled.
+(runs/saving.py). Nothing that is read back is ever unpickled.
 
 No generator's state is kept: dropout, augmentation and the order of samples are functions of (seed,
 step, rank or place in the run), on every rank; only bf16's random rounding has a generator, and its
@@ -148,17 +148,25 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def newest_whole(checkpoints: Path, report: Callable[[str], None] = print) -> Path | None:
+def newest_whole(
+    checkpoints: Path,
+    report: Callable[[str], None] = print,
+    elsewhere: Callable[[Path | None, Path], Path | None] | None = None,
+) -> Path | None:
     """The newest checkpoint whose files are as written; `report` is told of every damaged one.
 
-    None if there is no checkpoint; a UserError if there are some, but none is whole.
+    elsewhere(older, damaged): brings one of a mirror that is newer than `older` (None: any) and not
+    newer than the damaged one, if it can. Returns None if there is no checkpoint; a UserError if
+    there are some, but none is whole.
     """
     paths = all_checkpoints(checkpoints)
-    for path in reversed(paths):
+    for older, path in zip([*paths[-2::-1], None], reversed(paths)):
         wrong = damage(path)
         if wrong is None:
             return path
         report(f"{path} is damaged ({wrong}); trying the one before it")
+        if elsewhere and (brought := elsewhere(older, path)):
+            return brought
     if paths:
         raise UserError(
             f"{checkpoints}: no whole checkpoint among {len(paths)}; remove what is there "
@@ -204,10 +212,10 @@ def all_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(_STEP.match(path.name)[1]))
 
 
-def prune(checkpoints: Path, keep: int, best: str | None) -> None:
-    """Removes all but the newest `keep` checkpoints and the best one."""
+def prune(checkpoints: Path, keep: int, *others: str | None) -> None:
+    """Removes all but the newest `keep` checkpoints and those named."""
     for path in all_checkpoints(checkpoints)[:-keep]:
-        if path.name != best:
+        if path.name not in others:
             shutil.rmtree(path)
 
 

@@ -43,6 +43,7 @@ OTHERS = {
     "summary_field": "summary",
     "max_steps": "4",
     "device": "cpu",
+    "mirror": "file://FOLDER/mirror",
     "lora_plus_ratio": "2",
     "images_anywhere": "",
     "epochs": "0.5",  # of 11 rows: 3 steps
