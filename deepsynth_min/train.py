@@ -10,6 +10,7 @@ backward, so that ranks x micro-steps x samples may be shifted at will.
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -249,6 +250,8 @@ def run(arguments: list[str]) -> None:
         mirror, has_brought = open_mirror(settings.run, world)
         if has_brought:  # now there is a run in --out, whose settings count
             settings = parse(arguments)
+            device = dist.choose_device(settings.run.device, settings.run.threads)
+            world = replace(world, device=device)
         training = Training(settings, world, mirror)
         try:
             dist.barrier(training.world)  # rank 0 has made the run directory

@@ -58,14 +58,11 @@ class World:
         return replace(self, group=group)
 
 
-def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
-    """Joins the process group if torchrun started us, and picks this process's device.
-
-    threads: CPU threads of this process, 0 shares the cores; timeout: seconds to wait for others.
+def choose_device(device: str, threads: int) -> torch.device:
+    """This process's device; sets its CPU threads (0: an equal share of the cores).
 
     Raises UserError if the device does not exist.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local, here = (
         int(os.environ.get(f"LOCAL_{n}", d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1))
     )
@@ -85,6 +82,16 @@ def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
     # torchrun sets one OpenMP thread per process; share the cores instead.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(threads or max(1, cores // here))
+    return chosen
+
+
+def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:
+    """Joins the process group if torchrun started us, and picks this process's device.
+
+    threads: as of choose_device; timeout: seconds to wait for others. Raises UserError.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = choose_device(device, threads)
     if size > 1:
         # Small facts go over Gloo from host memory, so that asking for them stalls no GPU.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
