@@ -9,6 +9,7 @@ In: settings and what the loop measures. Out: files, written by rank 0 alone:
     answers/           first.jsonl, last.jsonl, best.jsonl: all answers of these evaluations
     report.html        curves, pages and answers, to open in a browser
     evidence/          of every rank, what it left when it hung or died (evidence.py)
+    run.id             with --mirror: says whose mirror it is (mirror.py)
 
 The one idea: a directory that holds a run is never written over; only `--resume` goes on in it.
 """
