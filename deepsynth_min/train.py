@@ -135,18 +135,20 @@ def train(training: Training, stopper: Stopper, evidence: Evidence) -> dict[str,
 def train_step(
     training: Training, batches: list[Batch], count: float, pages: float
 ) -> tuple[Tensor, Tensor, float]:
-    """One optimizer step; returns (this rank's summed loss, gradient norm, count).
+    """One optimizer step; returns (this rank's summed loss by micro-step, gradient norm, count).
 
     count, pages: label tokens and pages of the whole global step, over all ranks and micro-steps.
     """
     optim, world = training.settings.optim, training.world
-    # Dropout depends on the step and the rank alone, so that resuming needs no generator state.
-    seed = (optim.seed * 1_000_003 + training.step) * 65_536 + world.rank
-    torch.manual_seed(seed % 2**63)
-    loss_sum = torch.zeros((), device=world.device)
+    losses = []
 
     # -- micro-steps: each backward adds to the gradients
     for number, batch in enumerate(batches, 1):
+        # Dropout depends on the micro-batch's place in the run alone, on whichever rank it is, so
+        # that resuming needs no generator state.
+        place = (number - 1) * world.size + world.rank
+        seed = (optim.seed * 1_000_003 + training.step) * 65_536 + place
+        torch.manual_seed(seed % 2**63)
         batch = _augmented(training, batch.to(world.device), number - 1)
         training.reducer.armed = number == len(batches)  # reduces while the last one is under way
         with training.autocast():
@@ -157,7 +159,7 @@ def train_step(
         if balance is not None:
             target = target + optim.balance * balance / training.facts["global_batch"]
         (target * training.scaler.scale).backward()
-        loss_sum += loss.detach()
+        losses.append(loss.detach())
 
     # -- gradients, summed over all ranks
     training.reducer.finish()
@@ -170,7 +172,7 @@ def train_step(
     )
     training.optimizer.zero_grad(set_to_none=True)
     training.step += 1
-    return loss_sum, norm, count
+    return torch.stack(losses), norm, count
 
 
 def learning_rate(training: Training, step: int) -> float:

@@ -56,12 +56,13 @@ class Meter:
         """A new interval; `unlogged` are the steps of one that was interrupted."""
         self.began, self.wait, self.idle = time.perf_counter(), 0.0, 0.0
         self.known = [list(step) for step in unlogged]  # [global summed loss, label tokens]
-        self.losses, self.counts = [], []  # of the steps after those, on this rank's device
+        self.losses, self.counts = [], []  # of the steps after those, on this rank; [micro-steps]
         self.tokens = self.missing = self.truncated = self.left_out = self.steps = 0
 
     def unlogged(self) -> list[list[float]]:
         """[summed loss, label tokens] over all ranks of each step since the last line."""
-        totals = self.world.sum(*self.losses)  # waits for the device
+        # In float64, so that it matters little how the ranks share the micro-steps.
+        totals = self.world.sum(*(step.cpu().double().sum() for step in self.losses))
         self.known += [list(step) for step in zip(totals, self.counts)]
         self.steps += len(totals)
         self.losses, self.counts = [], []
@@ -84,12 +85,13 @@ class Meter:
         return result
 
     def add(
-        self, loss_sum: Tensor, norm: Tensor, count: float, batches: list[Batch], left_out: float
+        self, losses: Tensor, norm: Tensor, count: float, batches: list[Batch], left_out: float
     ) -> None:
-        """What a step has found; left_out: places, over all ranks, that held no sample."""
+        """What a step has found; losses: the summed loss of each micro-step; left_out: places, over
+        all ranks, that held no sample."""
         self.left_out += left_out
         self.truncated += sum(batch.truncated for batch in batches)
-        self.losses.append(loss_sum)
+        self.losses.append(losses)
         self.counts.append(count)
         self.norm = norm
         self.tokens += sum(batch.tokens for batch in batches)

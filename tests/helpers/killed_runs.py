@@ -75,6 +75,15 @@ def wait_for_a_save(process: subprocess.Popen, out: Path) -> None:
         time.sleep(0.001)  # it may run on the same core
 
 
+def kill_in_a_later_save(process: subprocess.Popen, out: Path) -> None:
+    """When there is a checkpoint to go on from, and something is being saved again."""
+    while process.poll() is None and not (out / "last").exists():
+        time.sleep(0.002)
+    wait_for_a_save(process, out)
+    assert process.poll() is None, log_of(out)[-3000:]
+    kill_all(process)
+
+
 def kill_again_and_again(out: Path, jsonl: Path, processes: int, seed: int) -> tuple[int, int]:
     """(kills, those of them in the middle of a save), until there were KILLS or the run ended."""
     chance, kills, amid = random.Random(seed), 0, 0

@@ -48,7 +48,7 @@ def test_torchrun_restarts_a_job_whose_rank_was_killed_and_the_result_is_the_sam
 
 
 def test_two_one_and_again_two_processes_see_the_same_samples_and_losses(tmp_path, jsonl):
-    """Without dropout, which differs from rank to rank; a line for every step."""
+    """Without dropout, which differs with the micro-batches; a line for every step."""
     plain = words(
         "--lora-dropout 0 --log-every 1 --max-steps 30 --eval-every 10 --save-every 10 --keep 9"
     )

@@ -6,16 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ranks
-from killed_runs import (
-    assert_bit_identical,
-    finish,
-    kill_all,
-    launch,
-    log_of,
-    options,
-    wait_for_a_save,
-    wait_for_life,
-)
+from killed_runs import assert_bit_identical, finish, kill_in_a_later_save, launch, log_of, options
 from run_files import lines, losses, weights
 from small_model import SMALL
 
@@ -33,6 +24,11 @@ BAD = CASES / "bad-rows.jsonl"
 SKIP = ["--on-bad-row", "skip", "--max-bad", "1", "--val-data", CASES / "splits", "--mode", "256"]
 # Line 6 is too long once drawn, line 9 an image that is cut off; the others are found before.
 BEFORE, LATER = [2, 3, 4, 7, 10, 11, 13], {6, 9}
+MORE = [*SKIP, "--max-steps", 12]
+DIVIDED = {  # processes -> the same micro-batches
+    1: ("--batch-size", 1, "--accumulate", 2),
+    2: ("--batch-size", 1, "--accumulate", 1),
+}
 
 
 def skipped(out: Path) -> list[int]:
@@ -41,31 +37,45 @@ def skipped(out: Path) -> list[int]:
     return [int(entry["row"].rpartition(":")[2]) for entry in entries]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """A run of one process: two micro-steps of a sample each; LoRA with dropout, augmentation."""
+    out = tmp_path_factory.mktemp("undisturbed") / "r"
+    finish(out, BAD, 1, *MORE, *DIVIDED[1])
+    return out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("begun, ended", [(1, 1), (2, 2), (1, 2), (2, 1)])
 def test_a_killed_run_that_leaves_rows_out_is_bit_identical_to_an_undisturbed_one(
-    tmp_path, processes
+    tmp_path, undisturbed, begun, ended
 ):
-    more = [*SKIP, "--max-steps", 12]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(whole, BAD, processes, *more)
-    process = launch(killed, BAD, processes, *more)
-    wait_for_life(process, killed, 0)
-    wait_for_a_save(process, killed)
-    assert process.poll() is None, log_of(killed)[-3000:]
-    kill_all(process)
-    finish(killed, BAD, processes, *more)
-    assert_bit_identical(killed, whole)
-    for out in (whole, killed):
+    """By one process or by two, also where another number of them goes on: the micro-batches are
+    the same, and the sum of two gradients does not depend on their order."""
+    killed = tmp_path / "killed"
+    process = launch(killed, BAD, begun, *MORE, *DIVIDED[begun])
+    kill_in_a_later_save(process, killed)
+    finish(killed, BAD, ended, *MORE, *DIVIDED[ended])
+    assert "resuming after step" in log_of(killed)
+    assert_bit_identical(killed, undisturbed)
+    for out in (undisturbed, killed):
         found = skipped(out)
         assert found[: len(BEFORE)] == BEFORE and set(found[len(BEFORE) :]) == LATER
         assert len(found) == len(BEFORE) + len(LATER)
-    counted = [line["left_out_samples"] for line in lines(whole, "train")]
+    counted = [line["left_out_samples"] for line in lines(undisturbed, "train")]
     assert sum(counted) == 8  # two of six rows, four times
 
 
 @pytest.mark.slow
-def test_two_processes_leave_out_the_same_rows_and_learn_the_same(tmp_path):
+def test_two_undisturbed_processes_are_bit_identical_to_one(tmp_path, undisturbed):
+    finish(tmp_path / "two", BAD, 2, *MORE, *DIVIDED[2])
+    assert_bit_identical(tmp_path / "two", undisturbed)
+    assert sorted(skipped(tmp_path / "two")) == sorted([*BEFORE, *LATER])
+
+
+@pytest.mark.slow
+def test_micro_batches_of_another_size_leave_out_the_same_rows_and_learn_the_same(tmp_path):
+    """Two samples at once on one process, one on each of two: sums in another order."""
     steps = ["--max-steps", 6, "--lora-dropout", 0, "--no-augment", "--lr", 1e-4, *SKIP]
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.main(options(one, BAD, 2, *steps)) == 0
