@@ -70,7 +70,7 @@ def base_digest(directory: Path) -> str:
 
 def peft_config(config: LoraConfig) -> dict:
     """adapter_config.json: all fields that servers and PEFT look at, and no other."""
-    alpha, targets = config.alpha, config.target_modules
+    alpha, targets, excluded = config.alpha, config.target_modules, config.exclude_modules
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -80,6 +80,7 @@ def peft_config(config: LoraConfig) -> dict:
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": config.dropout,
         "target_modules": targets if isinstance(targets, str) else list(targets),
+        "exclude_modules": (excluded if isinstance(excluded, str) else list(excluded)) or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -261,7 +262,7 @@ def load_adapter(model: nn.Module, directory: Path, base: Base, dropout: float =
     expected |= {name: tuple(model.get_parameter(own).shape) for name, own in whole.items()}
     tensors = read_tensors(directory / TENSORS, expected)
     others = {own: tensors[name] for name, own in whole.items()} | _read_others(model, directory)
-    if config.exclude_modules or whole:  # what we write says it with target_modules alone
+    if whole:  # what we write says it without modules_to_save
         config = replace(config, target_modules=(), exclude_modules=(), modules_to_save=())
     config = replace(config, dropout=dropout, base=base, beside=tuple(sorted(others)))
     attach(model, config, chosen)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..model.experts import grouped_product, mixture_of_experts_grouped
 from .adapted_product import adapted_product
-from .targets import PROJECTIONS, STACKED, adaptable, official_paths, target_modules
+from .targets import PROJECTIONS, STACKED, adaptable, official_paths, peft_fields
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class LoraConfig:
     dropout: float = 0.0  # on what enters A, in training
     rslora: bool = False
     target_modules: str | tuple[str, ...] = ()  # as in adapter_config.json; filled in by `attach`
-    exclude_modules: str | tuple[str, ...] = ()  # as there; of an adapter that is attached: none
-    modules_to_save: tuple[str, ...] = ()  # the same
+    exclude_modules: str | tuple[str, ...] = ()  # as there; the same
+    modules_to_save: tuple[str, ...] = ()  # as there; of an adapter that is attached: none
     beside: tuple[str, ...] = ()  # whole parameters that came with it, in place of the base's
     base: Base | None = None  # must be known when the adapter is saved
 
@@ -147,7 +147,9 @@ def attach(model: nn.Module, config: LoraConfig, chosen: set[str]) -> None:
     Random numbers: the default generator's.
     """
     assert model.adapter is None, "the model has an adapter already"
-    targets = config.target_modules or target_modules(official_paths(model), chosen)
+    targets, excluded = config.target_modules, config.exclude_modules
+    if not targets:
+        targets, excluded = peft_fields(official_paths(model), chosen)
     holders = adaptable(model)
     model.requires_grad_(False)
     for holder in dict.fromkeys(holders[path] for path in holders if path in chosen):
@@ -155,7 +157,7 @@ def attach(model: nn.Module, config: LoraConfig, chosen: set[str]) -> None:
         base = model.get_submodule(holder)
         kind = LoraExperts if isinstance(base, STACKED) else LoraLinear
         setattr(model.get_submodule(owner), last, kind(base, config).train(base.training))
-    model.adapter = replace(config, target_modules=targets)
+    model.adapter = replace(config, target_modules=targets, exclude_modules=excluded)
 
 
 def pairs(model: nn.Module) -> dict[str, LoraPair]:

@@ -39,6 +39,8 @@ STACKED = Experts | QuantExperts  # modules that hold all experts of a layer
 PROJECTIONS = ("gate", "up", "down")
 _ROUTED = ".mlp.experts."
 _DECODER = "model.layers."
+# As adapter_config.json excludes them, under their official names and under transformers'.
+ENCODERS = r"(.*\.)?(sam_model|vision_model|qwen2_model|vision_tower)\..*"
 _ENCODER = re.compile(r"(model\.)?(sam_model|vision_model|qwen2_model)\.")
 
 
@@ -137,12 +139,26 @@ def selected(paths: set[str], targets: str | tuple[str, ...], where: str) -> set
     return {path for path in paths if _expression(targets, where).fullmatch(path)}
 
 
+def peft_fields(
+    paths: set[str], chosen: set[str]
+) -> tuple[str | tuple[str, ...], str | tuple[str, ...]]:
+    """(target_modules, exclude_modules) that select `chosen` of `paths`, the model's linears.
+
+    An encoder's linears can end as the decoder's do: those of DeepSeek-OCR-2, and those of CLIP in
+    transformers' own class. So an adapter of the decoder alone excludes the encoders by name, and
+    can give its targets as a list of endings: a server that reads the list (SGLang) takes no
+    regular expression.
+    """
+    if any(in_encoder(path) for path in chosen):
+        return target_modules(paths, chosen), ()
+    return target_modules({path for path in paths if not in_encoder(path)}, chosen), ENCODERS
+
+
 def target_modules(paths: set[str], chosen: set[str]) -> str | tuple[str, ...]:
-    """The shortest endings that select `chosen` and nothing else of `paths`, the model's linears.
+    """The shortest endings that select `chosen` and nothing else of `paths`.
 
     This is what adapter_config.json calls target_modules: a linear whose path ends in one is meant.
-    Where an encoder's paths end as the decoder's do (DeepSeek-OCR-2), no ending is the decoder's
-    alone; then it is a regular expression that matches whole paths.
+    Where no ending is theirs alone, it is a regular expression that matches whole paths.
     """
     suffixes: dict[str, set[str]] = {}
     for path in paths:

@@ -4,11 +4,13 @@ import json
 import re
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
-from golden import GOLDEN, golden_batch
+from golden import GOLDEN, TOLERANCE, difference, golden_batch
 from official_tree import official_tree
+from released import logits_of
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,7 +27,14 @@ from deepsynth_min.tuning.adapter import (
     save_adapter,
 )
 from deepsynth_min.tuning.lora import Base, LoraConfig, attach, pairs
-from deepsynth_min.tuning.targets import choose, official_paths, selected, target_modules
+from deepsynth_min.tuning.targets import (
+    ENCODERS,
+    choose,
+    official_paths,
+    peft_fields,
+    selected,
+    target_modules,
+)
 
 BASE = Base("base", None, base_digest(GOLDEN))
 
@@ -72,13 +81,18 @@ def test_a_saved_adapter_gives_the_same_logits_in_another_model(tmp_path, target
     assert other.adapter == model.adapter
 
 
+def meant(paths: set[str], targets, excluded) -> set[str]:
+    """As PEFT reads the two fields."""
+    return selected(paths, targets, "") - selected(paths, excluded, "")
+
+
 def test_target_modules_select_the_adapted_linears_and_no_other(small_config):
     model = DeepseekOCR(small_config)
     paths = official_paths(model)
     for pattern in ("attention", "attention+mlp", "all", "layers.0.*", "shared_experts.up_proj"):
         chosen = choose(model, (pattern,))
-        targets = target_modules(paths, chosen)
-        assert selected(paths, targets, "") == chosen
+        targets, excluded = peft_fields(paths, chosen)
+        assert meant(paths, targets, excluded) == chosen
         vision = ("qkv", "proj", "lin1", "lin2", "qkv_proj", "out_proj", "fc1", "fc2")
         assert not set(vision) & set(targets)
     chosen = choose(model, ("all",))
@@ -100,16 +114,18 @@ def test_target_modules_select_no_linear_of_an_encoder_with_the_same_names(patte
         model = DeepseekOCR(PRESETS["tiny-2"])
     paths, chosen = official_paths(model), choose(model, (pattern,))
     assert any(path.startswith("model.qwen2_model.model.model.layers.0") for path in paths)
-    targets = target_modules(paths, chosen)
-    assert selected(paths, targets, "") == chosen
+    targets, excluded = peft_fields(paths, chosen)
+    assert isinstance(targets, tuple) and excluded == ENCODERS
+    assert meant(paths, targets, excluded) == chosen
     renamed = {
         path: path.replace("model.layers", "model.language_model.layers", 1) for path in paths
     }
     renamed = {
-        p: q.replace("qwen2_model.model.model", "vision_encoder") for p, q in renamed.items()
+        p: q.replace("qwen2_model.model.model", "vision_tower.vision_encoder")
+        for p, q in renamed.items()
     }
-    meant = selected(set(renamed.values()), targets, "")
-    assert meant == {renamed[path] for path in chosen}
+    found = meant(set(renamed.values()), targets, excluded)
+    assert found == {renamed[path] for path in chosen}
 
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-2"])
@@ -128,31 +144,37 @@ def test_target_modules_select_linears_of_encoders_and_no_other(preset, targets)
         model = DeepseekOCR(PRESETS[preset])
     paths, chosen = official_paths(model), choose(model, targets)
     assert any(not path.startswith("model.layers.") for path in chosen)
-    assert selected(paths, target_modules(paths, chosen), "") == chosen
+    assert meant(paths, *peft_fields(paths, chosen)) == chosen
 
 
-def test_target_modules_of_the_default_are_the_same_as_ever(small_config):
-    paths, chosen = (f(DeepseekOCR(small_config)) for f in (official_paths, default))
-    assert target_modules(paths, chosen) == (
+@pytest.mark.parametrize("preset", ["tiny", "tiny-2"])
+def test_target_modules_of_the_default_are_endings_in_each_model(preset):
+    with torch.device("meta"):
+        model = DeepseekOCR(PRESETS[preset])
+    endings = (
         *("k_proj", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "o_proj", "q_proj"),
         *("shared_experts.down_proj", "shared_experts.gate_proj", "shared_experts.up_proj"),
         "v_proj",
     )
+    paths, chosen = official_paths(model), choose(model, ("attention+mlp",))
+    assert peft_fields(paths, chosen) == (endings, ENCODERS)
+
+
+def test_an_expression_selects_what_no_ending_does_and_no_other():
+    """As adapters of DeepSeek-OCR-2 had it before they excluded the encoders, and are still read;
+    and as those on a part of an encoder have it."""
     with torch.device("meta"):
         model = DeepseekOCR(PRESETS["tiny-2"])
+    paths, chosen = official_paths(model), choose(model, ("attention+mlp",))
     mlp, layer = (
         r"(mlp\.down_proj|mlp\.gate_proj|mlp\.up_proj)",
         r"model\.(language_model\.)?layers",
     )
     kinds = "|".join(rf"self_attn\.{kind}_proj" for kind in "koqv")
     shared = "|".join(rf"mlp\.shared_experts\.{kind}_proj" for kind in ("down", "gate", "up"))
-    assert target_modules(official_paths(model), default(model)) == (
-        rf"{layer}\.((0)\.{mlp}|(0|1|2|3)\.({kinds})|(1|2|3)\.({shared}))"
-    )
-
-
-def default(model) -> set[str]:
-    return choose(model, ("attention+mlp",))
+    expression = target_modules(paths, chosen)
+    assert expression == rf"{layer}\.((0)\.{mlp}|(0|1|2|3)\.({kinds})|(1|2|3)\.({shared}))"
+    assert selected(paths, expression, "") == chosen
 
 
 # -- PEFT itself ----------------------------------------------------------------------------------
@@ -186,6 +208,49 @@ def test_peft_loads_our_adapter_and_its_merge_gives_our_logits(tmp_path, targets
     other = DeepseekOCR.from_pretrained(GOLDEN)
     use_weights_of(merged, other)
     assert (logits(other) - logits(model)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("way", ["peft", "transformers"])
+@pytest.mark.parametrize("targets", ["attention", "attention+mlp", "layers.1.self_attn.*"])
+def test_transformers_class_with_our_adapter_has_our_logits_and_no_key_is_missing(
+    tmp_path, targets, way
+):
+    """Its CLIP has linears of the same names, which an ending alone would mean as well."""
+    peers, peft = (pytest.importorskip(name) for name in ("peers", "peft"))
+    model = adapted(targets).eval()
+    save_adapter(model, tmp_path)
+    peer = peers.whole_peer(DeepseekOCR.from_pretrained(GOLDEN)).eval()
+    batch, image = golden_batch("base"), 4
+    assert image not in batch.input_ids
+    ids = batch.input_ids.masked_fill(batch.image_mask, image)
+    batch, peer.config.image_token_id = replace(batch, input_ids=ids), image
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        if way == "peft":
+            peer = peft.PeftModel.from_pretrained(peer, tmp_path)
+        else:
+            peer.load_adapter(str(tmp_path))
+    found = [path for path, module in peer.named_modules() if hasattr(module, "lora_A")]
+    assert len(found) == len(pairs(model)) and not any("vision" in path for path in found)
+    assert difference(logits_of(model, batch), logits_of(peer, batch)) < TOLERANCE
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], r"model\.layers\..*\.(q_proj|v_proj)"])
+def test_an_adapter_that_excludes_nothing_is_read_and_kept_as_it_is(tmp_path, targets):
+    """As those of before have it."""
+    model, other = adapted(r"re:model\.layers\..*\.[qv]_proj"), DeepseekOCR.from_pretrained(GOLDEN)
+    save_adapter(model, tmp_path)
+    path = tmp_path / CONFIG
+    fields = json.loads(path.read_text()) | {"target_modules": targets}
+    del fields["exclude_modules"]
+    path.write_text(json.dumps(fields))
+    load_adapter(other, tmp_path, BASE)
+    assert torch.equal(logits(other), logits(model))
+    save_adapter(other, tmp_path)
+    again = json.loads(path.read_text())
+    assert again["target_modules"] == targets and again["exclude_modules"] is None
 
 
 def test_peft_computes_the_same_product_as_our_linear(tmp_path):
