@@ -9,7 +9,7 @@ Contenders, all with the same weights, checked to give the same features:
 - transformers: `deepseek_ocr2`'s SAM and `clip`'s transformer, which write the bias as a mask;
 - official: the formulation of the official code (after Kirillov et al. 2023): queries times keys,
   the bias [heads, P, P] added, softmax, times values, each an array of its own; for its memory;
-- flex: the bias computed inside flex_attention's kernel (compiled; only with --flex).
+- flex: ours with the bias looked up in a compiled kernel (`attend_by_score`; only with --flex).
 
 Peak memory is taken in a process per contender: what a forward needs above what was held before it.
 """
@@ -67,35 +67,17 @@ class OfficialAttention(nn.Module):
         return self.ours.proj((scores @ v).transpose(1, 2).reshape(n, h, w, width))
 
 
-class FlexAttention(OfficialAttention):
-    """The bias added inside a kernel that torch.compile writes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, h, w, width = x.shape
-        q, k, v, bias_h, bias_w = _parts(self.ours, x)
-        bias_h, bias_w = bias_h.flatten(2, 3), bias_w.flatten(2, 3)
-
-        def biased(score, b, head, query, key):
-            return score + bias_h[b, head, query, key // w] + bias_w[b, head, query, key % w]
-
-        out = compiled_flex()(q, k, v, score_mod=biased)
-        return self.ours.proj(out.transpose(1, 2).reshape(n, h, w, width))
-
-
-def compiled_flex():
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)
-
-
 class Ours(nn.Module):
-    """Our encoder, with its own attention or another formulation of it."""
+    """Our encoder, with its own attention, with that in one compiled kernel, or with the official
+    formulation of it."""
 
-    def __init__(self, model: DeepseekOCR, formulation=None):
+    def __init__(self, model: DeepseekOCR, form: str):
         super().__init__()
         self.sam, self.clip = model.model.sam_model, model.model.vision_model
-        for block in self.sam.blocks if formulation else ():
-            block.attn = formulation(block.attn)
+        for block in self.sam.blocks:
+            block.attn.by_score = form == "flex"
+            if form == "official":
+                block.attn = OfficialAttention(block.attn)
 
     def forward(self, pages: Tensor) -> tuple[Tensor, Tensor]:
         sam = self.sam(pages)
@@ -122,7 +104,7 @@ def build(name: str, given, device: torch.device) -> nn.Module:
         import peers
 
         return peers.peer_encoder(model)
-    return Ours(model, {"official": OfficialAttention, "flex": FlexAttention}.get(name))
+    return Ours(model, name)
 
 
 def random_pages(given, device: torch.device) -> list[Tensor]:
@@ -160,9 +142,8 @@ def check_equal(modules: dict[str, nn.Module], pages: Tensor, tolerance: float) 
 
 
 @torch.no_grad()
-def compare(given) -> None:
-    device, names = start(given.device, given.threads).device, CONTENDERS
-    names += ("flex",) if given.flex else ()
+def timed(given, device: torch.device, names: tuple) -> tuple[dict[str, float], float]:
+    """(seconds of each forward, of equal features; FLOP/s of a square product)."""
     modules = {name: build(name, given, device) for name in names}
     pages = random_pages(given, device)
     check_equal(modules, pages[0], 1e-4 if given.precision == "fp32" else 5e-2)
@@ -175,10 +156,15 @@ def compare(given) -> None:
     work["product"] = product_rate(device, pages[0].dtype, side)
     times = interleaved(work, given.repeats, device, warmup=0)  # the check was one
     seconds = {name: median(values) for name, values in times.items()}
-    rate = 2 * side**3 / seconds.pop("product")
-    needed = given.pages * flops.encoder_flops(SIZES[given.preset], pages[0].shape[-1])
-    for held in (modules, work, pages):  # before the children's memory is measured
-        held.clear()
+    return seconds, 2 * side**3 / seconds.pop("product")
+
+
+def compare(given) -> None:
+    device, names = start(given.device, given.threads).device, CONTENDERS
+    names += ("flex",) if given.flex else ()
+    seconds, rate = timed(given, device, names)
+    side = page_side(given.mode, SIZES[given.preset].page_format)
+    needed = given.pages * flops.encoder_flops(SIZES[given.preset], side)
     memory = {name: child(name)["peak"] for name in names}
     ours = seconds["deepsynth_min"]
     rows = [
@@ -213,7 +199,7 @@ def compare(given) -> None:
     )
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     with_clip = [name for name, config in SIZES.items() if config.clip]
@@ -226,7 +212,11 @@ def main() -> None:
     add("--device", default="auto")
     add("--threads", type=int, default=0)
     add("--row", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = parser().parse_args()
     if given.row:
         print(json.dumps(peak(given, given.row)))
     else:

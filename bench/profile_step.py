@@ -33,18 +33,51 @@ def synchronisations(step) -> list[str]:
     return [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
+def on_device(event) -> bool:
+    """Whether it is a kernel or a copy of the GPU's: not the operation that started it, nor a span
+    that somebody named, which the profiler draws over the kernels as well."""
+    return event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+
+
 def gaps(events) -> float:
     """Share of the time from the first kernel to the last in which the GPU had none to run."""
-    spans = sorted(
-        (e.time_range.start, e.time_range.end)
-        for e in events
-        if e.device_type == torch.autograd.DeviceType.CUDA
-    )
+    spans = sorted((e.time_range.start, e.time_range.end) for e in events if on_device(e))
     end, idle = spans[0][1], 0.0
     for began, ended in spans[1:]:
         idle += max(0.0, began - end)
         end = max(end, ended)
     return idle / (end - spans[0][0])
+
+
+def profiled(step: train_step.Step, trace: str | None = None) -> dict:
+    """One step: its operations by their own time, dearest first, on a GPU its kernels too, where
+    the host waited and for what share of the step the GPU had nothing to run.
+
+    Each operation is a dict of name, calls, us and, where torch counts them, flops. trace: a file.
+    """
+    cuda = step.world.device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=activities, with_flops=True) as seen:
+        step.run()
+        step.wait()
+    averages, key = seen.key_averages(), f"self_{'device' if cuda else 'cpu'}_time_total"
+
+    def dearest(of_device: bool) -> list[dict]:
+        found = [o for o in averages if on_device(o) == of_device and getattr(o, key)]
+        found = [
+            {"name": o.key, "calls": o.count, "us": getattr(o, key), "flops": o.flops}
+            for o in found
+        ]
+        return sorted(found, key=lambda o: -o["us"])
+
+    if trace:
+        seen.export_chrome_trace(trace)
+    return {
+        "operations": dearest(False),
+        "kernels": dearest(True),
+        "host_waits": synchronisations(step) if cuda else None,
+        "gpu_idle": gaps(seen.events()) if cuda else None,
+    }
 
 
 def main() -> None:
@@ -58,25 +91,15 @@ def main() -> None:
     step = train_step.Step(given, world)
     for _ in range(given.warmup):
         step.run()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
-    with profile(activities=activities, with_flops=True) as seen:
-        step.run()
-        step.wait()
+    seen = profiled(step, given_trace.trace)
     side = 8192 if cuda else 2048
     dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
     product = {"product": product_rate(world.device, dtype, side)}
     rate = 2 * side**3 / median(interleaved(product, 5, world.device)["product"])
-    key = "self_device_time_total" if cuda else "self_cpu_time_total"
-    operations = sorted(seen.key_averages(), key=lambda o: -getattr(o, key))
-    whole = sum(getattr(o, key) for o in operations)
+    whole = sum(o["us"] for o in seen["operations"])
     found = [
-        {
-            "name": o.key,
-            "calls": o.count,
-            "us": getattr(o, key),
-            "of_product_rate": o.flops / (getattr(o, key) * 1e-6) / rate if o.flops else None,
-        }
-        for o in operations[:10]
+        o | {"of_product_rate": o["flops"] / (o["us"] * 1e-6) / rate if o["flops"] else None}
+        for o in seen["operations"][:10]
     ]
     rows = [
         (
@@ -89,21 +112,24 @@ def main() -> None:
         for o in found
     ]
     print(table(rows, ("own time of", "calls", "time", "of all", "of product rate")))
-    waits = synchronisations(step) if cuda else None
-    idle = gaps(seen.events()) if cuda else None
     if cuda:
-        print(f"the GPU had nothing to run for {idle:.1%}; the host waited {len(waits)} times")
-        print("\n".join(sorted(set(waits))))
-    if given_trace.trace:
-        seen.export_chrome_trace(given_trace.trace)
+        kernels = [
+            (o["name"][:80], o["calls"], f"{o['us'] / 1e3:.1f} ms") for o in seen["kernels"][:10]
+        ]
+        print(table(kernels, ("kernel", "calls", "time")))
+        waits = seen["host_waits"]
+        print(
+            f"the GPU had nothing to run for {seen['gpu_idle']:.1%}; the host waited {len(waits)} "
+            "times\n" + "\n".join(sorted(set(waits)))
+        )
     finish(
         {
             "bench": "profile_step",
             **vars(given),
+            **seen,
             "operations": found,
+            "kernels": seen["kernels"][:10],
             "product_rate": rate,
-            "host_waits": waits,
-            "gpu_idle": idle,
             **environment("torch"),
         }
     )

@@ -10,8 +10,8 @@ whole; the split comes from other steps, in which the device is waited for after
 begins with the wait for the batch on the device. Model FLOP utilisation is the step's FLOPs by
 formula (flops.py) over the rate of a large square product, measured in the same run.
 
-Peak memory per process: on a GPU what was allocated and what was reserved; on a CPU resident
-memory, weights and libraries included.
+Peak memory per process: on a GPU what the step allocated at most, weights included, once it was
+built, and what was reserved; on a CPU resident memory, libraries included.
 """
 
 import argparse
@@ -200,14 +200,18 @@ def parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    given = parser(__doc__.splitlines()[0]).parse_args()
-    world = start(given.device, given.threads)
+def measure(given, world: World) -> tuple[Step, dict]:
+    """Builds the step, and takes it `--warmup` and `--repeats` times; the latter are timed."""
     step = Step(given, world)
-    for _ in range(given.warmup):
+    cuda = world.device.type == "cuda"
+    if cuda:  # what building it took at most is not the step's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(max(1, given.warmup)):
         step.run()
+    peak, reserved = peak_memory(world.device), torch.cuda.max_memory_reserved() if cuda else None
     whole, splits, rates = [], [], []
-    side, dtype = (8192, torch.bfloat16) if world.device.type == "cuda" else (2048, torch.float32)
+    side, dtype = (8192, torch.bfloat16) if cuda else (2048, torch.float32)
     if given.precision == "bf16":
         dtype = torch.bfloat16
     product = {"product": product_rate(world.device, dtype, side)}
@@ -215,13 +219,19 @@ def main() -> None:
         whole.append(step.timed())
         splits.append(step.split())
         rates += interleaved(product, 1, world.device)["product"]
-    measured = {
+    return step, {
         "step_s": median(whole),
         "product_rate": 2 * side**3 / median(rates),
         "split_s": {part: median([split[part] for split in splits]) for part in PARTS},
-        "peak_memory_bytes": peak_memory(world.device),
-        "reserved_bytes": torch.cuda.max_memory_reserved() if world.device.type == "cuda" else None,
+        "peak_memory_bytes": peak,
+        "reserved_bytes": reserved,
     }
+
+
+def main() -> None:
+    given = parser(__doc__.splitlines()[0]).parse_args()
+    world = start(given.device, given.threads)
+    step, measured = measure(given, world)
     if world.is_main:
         report(step, given, world, measured)
     stop()
