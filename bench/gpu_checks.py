@@ -1,0 +1,317 @@
+"""Is it right on this device? Rows of gpu.py: each gives lines as soon as it knows them.
+
+In: a device, and whether it is a dry run. Out: `line`s, most of them distances from what the
+official code, the plain form of an operation or the CPU gives, with the bar that holds anywhere.
+
+The one idea: every fast form stands beside the plain one of the same file, on the same random
+numbers, at the official model's width (a dry run: narrower); in float32 they may differ by what
+another order of additions makes, in bf16 by its rounding.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from deepsynth_min import train
+from deepsynth_min.model import DeepseekOCR
+from deepsynth_min.model.attention import attend, attention
+from deepsynth_min.model.decoder import MixtureOfExperts
+from deepsynth_min.model.encoder import SamAttention, attend_with_columns
+from deepsynth_min.model.experts import mixture_of_experts, mixture_of_experts_grouped
+from deepsynth_min.model.loss import chunked_cross_entropy, cross_entropy
+from deepsynth_min.model.presets import PRESETS
+from deepsynth_min.model.relative_attention import (
+    attend_by_score,
+    attention_with_bias,
+    distance_products,
+)
+from deepsynth_min.training.compile import compile_parts, parts_to_compile
+from deepsynth_min.training.precision import autocast
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests" / "helpers"))
+from golden import CASES, GOLDEN, GRADIENT_TOLERANCE, expected, golden_batch  # noqa: E402
+from run_files import losses, weights  # noqa: E402
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Relative, of a norm. bf16 keeps 8 binary digits: 0.4 % a rounding, of which some follow another.
+APART = {"fp32": 1e-4, "bf16": 3e-2}
+STEPS = 20
+
+
+def line(what: str, value: float | str, unit: str = "", bar: tuple = (), note: str = "") -> dict:
+    """One line of the table. bar: (">=" or "<=", the limit, where it holds: right, size, speed)."""
+    return {"what": what, "value": value, "unit": unit, "bar": bar, "note": note}
+
+
+def off(what: str, value: float, limit: float) -> dict:
+    return line(what, value, "off", ("<=", limit, "right"))
+
+
+def distance(ours: Tensor, plain: Tensor) -> float:
+    """Relative, in the norm."""
+    return ((ours.double() - plain.double()).norm() / plain.double().norm()).item()
+
+
+def worst(ours: list[Tensor], plain: list[Tensor]) -> float:
+    return max(distance(a, b) for a, b in zip(ours, plain))
+
+
+# -- the official code's numbers ------------------------------------------------------------------
+
+
+def golden(device: torch.device, dry: bool, precision: str) -> Iterator[dict]:
+    """tests/golden, padded and packed: the loss, and in float32 gradients."""
+    model = DeepseekOCR.from_pretrained(GOLDEN, torch.float32).to(device)
+    for case in CASES:
+        for form in ("padded", "packed"):
+            batch = golden_batch(case)
+            batch = (batch.packed() if form == "packed" else batch).to(device)
+            model.zero_grad(set_to_none=True)
+            with autocast(device, precision):
+                total, count = model.loss(batch)
+            (total / count).backward()
+            loss = expected()[f"{case}.loss"].item()
+            apart = abs(total.item() / count - loss)
+            if precision == "fp32":
+                yield off(f"golden {case}, {form}: loss", apart, 2e-4)
+            else:
+                yield off(f"golden {case}, {form}, bf16: loss, relative", apart / loss, 1e-2)
+            if precision == "fp32" and case == "base":
+                yield off(f"golden {case}, {form}: gradients", _gradients(model, case), 1e-3)
+
+
+def _gradients(model: DeepseekOCR, case: str) -> float:
+    """The largest relative distance; those whose names are the official ones."""
+    mine, prefix = dict(model.named_parameters()), f"{case}.train.grad."
+    names = [name for name in expected() if name.startswith(prefix)]
+    found = [
+        distance(mine[short].grad.cpu(), expected()[name])
+        for name in names
+        if (short := name.removeprefix(prefix)) in mine
+    ]
+    assert len(found) >= 20 and GRADIENT_TOLERANCE == 1e-3
+    return max(found)
+
+
+# -- forms against each other ---------------------------------------------------------------------
+
+
+def _sam(device: torch.device, dry: bool, dtype: torch.dtype) -> tuple[SamAttention, Tensor]:
+    """A layer's attention and the grid that it sees: the official one's is 64 x 64."""
+    config = PRESETS["tiny" if dry else "deepseek-ocr"].sam
+    side = config.image_size // config.patch
+    torch.manual_seed(0)
+    made = SamAttention(config.width, config.heads, side).to(device, dtype)
+    for table in (made.rel_pos_h, made.rel_pos_w):
+        torch.nn.init.normal_(table, std=0.2)
+    return made, torch.randn(1, side, side, config.width, device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def encoder_forms(device: torch.device, dry: bool) -> Iterator[dict]:
+    """SAM's global attention: the formula, columns in a fused kernel, a compiled kernel (flex)."""
+    for precision, dtype in PRECISIONS.items():
+        if dry and precision == "bf16":
+            return  # on a CPU a compiled kernel takes a quarter of a minute
+        layer, x = _sam(device, dry, dtype)
+        n, h, w, width = x.shape
+        qkv = layer.qkv(x).view(n, h, w, 3, layer.heads, -1).permute(3, 0, 4, 1, 2, 5)
+        exact = attention_with_bias(
+            *qkv.double(), *(bias.double() for bias in layer.double().axis_biases(qkv[0].double()))
+        )
+        layer.to(dtype)
+        q, k, v = qkv
+        bar = APART[precision]
+        columns = attend_with_columns(q, k, v, *layer.axis_biases(q))
+        yield off(f"SAM's attention, columns, {precision}", distance(columns, exact), bar)
+        q, k, v = (part.flatten(2, 3) for part in qkv)
+        products = distance_products(q, layer.rel_pos_h, layer.rel_pos_w, h, w)
+        scored = attend_by_score(q, k, v, products, h, w).view(exact.shape)
+        yield off(f"SAM's attention, flex, {precision}", distance(scored, exact), bar)
+
+
+def decoder_forms(device: torch.device, dry: bool) -> Iterator[dict]:
+    """Experts, attention and loss: the plain form and the fast one, with their gradients."""
+    config = PRESETS["tiny" if dry else "deepseek-ocr"].decoder
+    tokens, D = (64, config.hidden_size) if dry else (1024, config.hidden_size)
+    for precision, dtype in PRECISIONS.items():
+        bar, make = APART[precision], {"device": device, "dtype": dtype}
+        torch.manual_seed(0)
+        layer = MixtureOfExperts(config).to(**make)
+        for weight in (*layer.experts.parameters(), layer.gate.weight):
+            torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+        x = torch.randn(tokens, D, **make, requires_grad=True)
+        with torch.no_grad():
+            chosen, weight, _ = layer.gate(x)
+
+        def experts(form, x=x, layer=layer, chosen=chosen, weight=weight):
+            out = form(layer.experts, x, chosen, weight.to(x.dtype))
+            given = (x, layer.experts.gate_up, layer.experts.down)
+            return [out, *torch.autograd.grad(out.float().square().mean(), given)]
+
+        apart = worst(experts(mixture_of_experts_grouped), experts(mixture_of_experts))
+        yield off(f"experts, grouped, {precision}", apart, bar)
+        heads, d = config.num_attention_heads, config.head_dim
+        q, k, v = (torch.randn(2, heads, tokens, d, **make, requires_grad=True) for _ in range(3))
+        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+        fused, plain = (
+            [o, *_grads(o, (q, k, v))] for o in (attend(q, k, v, None), attention(q, k, v, mask))
+        )
+        yield off(f"causal attention, fused, {precision}", worst(fused, plain), bar)
+        rows = torch.randn(64, D, **make, requires_grad=True)
+        head = (torch.randn(config.vocab_size, D, **make) * D**-0.5).requires_grad_()
+        target = torch.randint(config.vocab_size, (64,), device=device)
+        chunked, whole = (
+            [total, *torch.autograd.grad(total, (rows, head))]
+            for total in (f(rows, head, target) for f in (chunked_cross_entropy, cross_entropy))
+        )
+        yield off(f"head and loss, chunked, {precision}", worst(chunked, whole), bar)
+
+
+def _grads(out: Tensor, given: tuple) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(out.float().square().mean(), given)
+
+
+def varlen(device: torch.device, dry: bool) -> Iterator[dict]:
+    """Packed samples: torch's kernel for lengths that vary, beside a call for each sample, which is
+    what training does now; with the times of both, forward and backward."""
+    if device.type != "cuda":
+        yield line("packed attention, varlen", "no kernel on a CPU")
+        return
+    from torch.nn.attention.varlen import varlen_attn
+
+    config, lengths = PRESETS["deepseek-ocr"].decoder, [393, 350, 400, 310] * 4
+    shape = (sum(lengths), config.num_attention_heads, config.head_dim)
+    q, k, v = (
+        torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+    ends = torch.tensor([0, *lengths], device=device).cumsum(0).int()
+    most = max(lengths)
+
+    def one_kernel() -> Tensor:
+        return varlen_attn(q, k, v, ends, ends, most, most, window_size=(-1, 0))
+
+    def by_sample() -> Tensor:
+        split = ((p.transpose(0, 1)[None]).split(lengths, 2) for p in (q, k, v))
+        return torch.cat([attend(*own, None)[0] for own in zip(*split)], 1).transpose(0, 1)
+
+    ours, theirs = ([out, *_grads(out, (q, k, v))] for out in (by_sample(), one_kernel()))
+    yield off("packed attention, varlen, bf16", worst(theirs, ours), APART["bf16"])
+    for name, form in {"a call for each sample": by_sample, "varlen": one_kernel}.items():
+        seconds = []
+        for _ in range(10):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            _grads(form(), (q, k, v))
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        yield line(f"packed attention, {name}, 16 samples", 1e3 * sorted(seconds)[5], "ms")
+
+
+def compiled(device: torch.device, dry: bool) -> Iterator[dict]:
+    """`--compile` on the golden model. A dry run traces the parts, and writes no kernels."""
+    batch = golden_batch("small").packed().to(device)
+    for precision in ("bf16",) if dry else PRECISIONS:
+        model = DeepseekOCR.from_pretrained(GOLDEN, torch.float32).to(device)
+
+        def step(model=model, precision=precision) -> list[Tensor]:
+            model.zero_grad(set_to_none=True)
+            with autocast(device, precision):
+                total, _ = model.loss(batch)
+            total.backward()
+            return [total.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+        eager = step()
+        if dry:
+            for part in list(parts_to_compile(model, precision))[-2:]:
+                part.compile(backend="aot_eager")
+        else:
+            compile_parts(model, precision)
+        # Of bf16 the sum of all gradients: a single small one may be rounding and nothing else.
+        ours, plain = (torch.cat([g.flatten().float() for g in step_]) for step_ in (step(), eager))
+        yield off(f"golden model, --compile, {precision}", distance(ours, plain), APART[precision])
+
+
+# -- the trainer ----------------------------------------------------------------------------------
+
+
+def _options(out: Path, device: str, *more: str) -> list[str]:
+    few = f"--val-samples 4 --answer-samples 0 --ablation-samples 0 --max-steps {STEPS} --limit 200"
+    return [*few.split(), "--log-every", "1", "--device", device, "--out", str(out), *more]
+
+
+def _train(out: Path, device: str, *more: str) -> None:
+    code = train.main(_options(out, device, *more))
+    assert code == 0, f"training ended with {code}"
+
+
+def runs(device: torch.device, dry: bool) -> Iterator[dict]:
+    """20 steps of tiny-reader beside the CPU's (a dry run: beside one thread's), in bf16 beside
+    float32; then the same run killed in the middle and gone on with."""
+    with TemporaryDirectory() as folder:
+        here, beside = Path(folder) / "here", Path(folder) / "beside"
+        _train(here, device.type, "--save-every", "5")
+        _train(beside, "cpu", *(("--threads", "1") if dry else ()))
+        mine, theirs = losses(here, "train"), losses(beside, "train")
+        assert len(mine) == len(theirs) == STEPS
+        apart = max(abs(a - b) / b for a, b in zip(mine, theirs))
+        yield off(f"tiny-reader, {STEPS} steps: losses beside the CPU's", apart, 1e-3)
+        _train(Path(folder) / "bf16", device.type, "--precision", "bf16")
+        apart = max(abs(a - b) / b for a, b in zip(losses(Path(folder) / "bf16", "train"), theirs))
+        yield off(f"tiny-reader, {STEPS} steps in bf16: losses beside float32's", apart, 0.05)
+        killed = Path(folder) / "killed"
+        step = _killed(killed, device)
+        _train(killed, device.type, "--save-every", "5", "--resume", "auto")
+        resumed = {entry["step"]: entry["loss"] for entry in _lines(killed)}
+        whole = {entry["step"]: entry["loss"] for entry in _lines(here)}
+        assert resumed.keys() == whole.keys(), "steps are missing or twice"
+        apart = max(abs(resumed[s] - whole[s]) / whole[s] for s in whole)
+        name = f"killed after step {step}, resumed"
+        yield off(f"{name}: losses beside an undisturbed run's", apart, 1e-3)
+        a, b = weights(killed), weights(here)
+        same = all(a[n].equal(b[n]) for n in b)
+        yield line(f"{name}: weights", "equal to the bit" if same else "not equal to the bit")
+
+
+def _lines(run: Path) -> list[dict]:
+    from run_files import lines
+
+    return lines(run, "train")
+
+
+def _killed(out: Path, device: torch.device) -> int:
+    """Starts the run in a process of its own and kills it once it has a checkpoint; the step that
+    it had logged last."""
+    command = [sys.executable, "-m", "deepsynth_min.train"]
+    command += _options(out, device.type, "--save-every", "5")
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    process = subprocess.Popen(
+        command, stdout=sys.stderr, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}
+    )
+    with _ended(process):
+        while process.poll() is None and not (out / "last").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert process.poll() is None, f"the run ended by itself: {process.poll()}"
+    return _lines(out)[-1]["step"]
+
+
+@contextmanager
+def _ended(process: subprocess.Popen) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
