@@ -7,7 +7,7 @@
 In: nothing but this repository and what it imports. Out: DIR/rows.jsonl (a line for each result,
 one for each row's end), DIR/table.md, DIR/log.txt (what the rows printed), DIR/trace.json.gz.
 
-The one idea: this process knows the plan and the time, and never touches the GPU. A worker
+The one idea: this process knows the plan and the time, and never uses the GPU. A worker
 (gpu_rows.py) does one row after another; one that hangs, crashes or outlasts its time is killed, is
 a row that says so, and the next row gets a new worker. Rows stand in order of worth, so that what
 the time cuts off is the least. The same command goes on in DIR with the rows that are not done.
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from common import commit
 from gpu_table import table_of, write_readme
 
@@ -58,7 +59,7 @@ def plan(dry: bool) -> list[Row]:
     pages = "--preset tiny --pages 2" if dry else "--mode base --precision bf16 --pages 16"
     sixteen = size("--batch-size 16")
     ratio = (("x transformers with PEFT", (">=", 1.5, "size")),)
-    share = (("samples/s", (">=", "0.6 LoRA", "speed")),)
+    share = (("samples/s", (">=", "0.6 LoRA", "size")),)
     return [
         Row("machine", "machine", "", 60),
         Row("golden, float32", "golden", "fp32", 60),
@@ -234,20 +235,27 @@ def barred(found: dict, row: Row) -> dict:
     return found
 
 
-def run(arguments: list[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=8, help="in all")
-    parser.add_argument("--out", default="gpu-results", help="directory of the results")
-    parser.add_argument("--dry-run", action="store_true", help="in miniature, on a CPU")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: as many as cores")
-    parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--table", metavar="DIR", help="print the table of these results")
-    given = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--minutes", type=float, default=8, help="in all")
+    add("--out", default="gpu-results", help="directory of the results")
+    add("--dry-run", action="store_true", help="in miniature, on a CPU")
+    add("--threads", type=int, default=0, help="of the CPU; 0: as many as cores")
+    add("--only", default="", help="rows whose name contains this")
+    add("--table", metavar="DIR", help="print the table of these results; a GPU's into README.md")
+    return parser
+
+
+def run(arguments: list[str] | None = None) -> None:
+    given = parser().parse_args(arguments)
     if given.table:
         entries = entries_of(Path(given.table))
         print(table_of(entries))
         if not entries[0]["dry_run"]:
             write_readme(HERE / "README.md", table_of(entries))
+    elif not (given.dry_run or torch.cuda.is_available()):
+        raise UserError("no GPU is here; --dry-run does all of it in miniature on a CPU")
     else:
         conduct(given)
 

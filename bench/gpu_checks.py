@@ -40,7 +40,7 @@ from deepsynth_min.training.precision import autocast
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "helpers"))
 from golden import CASES, GOLDEN, GRADIENT_TOLERANCE, expected, golden_batch  # noqa: E402
-from run_files import losses, weights  # noqa: E402
+from run_files import lines, weights  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Relative, of a norm. bf16 keeps 8 binary digits: 0.4 % a rounding, of which some follow another.
@@ -246,55 +246,57 @@ def compiled(device: torch.device, dry: bool) -> Iterator[dict]:
 # -- the trainer ----------------------------------------------------------------------------------
 
 
-def _options(out: Path, device: str, *more: str) -> list[str]:
-    few = f"--val-samples 4 --answer-samples 0 --ablation-samples 0 --max-steps {STEPS} --limit 200"
-    return [*few.split(), "--log-every", "1", "--device", device, "--out", str(out), *more]
+def _options(out: Path, device: str, size: int, *more: str) -> list[str]:
+    few = f"--batch-size {size} --val-samples 4 --answer-samples 0 --ablation-samples 0"
+    steps = f"--max-steps {STEPS} --limit 200 --log-every 1 --save-every 5 --device {device}"
+    return [*few.split(), *steps.split(), "--out", str(out), *more]
 
 
-def _train(out: Path, device: str, *more: str) -> None:
-    code = train.main(_options(out, device, *more))
+def _train(out: Path, device: str, size: int, *more: str) -> dict[int, float]:
+    """Trains; the loss of each step."""
+    code = train.main(_options(out, device, size, *more))
     assert code == 0, f"training ended with {code}"
+    return _losses(out)
+
+
+def _losses(run: Path) -> dict[int, float]:
+    entries = lines(run, "train")
+    assert len({entry["step"] for entry in entries}) == len(entries), "a step is there twice"
+    return {entry["step"]: entry["loss"] for entry in entries}
+
+
+def _apart(ours: dict[int, float], theirs: dict[int, float]) -> float:
+    """The largest relative distance of two runs' losses."""
+    assert list(ours) == list(theirs) == list(range(1, STEPS + 1)), "steps are missing"
+    return max(abs(ours[step] - theirs[step]) / theirs[step] for step in theirs)
 
 
 def runs(device: torch.device, dry: bool) -> Iterator[dict]:
     """20 steps of tiny-reader beside the CPU's (a dry run: beside one thread's), in bf16 beside
     float32; then the same run killed in the middle and gone on with."""
+    size, name = (2, "cpu") if dry else (8, device.type)
     with TemporaryDirectory() as folder:
-        here, beside = Path(folder) / "here", Path(folder) / "beside"
-        _train(here, device.type, "--save-every", "5")
-        _train(beside, "cpu", *(("--threads", "1") if dry else ()))
-        mine, theirs = losses(here, "train"), losses(beside, "train")
-        assert len(mine) == len(theirs) == STEPS
-        apart = max(abs(a - b) / b for a, b in zip(mine, theirs))
-        yield off(f"tiny-reader, {STEPS} steps: losses beside the CPU's", apart, 1e-3)
-        _train(Path(folder) / "bf16", device.type, "--precision", "bf16")
-        apart = max(abs(a - b) / b for a, b in zip(losses(Path(folder) / "bf16", "train"), theirs))
-        yield off(f"tiny-reader, {STEPS} steps in bf16: losses beside float32's", apart, 0.05)
-        killed = Path(folder) / "killed"
-        step = _killed(killed, device)
-        _train(killed, device.type, "--save-every", "5", "--resume", "auto")
-        resumed = {entry["step"]: entry["loss"] for entry in _lines(killed)}
-        whole = {entry["step"]: entry["loss"] for entry in _lines(here)}
-        assert resumed.keys() == whole.keys(), "steps are missing or twice"
-        apart = max(abs(resumed[s] - whole[s]) / whole[s] for s in whole)
-        name = f"killed after step {step}, resumed"
-        yield off(f"{name}: losses beside an undisturbed run's", apart, 1e-3)
+        here, killed = Path(folder) / "here", Path(folder) / "killed"
+        ours = _train(here, name, size)
+        one_thread = ("--threads", "1") if dry else ()
+        theirs = _train(Path(folder) / "beside", "cpu", size, *one_thread)
+        what = f"tiny-reader, {STEPS} steps"
+        yield off(f"{what}: losses beside the CPU's", _apart(ours, theirs), 1e-3)
+        narrow = _train(Path(folder) / "bf16", name, size, "--precision", "bf16")
+        yield off(f"{what} in bf16: losses beside float32's", _apart(narrow, theirs), 0.05)
+        step = _killed(killed, name, size)
+        resumed = _train(killed, name, size, "--resume", "auto")
+        what = f"killed after step {step} of {STEPS}, resumed"
+        yield off(f"{what}: losses beside an undisturbed run's", _apart(resumed, ours), 1e-3)
         a, b = weights(killed), weights(here)
         same = all(a[n].equal(b[n]) for n in b)
-        yield line(f"{name}: weights", "equal to the bit" if same else "not equal to the bit")
+        yield line(f"{what}: weights", "equal to the bit" if same else "not equal to the bit")
 
 
-def _lines(run: Path) -> list[dict]:
-    from run_files import lines
-
-    return lines(run, "train")
-
-
-def _killed(out: Path, device: torch.device) -> int:
+def _killed(out: Path, device: str, size: int) -> int:
     """Starts the run in a process of its own and kills it once it has a checkpoint; the step that
     it had logged last."""
-    command = [sys.executable, "-m", "deepsynth_min.train"]
-    command += _options(out, device.type, "--save-every", "5")
+    command = [sys.executable, "-m", "deepsynth_min.train", *_options(out, device, size)]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     process = subprocess.Popen(
         command, stdout=sys.stderr, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}
@@ -302,9 +304,8 @@ def _killed(out: Path, device: torch.device) -> int:
     with _ended(process):
         while process.poll() is None and not (out / "last").exists():
             time.sleep(0.01)
-        time.sleep(0.2)
         assert process.poll() is None, f"the run ended by itself: {process.poll()}"
-    return _lines(out)[-1]["step"]
+    return max(_losses(out))
 
 
 @contextmanager
