@@ -1,8 +1,7 @@
 """One run under torchrun that may have one to four machines: they are killed, and others come.
 
 A machine is an agent (torchrun) with one process; to kill it is SIGKILL to both, so that nobody is
-told. torchrun misses a lost one after 15 s and waits 30 s for one that may come: half of what these
-tests take.
+told. torchrun misses a lost one after 15 s and waits 30 s for one that may come.
 """
 
 import os
