@@ -22,80 +22,17 @@ from tqdm import tqdm
 
 from . import options
 from .data.inputs import Input, open_inputs
-from .data.row import Row, TooLong
-from .data.samples import Sample, collate
-from .data.tokenizer import decode, ids_of
+from .data.row import Row
+from .data.samples import Sample
 from .errors import UserError, exit_code, find_file, number_of, one_line
 from .files.disk import append_whole, check_file, write_bytes, writing
-from .model.generation import Answer, generate, tokens
+from .model.generation import Answer
 from .options import change
-from .pages.scripts import complaints
-from .runs.open_model import OpenModel, add_model_options, open_model
+from .runs.open_model import add_model_options, open_model
+from .runs.reader import Reader, warn
 from .runs.taken import better, which_checkpoint
 from .settings import GenerationSettings, PageSettings
 from .training.distributed import stop
-
-
-class Reader:
-    """A model that answers rows."""
-
-    def __init__(self, opened: OpenModel):
-        self.opened, self.model, self.settings = opened, opened.model, opened.settings
-        self.builder, self.device = opened.builder, opened.world.device
-        self.allowed = ids_of(self.builder.tokenizer, self.settings.generation.repeat_allow)
-
-    def prompt(self, row: Row) -> Sample:
-        """A document as a prompt; warns of characters that are not drawn as they should.
-
-        Raises RowError, TooLong if it fills the model's context, so that there could be no answer.
-        """
-        sample, context = self.builder.prompt(row), self.builder.context
-        if len(sample.ids) >= context:
-            raise TooLong(
-                row.where,
-                f"{number_of(len(sample.pages), 'page')} ({sample.visual} visual tokens) and the "
-                f"instruction make {len(sample.ids)} tokens; the model's context is {context} "
-                "(--max-pages N --overflow truncate|shrink limits the pages)",
-            )
-        if sample.missing:
-            why = "; ".join(complaints([row.text], self.builder.style))
-            some = number_of(sample.missing, "character")
-            warn(f"{row.where}: {some} could not be drawn as they should: {why}")
-        return sample
-
-    def decode(self, ids: list[int]) -> str:
-        """Token ids as text, with the model's markers, without what frames a sequence."""
-        return decode(self.builder.tokenizer, ids)
-
-    def answers(self, samples: list[Sample], numbers: list[int]) -> list[Answer]:
-        """Of a batch of prompts; `numbers` of the inputs seed the sampling of each."""
-        batch = collate(samples, self.builder.special).to(self.device)
-        options, seed = self.settings.generation, self.settings.optim.seed
-        with self.opened.precision():
-            return generate(self.model, batch, options, seed, numbers, self.allowed)
-
-    def stream(self, sample: Sample) -> Iterator[str]:
-        """The text of the answer piece by piece; not for beams, which decide at the end."""
-        ids, shown, ended = [], 0, False
-        batch = collate([sample], self.builder.special).to(self.device)
-        options, seed = self.settings.generation, self.settings.optim.seed
-        with self.opened.precision():
-            for token in tokens(self.model, batch, options, seed, allowed=self.allowed):
-                ended = int(token) == self.builder.special.eos
-                if ended:
-                    break
-                ids.append(int(token))
-                text = self.decode(ids)
-                if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
-                    yield text[shown:]
-                    shown = len(text)
-        yield self.decode(ids)[shown:]
-        if not ended:
-            warn_cut("the answer", len(ids))
-
-
-def warn(text: str) -> None:
-    tqdm.write(f"warning: {one_line(text)}", file=sys.stderr)
 
 
 def warn_cut(where: str, length: int) -> None:
@@ -131,9 +68,11 @@ def show_one(reader: Reader, document: Input) -> None:
         if not answer.ended:
             warn_cut(document.where, len(answer.ids))
         return
-    for piece in reader.stream(sample):
+    for piece, answer in reader.stream(sample):  # noqa: B007, used below
         print(piece, end="", flush=True)
     print()
+    if not answer.ended:
+        warn_cut("the answer", len(answer.ids))
 
 
 def answer_all(

@@ -19,7 +19,9 @@ from deepsynth_min.data.samples import SampleBuilder, collate
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.options import change
+from deepsynth_min.runs import reader as answering
 from deepsynth_min.runs.open_model import open_model
+from deepsynth_min.runs.reader import Reader
 from deepsynth_min.training.build import usual_beams
 
 QUICK = ["--max-new-tokens", "5"]
@@ -250,9 +252,9 @@ def test_a_character_of_several_tokens_is_not_streamed_in_pieces(trained, docume
     ]
     pieces = [torch.tensor([i]) for i in ids]
     given = generate.parser().parse_args(["--run", str(trained), "x"])
-    reader = generate.Reader(open_model(given, {}))
-    monkeypatch.setattr(generate, "tokens", lambda *_, **__: iter(pieces))
-    shown = list(reader.stream(reader.prompt(Row("", "", "text"))))
+    reader = Reader(open_model(given, {}))
+    monkeypatch.setattr(answering, "tokens", lambda *_, **__: iter(pieces))
+    shown = [piece for piece, _ in reader.stream(reader.prompt(Row("", "", "text")))]
     assert "".join(shown) == "文字" and not any("\ufffd" in piece for piece in shown)
     assert len([piece for piece in shown if piece]) == 2
 
