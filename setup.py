@@ -26,8 +26,15 @@ setup(
     python_requires=">=3.11",  # tomllib
     packages=find_packages(include=["deepsynth_min", "deepsynth_min.*"]),
     package_data={
-        "deepsynth_min": ["README.md", "*/README.md", "*/*.toml", "*/*/*.json", "*/*/*.safetensors"]
-        + ["training/clusters/*"]
+        "deepsynth_min": [
+            "README.md",
+            "*/README.md",
+            "*/*.toml",
+            "*/*.html",
+            "*/*/*.json",
+            "*/*/*.safetensors",
+            "training/clusters/*",
+        ]
     },
     ext_modules=[raster],
     cmdclass={"build_ext": build_ext},
@@ -74,6 +81,7 @@ setup(
             "pillow-heif>=0.16",
             "peft>=0.15",
             "pybind11>=2.12",
+            "selenium>=4.20",  # drives the system's Chromium through the page; without one: skipped
             "uharfbuzz>=0.40",
             "python-bidi>=0.6",
         ],

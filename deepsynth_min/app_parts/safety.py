@@ -1,0 +1,104 @@
+"""What the page may ask for: names of files below one folder, and settings that name no others.
+
+In: what came from a browser. Out: paths, settings and command lines; or a UserError in one line.
+
+The one idea: whatever a setting names is either known by name (a preset, embedded documents) or a
+path that, with every link followed, lies below the folder. So a hub id or an address is refused as
+a file that is not there.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import get_origin
+
+from .. import command_line, options
+from ..data.sources import weighted
+from ..errors import UserError
+from ..files.disk import check_name
+from ..model.shape.presets import PRESETS, TINY_READER
+from ..options import option_of
+from ..pages.font_file import parse
+from ..settings import CONCERNS, Settings
+
+KNOWN = {"", "off", "memory", "none", "auto", TINY_READER, *PRESETS}
+REFUSED = {"push_to_hub": "", "wandb": "", "images_anywhere": False}  # and what they must be
+FIELDS = {f.name: f for concern in CONCERNS.values() for f in fields(concern)}
+
+
+def inside(root: Path, name: str, option: str, there: bool = True) -> Path:
+    """The path below the folder. there: whether it must exist. Raises UserError."""
+    check_name(option, name)
+    try:
+        path = (root / name).resolve()
+        found = path.exists()
+    except (OSError, RuntimeError):  # a name that is too long, links in a circle
+        raise UserError(f"{option} {name}: not a possible file name") from None
+    if not path.is_relative_to(root):
+        raise UserError(f"{option} {name}: is not below {root} (--root)")
+    if there and not found:
+        raise UserError(f"{option} {name}: nothing of that name below {root}")
+    return path
+
+
+def check_settings(root: Path, settings: Settings) -> None:
+    """Raises UserError for a setting that leaves the folder or this machine."""
+    model, data, page, run = settings.model, settings.data, settings.page, settings.run
+    try:
+        fonts = [parse(font).file for font in (page.main_font, *page.font)]
+    except ValueError as error:
+        raise UserError(f"--font: {error}") from None
+    named = [("--model", model.model), ("--adapter", settings.adapter.adapter)]
+    named += [("--data", weighted(name)[0]) for name in data.data]
+    named += [("--val-data", data.val_data), ("--resume", run.resume)]
+    named += [("--font", font) for font in fonts]
+    for option, name in named:
+        if name not in KNOWN and not name.startswith("embedded:"):
+            inside(root, name, option)
+    for option, name in (("--out", run.out), ("--feature-cache", data.feature_cache)):
+        if name not in KNOWN:
+            inside(root, name, option, there=False)
+    values = {name: value for part in vars(settings).values() for name, value in vars(part).items()}
+    for name, must_be in REFUSED.items():
+        if values[name] != must_be:
+            raise UserError(f"{option_of(name)}: not from this page; use the command line")
+
+
+def arguments(values: dict[str, str], allowed: Collection[str] = FIELDS) -> list[str]:
+    """{setting: text of its control} -> a command line; empty controls are left out. A value cannot
+    become another option: both are one word. Raises UserError."""
+    words = []
+    for name, text in values.items():
+        if name not in allowed or not isinstance(text, str):
+            raise UserError(f"{name}: not a setting of this page")
+        option, kind = option_of(name), FIELDS[name].type
+        if kind is bool and text:
+            words.append(option if text == "yes" else f"--no-{option[2:]}")
+        elif get_origin(kind) is tuple:
+            words += [f"{option}={word}" for word in text.split()]
+        elif text:
+            words.append(f"{option}={text}")
+    return words
+
+
+def settings_of(root: Path, words: list[str], parser: options.OneLineParser) -> dict[str, object]:
+    """A command line of settings -> the settings given, checked. Raises UserError."""
+    given = vars(parser.parse_args(words))
+    own = {name: value for name, value in given.items() if name in FIELDS}
+    check_settings(root, command_line.complete(own))
+    return options.checked(own, CONCERNS.values())
+
+
+def is_allowed(header: str, host: str) -> bool:
+    """Whether a Host header is one by which this page is called; where it listens on all addresses,
+    each of them. A page elsewhere whose name is made to point here (DNS rebinding) has its own."""
+    name, colon, port = header.rpartition(":")
+    name = name if colon and port.isdigit() else header
+    if name.lower() in {"127.0.0.1", "localhost", "[::1]", host, socket.gethostname().lower()}:
+        return True
+    try:
+        return host in ("0.0.0.0", "::") and bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return False
