@@ -63,9 +63,11 @@ def followed(name: str, words: list[str], root: Path) -> Iterator[dict[str, Any]
                 yield {"progress": f"{time.monotonic() - begun:.0f} s"}
                 continue
             piece = os.read(process.stdout.fileno(), 1 << 16)
-            *lines, rest = (rest + piece).replace(b"\r", b"\n").split(b"\n")
-            for line in filter(None, [*lines, b"" if piece else rest]):
-                yield {"line": line.decode("utf-8", "replace")}
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:  # a carriage return begins a progress bar anew
+                yield {"line": line.rpartition(b"\r")[2].decode("utf-8", "replace")}
+            if bars := [part for part in rest.split(b"\r") if part.strip()]:
+                yield {"progress": bars[-1].decode("utf-8", "replace")}
             if not piece:
                 break
         yield {"code": process.wait()}

@@ -13,7 +13,7 @@ import deepsynth_min
 
 @contextmanager
 def started(root: Path, *options: str):
-    """The port of a page whose folder is `root`; its lock of trainings is in there too."""
+    """(port, process number) of a page whose folder is `root`; its lock of trainings lies beside."""
     temporary = root.parent / f"{root.name}-temporary"
     temporary.mkdir(exist_ok=True)
     paths = [str(Path(deepsynth_min.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -24,7 +24,8 @@ def started(root: Path, *options: str):
         text=True,
     )
     try:
-        yield int(process.stdout.readline().split("/")[2].rpartition(":")[2])
+        port = int(process.stdout.readline().split("/")[2].rpartition(":")[2])
+        yield port, process.pid
     finally:
         process.kill()
         process.wait()
