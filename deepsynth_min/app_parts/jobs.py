@@ -143,8 +143,7 @@ class Jobs:
 
     def _words(self, session: Session, given: dict[str, Any]) -> list[str]:
         """The command line of the settings; of a file that was sent, with it as --data."""
-        settings = dict(given.get("settings", {}))
-        words = arguments(settings)
+        words = arguments(given.get("settings", {}))
         settings_of(self.root, words, self.parser)
         if given.get("file"):
             words = [word for word in words if not word.startswith("--data=")]
@@ -162,8 +161,10 @@ class Jobs:
     def train(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Starts a training, or goes on with one that was stopped."""
         words = arguments(given.get("settings", {}))
-        if given.get("resume"):
-            words = [f"--out={given['resume']}", "--resume=auto"]
+        if run := given.get("resume"):
+            if not is_run(inside(self.root, str(run), "--out")):
+                raise UserError(f"--out {run}: not a run directory (no config.toml)")
+            words = [f"--out={run}", "--resume=auto"]
         values = settings_of(self.root, words, self.parser)
         out = values.get("out") or default_name(str(values.get("model", "tiny-reader")))
         words = [*words, *([] if "out" in values else [f"--out={out}"])]

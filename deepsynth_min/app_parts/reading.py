@@ -21,7 +21,7 @@ from ..data.inputs import open_inputs
 from ..data.row import Row
 from ..data.samples import Sample, SampleBuilder, collate
 from ..data.tokenizer import encode
-from ..errors import UserError
+from ..errors import UserError, number_of
 from ..evaluation.ablations import ablate
 from ..evaluation.attention_map import attention_weights, over_views, views
 from ..model.shape.presets import TINY_READER
@@ -70,6 +70,9 @@ class Reading:
         settings = change(self.opened.settings, **{"beams": 1, **values})
         tokenizer = self.opened.builder.tokenizer
         builder = SampleBuilder(settings, self.opened.model.config, tokenizer)
+        if max(1, settings.page.max_pages) > builder.most_pages:
+            most = f"{builder.context} tokens has place for {number_of(builder.most_pages, 'page')}"
+            raise UserError(f"--mode, --max-pages: the model's context of {most} of this size")
         return replace(self.opened, settings=settings, builder=builder)
 
     def _row(self, session: Session, given: dict[str, Any], opened: OpenModel) -> Row:

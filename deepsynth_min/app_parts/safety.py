@@ -70,6 +70,8 @@ def arguments(values: dict[str, str], allowed: Collection[str] = FIELDS) -> list
     """{setting: text of its control} -> a command line; empty controls are left out. A value cannot
     become another option: both are one word. Raises UserError."""
     words = []
+    if not isinstance(values, dict):
+        raise UserError("settings: not an object")
     for name, text in values.items():
         if name not in allowed or not isinstance(text, str):
             raise UserError(f"{name}: not a setting of this page")

@@ -60,7 +60,7 @@ class Session:
         return key
 
     def file(self, key: object) -> Path:
-        if key not in self.files:
+        if not isinstance(key, str) or key not in self.files:
             raise UserError("this file is not of this session; choose it again")
         return self.files[key]
 
@@ -116,6 +116,7 @@ class Refused(Exception):
 
 class Handler(BaseHTTPRequestHandler):
     timeout = 60  # seconds that a browser may say nothing
+    server_version, sys_version = "deepsynth_min", ""
     server: Server
 
     def log_message(self, *_: object) -> None:

@@ -127,6 +127,26 @@ def test_a_compressed_file_is_refused(client, name):
     )
 
 
+@pytest.mark.parametrize(
+    "settings", [{"mode": "8192"}, {"max_pages": "9999999", "font_size": "99"}]
+)
+def test_pages_that_would_fill_the_memory_are_refused(client, settings):
+    told = client.error("pages", {"text": "a " * 50_000, "settings": settings})
+    assert "the model's context of 2048 tokens has place for" in told
+
+
+@pytest.mark.parametrize("name", ["pages", "read", "look", "report", "check", "table", "train"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"settings": [1], "file": ["x"], "heads": {}, "runs": "x", "to": 7, "resume": [1]},
+        {"settings": {"lr": 5}, "file": {}, "runs": [None], "to": {}, "resume": "rows"},
+    ],
+)
+def test_what_is_of_another_kind_is_refused(client, name, given):
+    assert "see where the app was started" not in client.error(name, given)
+
+
 def test_an_office_file_is_refused(client):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as file:

@@ -13,7 +13,7 @@ import deepsynth_min
 
 @contextmanager
 def started(root: Path, *options: str):
-    """(port, process number) of a page whose folder is `root`; its lock of trainings lies beside."""
+    """(port, process number) of a page whose folder is `root`; its lock lies beside that."""
     temporary = root.parent / f"{root.name}-temporary"
     temporary.mkdir(exist_ok=True)
     paths = [str(Path(deepsynth_min.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
