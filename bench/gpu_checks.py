@@ -249,7 +249,8 @@ def compiled(device: torch.device, dry: bool) -> Iterator[dict]:
 def _options(out: Path, device: str, size: int, *more: str) -> list[str]:
     few = f"--batch-size {size} --val-samples 4 --answer-samples 0 --ablation-samples 0"
     steps = f"--max-steps {STEPS} --limit 200 --log-every 1 --save-every 5 --device {device}"
-    return [*few.split(), *steps.split(), "--out", str(out), *more]
+    threads = f"--threads {torch.get_num_threads()}"
+    return [*few.split(), *steps.split(), *threads.split(), "--out", str(out), *more]
 
 
 def _train(out: Path, device: str, size: int, *more: str) -> dict[int, float]:
@@ -272,14 +273,14 @@ def _apart(ours: dict[int, float], theirs: dict[int, float]) -> float:
 
 
 def runs(device: torch.device, dry: bool) -> Iterator[dict]:
-    """20 steps of tiny-reader beside the CPU's (a dry run: beside one thread's), in bf16 beside
-    float32; then the same run killed in the middle and gone on with."""
+    """20 steps of tiny-reader beside the CPU's (a dry run: beside the same steps divided), in bf16
+    beside float32; then the same run killed in the middle and gone on with."""
     size, name = (2, "cpu") if dry else (8, device.type)
     with TemporaryDirectory() as folder:
         here, killed = Path(folder) / "here", Path(folder) / "killed"
         ours = _train(here, name, size)
-        one_thread = ("--threads", "1") if dry else ()
-        theirs = _train(Path(folder) / "beside", "cpu", size, *one_thread)
+        otherwise = ("--batch-size", "1", "--accumulate", "2") if dry else ()
+        theirs = _train(Path(folder) / "beside", "cpu", size, *otherwise)
         what = f"tiny-reader, {STEPS} steps"
         yield off(f"{what}: losses beside the CPU's", _apart(ours, theirs), 1e-3)
         narrow = _train(Path(folder) / "bf16", name, size, "--precision", "bf16")
