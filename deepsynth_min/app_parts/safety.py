@@ -20,11 +20,17 @@ from ..errors import UserError
 from ..files.disk import check_name
 from ..model.shape.presets import PRESETS, TINY_READER
 from ..options import option_of
+from ..pages import vary
 from ..pages.font_file import parse
 from ..settings import CONCERNS, Settings
 
 KNOWN = {"", "off", "memory", "none", "auto", TINY_READER, *PRESETS}
-REFUSED = {"push_to_hub": "", "wandb": "", "images_anywhere": False}  # and what they must be
+REFUSED = {
+    "push_to_hub": "",
+    "mirror": "",
+    "wandb": "",
+    "images_anywhere": False,
+}  # and what they must be
 FIELDS = {f.name: f for concern in CONCERNS.values() for f in fields(concern)}
 
 
@@ -46,8 +52,12 @@ def inside(root: Path, name: str, option: str, there: bool = True) -> Path:
 def check_settings(root: Path, settings: Settings) -> None:
     """Raises UserError for a setting that leaves the folder or this machine."""
     model, data, page, run = settings.model, settings.data, settings.page, settings.run
+    named = [page.main_font, *page.font]
+    for words in (settings.augment.vary, settings.evaluation.unseen_style):
+        drawn = [one.values for one in vary.parse(words, "--vary") if one.name == "main_font"]
+        named += [font for fonts in drawn for font in fonts]
     try:
-        fonts = [parse(font).file for font in (page.main_font, *page.font)]
+        fonts = [parse(font).file for font in named]
     except ValueError as error:
         raise UserError(f"--font: {error}") from None
     named = [("--model", model.model), ("--adapter", settings.adapter.adapter)]

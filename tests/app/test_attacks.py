@@ -12,7 +12,7 @@ from app_page import Client, started
 from PIL import Image
 
 from deepsynth_min.app import run as app
-from deepsynth_min.app_parts.safety import arguments, check_settings, inside, is_allowed
+from deepsynth_min.app_parts.safety import REFUSED, arguments, check_settings, inside, is_allowed
 from deepsynth_min.app_parts.server import MOST_JSON, MOST_UPLOAD
 from deepsynth_min.config_file import FILES
 from deepsynth_min.errors import UserError
@@ -54,6 +54,12 @@ def test_a_setting_that_leaves_the_root_is_refused(root, monkeypatch, setting, n
         check_settings(root.resolve(), change(Settings(), **{setting: value}))
 
 
+@pytest.mark.parametrize("setting", ["vary", "unseen_style"])
+def test_a_font_among_those_that_are_drawn_is_below_the_root(client, setting):
+    told = client.error("plan", {"settings": {setting: "font=|../secret,invert=0.1"}})
+    assert "../secret: is not below" in told
+
+
 @pytest.mark.parametrize("setting", [*FILES, "out"])
 def test_the_page_refuses_it_in_one_line(client, setting):
     told = client.error("plan", {"settings": {setting: "../secret"}})
@@ -87,8 +93,26 @@ def test_a_name_with_a_nul_is_refused(root):
 
 
 def test_what_would_leave_the_machine_is_refused(client):
-    for name, value in (("push_to_hub", "a/b"), ("wandb", "p"), ("images_anywhere", "yes")):
+    for name, value in (("push_to_hub", "a/b"), ("wandb", "p"), ("mirror", "s3://a/b")):
         assert "not from this page" in client.error("plan", {"settings": {name: value}})
+
+
+def test_images_that_leave_the_folder_of_the_data_are_refused(client):
+    assert "not from this page" in client.error("plan", {"settings": {"images_anywhere": "yes"}})
+
+
+# Texts that name neither a file nor another machine, or are used with what is refused alone.
+PLAIN = """mode revision data_subset data_split data_revision val_revision text_field image_field
+summary_field instruction_field instruction newline_mark lora_targets repeat_allow device""".split()
+FONTS = "vary", "unseen_style"  # in which fonts may be named
+
+
+def test_every_setting_that_is_a_text_has_its_check():
+    texts = {
+        f.name for c in CONCERNS.values() for f in fields(c) if f.type in (str, tuple[str, ...])
+    }
+    known = {*PLAIN, *FILES, *FONTS, *REFUSED, "out", "resume"}
+    assert texts <= known, "name it in check_settings, in REFUSED, or here"
 
 
 def test_a_value_cannot_become_another_option():

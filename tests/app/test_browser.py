@@ -26,7 +26,8 @@ def root(tmp_path_factory):
     folder.mkdir()
     rows = [{"text": f"Ada Kern met {n} bakers.", "summary": f"Ada met {n}."} for n in range(20)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "bad.jsonl").write_text('{"text": "a", "summary": "b"}\n{"text": 5}\n')
+    bad = (folder / "rows.jsonl").read_text() + '{"text": 5}\n'
+    (folder / "bad.jsonl").write_text(bad)
     return folder
 
 
@@ -134,7 +135,7 @@ def test_a_bad_file_is_checked(page):
     page.set("#data-controls", data="bad.jsonl")
     page.click("#do-check")
     page.until(lambda: page.all("#data iframe"))
-    assert "error: bad.jsonl:2: " in page.text("#data .lines")
+    assert "error: bad.jsonl:21: " in page.text("#data .lines")
 
 
 def test_a_training_is_started_watched_stopped_and_goes_on(page, address):

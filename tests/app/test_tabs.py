@@ -29,7 +29,8 @@ def root(tmp_path_factory):
     folder.mkdir()
     rows = [{"text": f"Ada Kern met {n} bakers.", "summary": f"Ada met {n}."} for n in range(20)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "bad.jsonl").write_text('{"text": "a", "summary": "b"}\n{"text": 5}\n')
+    bad = (folder / "rows.jsonl").read_text() + '{"text": 5}\n'
+    (folder / "bad.jsonl").write_text(bad)
     return folder
 
 
