@@ -16,10 +16,10 @@ from contextlib import contextmanager
 import pytest
 
 BUCKET = "runs"
+_REFUSAL = b"<Error><Code>XMinioStorageFull</Code><Message>no space is left</Message></Error>"
 FULL = (
-    b"HTTP/1.1 507 Insufficient Storage\r\nContent-Type: application/xml\r\nContent-Length: 84\r\n"
-    b"Connection: close\r\n\r\n"
-    b"<Error><Code>XMinioStorageFull</Code><Message>no space is left there</Message></Error>"
+    b"HTTP/1.1 507 Insufficient Storage\r\nContent-Type: application/xml\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(_REFUSAL), _REFUSAL)
 )
 
 
