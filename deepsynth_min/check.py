@@ -24,6 +24,7 @@ from .inspection.table import as_text, sections
 from .options import OneLineParser, change
 from .settings import Settings
 from .training.build import accumulation
+from .training.micro_batch import with_auto
 
 PAGE = "data-check.html"
 
@@ -98,6 +99,7 @@ def run(arguments: list[str]) -> None:
     if out != "none":
         check_page("--html", out)
     settings = command_line.complete(given)
+    settings = change(settings, batch_size=with_auto(settings.optim, processes, "cpu"))
     settings = change(settings, accumulate=accumulation(settings.optim, processes))
     workers = settings.data.workers if "workers" in given else 0
     settings = replace(settings, data=pinned(settings.data))

@@ -114,6 +114,15 @@ def _give_up_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """On a GPU torch has a class for it, elsewhere only words; numpy raises Python's own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+    words += ("could not create a primitive",)  # all that oneDNN says of it
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 def find_file(path: str | os.PathLike, where: str = "", missing: str = "no such file") -> Path:
     """The path of a regular file; a pipe or a device, which might never end, is refused.
 

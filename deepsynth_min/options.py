@@ -32,12 +32,14 @@ def setting(
     low: float = -math.inf,
     high: float = math.inf,
     is_fixed: bool | None = None,
+    auto: bool = False,
 ) -> Any:
     """A field of a dataclass of settings: its default, what --help says, the limits of a number.
 
-    is_fixed: whether a run must keep it when it is resumed; None: it is no setting of a run.
+    is_fixed: whether a run must keep it when it is resumed; None: it is no setting of a run. auto:
+    a whole number for whose 0 the word auto may be given.
     """
-    about = {"help": help, "limits": (low, high), "is_fixed": is_fixed}
+    about = {"help": help, "limits": (low, high), "is_fixed": is_fixed, "auto": auto}
     return field(default=default, metadata=about)
 
 
@@ -71,6 +73,8 @@ def check(f: Field, value: object, where: str) -> object:
 
 def _converted(f: Field, value: Any, option: str) -> object:
     annotation = f.type
+    if value == "auto" and f.metadata["auto"]:
+        value = 0
     is_list = get_origin(annotation) is tuple
     mismatch = UserError(f"{option}: {value!r} is not {_describe(annotation)}")
     if choices := choices_of(annotation):
@@ -120,7 +124,9 @@ class OneLineParser(argparse.ArgumentParser):
             name = unknown[1].split("=")[0]
             options = [o for action in self._actions for o in action.option_strings]
             message = f"unknown setting {name}{suggestion(name, options)}"
-        message = re.sub(r"invalid int value: (.*)", r"\1 is not a whole number", message)
+        message = re.sub(
+            r"invalid (?:int|_number_or_auto) value: (.*)", r"\1 is not a whole number", message
+        )
         message = re.sub(r"invalid float value: (.*)", r"\1 is not a number", message)
         raise UserError(message)
 
@@ -172,8 +178,14 @@ def make_parser(
                 syntax = {"choices": choices}
             else:
                 syntax = {"type": f.type, "metavar": _METAVARS[f.type]}
+                if f.metadata["auto"]:
+                    syntax = {"type": _number_or_auto, "metavar": "N|auto"}
             group.add_argument(option_of(f.name), help=text, **syntax)
     return parser
+
+
+def _number_or_auto(text: str) -> int:
+    return 0 if text == "auto" else int(text)
 
 
 def about_fixed(concerns: dict[str, type]) -> str:

@@ -67,7 +67,14 @@ class OptimSettings:
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = fixed(
         "adamw", "AdamW; 8bit ones: of bitsandbytes"
     )
-    batch_size: int = free(8, "micro-batch: samples per process and micro-step", 1, 65536)
+    batch_size: int = free(
+        8,
+        "micro-batch: samples per process and micro-step, halved where memory runs out; 0 or auto: "
+        "as many of --global-batch as memory takes, on a CPU at most 8",
+        0,
+        65536,
+        auto=True,
+    )
     accumulate: int = free(1, "gradient accumulation: micro-steps per optimizer step", 1, 65536)
     global_batch: int = free(
         0,

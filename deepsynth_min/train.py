@@ -11,25 +11,27 @@ backward, so that ranks x micro-steps x samples may be shifted at will.
 
 import sys
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .command_line import parse
-from .data.augment import augment_batch
 from .data.loader import Loader
 from .data.order import rows_per_epoch
 from .errors import UserError, exit_code, number_of
 from .model.batch import Batch
 from .publish import upload
 from .publish.official import stage_for_hub
-from .runs.announce import conclude, explained, show_answers
+from .runs.announce import conclude, explained, retried, show_answers
 from .runs.evidence import Evidence, profiled
+from .runs.feed import feed, prepare
 from .runs.metrics import Meter
 from .runs.mirror import open_mirror
+from .runs.run_directory import warn
 from .runs.setup import Training
-from .training import distributed as dist, feature_cache
+from .training import distributed as dist, micro_batch
 from .training.build import load_run_model
 from .training.optim import clip_and_step, cosine_rate, total_norm
 from .training.stopping import Stopper
@@ -47,10 +49,8 @@ def train(training: Training, stopper: Stopper, evidence: Evidence) -> dict[str,
     """
     intervals, world = training.settings.run, training.world
     steps = training.settings.optim.max_steps
-    # With a feature cache the loader's threads also hash the pages, ahead of the step.
-    ahead = {} if training.cache is None else {"finish": feature_cache.keyed}
     parts = (training.rows, training.builder, training.settings)
-    loader = Loader(*parts, world.rank, world.size, training.step, **ahead)
+    loader = Loader(*parts, world.rank, world.size, training.step, partial(prepare, training))
     meter = Meter(
         world, training.directory, training.facts["global_batch"], rows_per_epoch(training.rows)
     )
@@ -81,9 +81,10 @@ def train(training: Training, stopper: Stopper, evidence: Evidence) -> dict[str,
                     failed, error = 1, too_many
                     break
 
-            # -- forward, backward, reduce, clip, step
+            # -- forward, backward, reduce, clip, step; where memory ends, in smaller pieces
             with profiled(training.directory, world, training.step + 1, intervals.profile_step):
-                found = train_step(training, batches, count, pages)
+                while (found := train_step(training, batches, count, pages)) is None:
+                    batches = _divide(training, meter, loader)
             meter.add(*found, batches, left_out)
             bar.update()
             evidence.step_ends()
@@ -134,35 +135,20 @@ def train(training: Training, stopper: Stopper, evidence: Evidence) -> dict[str,
 
 def train_step(
     training: Training, batches: list[Batch], count: float, pages: float
-) -> tuple[Tensor, Tensor, float]:
-    """One optimizer step; returns (this rank's summed loss by micro-step, gradient norm, count).
+) -> tuple[Tensor, Tensor, float] | None:
+    """One optimizer step; returns (this rank's summed loss by micro-step, gradient norm, count), or
+    None if a rank ran out of memory: then nothing has changed.
 
     count, pages: label tokens and pages of the whole global step, over all ranks and micro-steps.
     """
-    optim, world = training.settings.optim, training.world
-    losses = []
-
-    # -- micro-steps: each backward adds to the gradients
-    for number, batch in enumerate(batches, 1):
-        # Dropout depends on the micro-batch's place in the run alone, on whichever rank it is, so
-        # that resuming needs no generator state.
-        place = (number - 1) * world.size + world.rank
-        seed = (optim.seed * 1_000_003 + training.step) * 65_536 + place
-        torch.manual_seed(seed % 2**63)
-        batch = _augmented(training, batch.to(world.device), number - 1)
-        training.reducer.armed = number == len(batches)  # reduces while the last one is under way
-        with training.autocast():
-            batch = batch if training.cache is None else training.cache.fill(batch)
-            loss, _, balance = training.model.loss_terms(batch, optim.balance > 0)
-        # Normalised here, by the count over all ranks: the sum over ranks is the global mean.
-        target = loss / max(count, 1)  # 0 if every row of the step is left out
-        if balance is not None:
-            target = target + optim.balance * balance / training.facts["global_batch"]
-        (target * training.scaler.scale).backward()
-        losses.append(loss.detach())
+    optim = training.settings.optim
 
     # -- gradients, summed over all ranks
-    training.reducer.finish()
+    losses = micro_batch.attempt(
+        training.world, training.reducer, optim, lambda: _backward(training, batches, count)
+    )
+    if losses is None:
+        return None
     if not training.gradients_audited and count and pages:
         _audit_gradients(training)
 
@@ -172,27 +158,36 @@ def train_step(
     )
     training.optimizer.zero_grad(set_to_none=True)
     training.step += 1
-    return torch.stack(losses), norm, count
+    return losses, norm, count
+
+
+def _backward(training: Training, batches: list[Batch], count: float) -> Tensor:
+    """The micro-steps, each of which adds to the gradients; returns the summed loss of each."""
+    optim, world = training.settings.optim, training.world
+    losses = []
+    for number, batch in enumerate(batches, 1):
+        # Dropout depends on the micro-batch's place in the run alone, on whichever rank it is, so
+        # that resuming needs no generator state.
+        place = (number - 1) * world.size + world.rank
+        seed = (optim.seed * 1_000_003 + training.step) * 65_536 + place
+        torch.manual_seed(seed % 2**63)
+        batch = feed(training, batch, number - 1)
+        training.reducer.armed = number == len(batches)  # reduces while the last one is under way
+        with training.autocast():
+            loss, _, balance = training.model.loss_terms(batch, optim.balance > 0)
+        # Normalised here, by the count over all ranks: the sum over ranks is the global mean.
+        target = loss / max(count, 1)  # 0 if every row of the step is left out
+        if balance is not None:
+            target = target + optim.balance * balance / training.facts["global_batch"]
+        (target * training.scaler.scale).backward()
+        losses.append(loss.detach())
+    return torch.stack(losses)
 
 
 def learning_rate(training: Training, step: int) -> float:
     """Learning rate of a step, counted from 0: linear warm-up, then a cosine."""
     optim = training.settings.optim
     return cosine_rate(step, optim.max_steps, optim.lr, optim.warmup_ratio, optim.min_lr_ratio)
-
-
-def _augmented(training: Training, batch: Batch, micro: int) -> Batch:
-    """What a page becomes depends on where its sample stands in the run, on nothing else."""
-    settings, world, builder = training.settings, training.world, training.builder
-    if not settings.augment.augment:
-        return batch
-    size = settings.optim.batch_size * world.size
-    first = training.step * training.facts["global_batch"] + micro * size + world.rank
-    numbers = range(first, first + size, world.size)
-    if batch.places:
-        numbers = [numbers[place] for place in batch.places]
-    papers = [builder.paper(builder.look(number)) for number in numbers]
-    return augment_batch(batch, settings.augment, settings.optim.seed, numbers, papers)
 
 
 def _audit_gradients(training: Training) -> None:
@@ -214,6 +209,15 @@ def _next(meter: Meter, loader: Loader) -> tuple[list[Batch], UserError | None]:
         return meter.waiting(loader.__next__), None
     except UserError as error:
         return [], error
+
+
+def _divide(training: Training, meter: Meter, loader: Loader) -> list[Batch]:
+    """This step's batches in smaller micro-batches, as all later steps will have them."""
+    before, training.settings = training.settings.optim, micro_batch.smaller(training.settings)
+    if training.world.is_main:
+        warn(retried(training.step, before, training.settings.optim))
+    loader.divide(training.settings, training.step)
+    return meter.waiting(loader.__next__)
 
 
 def _conclude(training: Training, last: dict | None) -> None:

@@ -43,6 +43,13 @@ class Loader:
         self.left_out: list[Fault] = []  # rows of the latest step that could not be used
         self.next_micro = step * settings.optim.accumulate
 
+    def divide(self, settings: Settings, step: int) -> None:
+        """Begins again at `step`, with micro-batches of another size; its rows are the same."""
+        for batch in self.ahead:
+            batch.cancel()
+        self.ahead.clear()
+        self.settings, self.next_micro = settings, step * settings.optim.accumulate
+
     def _submit(self) -> None:
         step, micro = divmod(self.next_micro, self.settings.optim.accumulate)
         size, rows = self.settings.optim.batch_size, self.order.step(step)

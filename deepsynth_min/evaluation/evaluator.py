@@ -23,7 +23,7 @@ from ..data.loader import held_out_shares
 from ..data.row import Row, RowError, TooLong
 from ..data.samples import Sample, SampleBuilder, collate
 from ..data.tokenizer import decode, encode, ids_of
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..files.index import Fault
 from ..model.deepseek_ocr import DeepseekOCR
 from ..model.generation import Answer, generate
@@ -89,9 +89,12 @@ class Evaluator:
 
     def _loss(self, samples: list[Sample]) -> float:
         """Summed over the scored tokens of one batch."""
+        return sum(in_halves(samples, self._loss_at_once))
+
+    def _loss_at_once(self, samples: list[Sample]) -> list[float]:
         batch = collate(samples, self.builder.special, pack=self.settings.optim.pack)
         with self.autocast():
-            return float(self.model.loss(batch.to(self.world.device))[0])
+            return [float(self.model.loss(batch.to(self.world.device))[0])]
 
     def _shares(self, *ends: int) -> list[range]:
         """This rank's batches of the rows 0 .. ends[-1], as row numbers."""
@@ -199,16 +202,7 @@ class Evaluator:
             if not rows:
                 continue
             prompts = [replace(s, ids=s.ids[: s.prompt]) for s in samples]
-            batch = collate(prompts, self.builder.special)
-            with self.autocast():
-                answers = generate(
-                    self.model,
-                    batch.to(self.world.device),
-                    self.settings.generation,
-                    self.settings.optim.seed,
-                    chosen,
-                    self.allowed,
-                )
+            answers = in_halves(list(zip(chosen, prompts)), self._answer)
             for i, row, answer in zip(chosen, rows, answers):
                 text = decode(self.builder.tokenizer, answer.ids)
                 scores = self._compare(row.summary, text, answer)
@@ -222,6 +216,14 @@ class Evaluator:
             return {}, []
         del columns["usable"]
         return answer_figures(columns), found
+
+    def _answer(self, numbered: list[tuple[int, Sample]]) -> list[Answer]:
+        """Answers to prompts, each with the number of its row, all of them at once."""
+        numbers, prompts = zip(*numbered)
+        batch = collate(prompts, self.builder.special).to(self.world.device)
+        settings = self.settings.generation, self.settings.optim.seed
+        with self.autocast():
+            return generate(self.model, batch, *settings, list(numbers), self.allowed)
 
     def _compare(self, reference: str, text: str, answer: Answer) -> dict[str, float]:
         """The numbers of one answer: ROUGE, and MEASURED."""
@@ -261,6 +263,17 @@ class Evaluator:
 def _scored(samples: list[Sample]) -> int:
     """Tokens that the loss is summed over: answers with their EOS."""
     return sum(len(sample.ids) - sample.prompt for sample in samples)
+
+
+def in_halves(items: list, act: Callable[[list], list]) -> list:
+    """act(items); where memory ends, of the first half and then of the second."""
+    try:
+        return act(items)
+    except (RuntimeError, MemoryError) as error:
+        if len(items) < 2 or not is_out_of_memory(error):
+            raise
+    half = len(items) // 2
+    return [*in_halves(items[:half], act), *in_halves(items[half:], act)]
 
 
 def _mean_losses(sums: dict[str, float], ablated: int, kinds: Iterable[str]) -> dict[str, float]:

@@ -163,10 +163,14 @@ class Batch:
             newlines=self.newlines,
         )
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """`change` done to every tensor but grids, which say how to cut and stay on the CPU."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grids"}
         return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)})
 
+    def pinned(self) -> "Batch":
+        """The same in memory from which a GPU can fetch by itself; `to` does not wait for it."""
+        return self.mapped(Tensor.pin_memory)
+
     def to(self, device: torch.device) -> "Batch":
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))

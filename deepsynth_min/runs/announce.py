@@ -9,14 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from textwrap import shorten
 
-import torch
 from torch import nn
 
 from ..data.augment import MIRRORED
 from ..data.order import Mixture
 from ..data.row import Row
 from ..data.rows import View
-from ..errors import UserError, number_of, one_line
+from ..errors import UserError, is_out_of_memory, number_of, one_line
 from ..evaluation import ablations
 from ..evaluation.figures import best_beside_last
 from ..model.deepseek_ocr import summary_table
@@ -175,20 +174,21 @@ def show_answers(directory: RunDirectory, rows: Sequence[Row]) -> None:
     print()
 
 
-def explained(error: RuntimeError | MemoryError) -> Exception:
-    """The error to raise in place of one that ended a run: it names the processes that were lost,
-    or, if memory was, what to lower."""
-    if not _is_out_of_memory(error):
-        return with_lost_ranks(error)
-    return UserError(
-        "out of memory: lower --batch-size (--accumulate keeps the global batch), --mode or "
-        "--max-pages, or use --precision bf16, --tune lora or qlora "
-        f"({(str(error) or type(error).__name__).splitlines()[0]})"  # Python's own says nothing
+def retried(step: int, before: OptimSettings, now: OptimSettings) -> str:
+    """What is said of a step (counted from 0) that did not fit into memory."""
+    return (
+        f"step {step + 1}: out of memory with micro-batches of {before.batch_size}; goes on with "
+        f"--batch-size {now.batch_size} --accumulate {now.accumulate}, which changes no result"
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """On a GPU torch has a class for it, on the CPU only words; numpy raises Python's own."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error)
+def explained(error: RuntimeError | MemoryError) -> Exception:
+    """The error to raise in place of one that ended a run: it names the processes that were lost,
+    or, if memory was, what to lower."""
+    if not is_out_of_memory(error):
+        return with_lost_ranks(error)
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        "out of memory: lower --mode or --max-pages (with --shard also --batch-size), or use "
+        f"--precision bf16, --checkpoint-layers, --tune lora or qlora ({first})"
+    )

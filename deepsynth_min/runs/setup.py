@@ -38,6 +38,7 @@ from ..tuning import freeze
 from . import same_run
 from .announce import announce, cautions, refuse_missing
 from .disk_space import check_space, checkpoint_bytes
+from .feed import Copier
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
 from .mirror import Mirror
@@ -104,7 +105,7 @@ class Training:
         if before and found:
             settings = as_before(settings, self.directory.asked, before)
         settings = change(settings, out=name)
-        self.settings = resolve(settings, rows_per_epoch(self.rows), world.size)
+        self.settings = resolve(settings, rows_per_epoch(self.rows), world)
         optim = self.settings.optim
         self.facts = {  # what the sequence of samples depends on; a resumed run must agree
             "global_batch": optim.batch_size * optim.accumulate * world.size,
@@ -230,6 +231,7 @@ class Training:
             self.cache = feature_cache.FeatureCache(
                 self.settings, self.model, world.device, world.size, warn
             )
+        self.copier = Copier(world.device)
         dtype = torch.bfloat16 if optim.reduce == "bf16" else None
         alone = dist.World(0, 1, world.device)  # shards have been summed already
         reduced_over = alone if self.sharded else world

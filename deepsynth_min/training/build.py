@@ -28,6 +28,8 @@ from ..tuning.lora import Base, LoraConfig, attach
 from ..tuning.quant import QuantConfig, quantise
 from ..tuning.targets import choose
 from .checkpoint import save_model
+from .distributed import World
+from .micro_batch import with_auto
 from .precision import hold_as_trained
 
 RATE_FINE_TUNE, RATE_ADAPTER = 2e-5, 1e-4
@@ -63,8 +65,10 @@ def as_before(asked: Settings, asked_before: Settings, before: Settings) -> Sett
     return change(asked, **{name: became[name] for name in same})
 
 
-def resolve(settings: Settings, rows: int, processes: int) -> Settings:
+def resolve(settings: Settings, rows: int, world: World) -> Settings:
     """Settings in which every automatic value is replaced by what it stands for."""
+    processes = world.size
+    settings = change(settings, batch_size=with_auto(settings.optim, processes, world.device.type))
     settings = change(settings, accumulate=accumulation(settings.optim, processes))
     optim = settings.optim
     steps = optim.max_steps

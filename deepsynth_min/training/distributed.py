@@ -245,6 +245,18 @@ class GradientReducer:
                     parameter.grad = torch.zeros_like(parameter)
         self._start_over()
 
+    @torch.no_grad()
+    def abandon(self) -> None:
+        """After a backward that failed: what the other ranks still reduce is joined, with zeros,
+        for they would wait for ever; all gradients are dropped."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        while len(self.running) < len(self.buckets):
+            self._reduce(self.buckets[len(self.running)])
+        for _, work in self.running:
+            work.wait()
+        self._start_over()
+
     def without_gradient(self) -> list[int]:
         """Numbers of the parameters that no rank has had a gradient for since the start."""
         flags = torch.tensor([p in self.fired for p in self.parameters], dtype=torch.int32)

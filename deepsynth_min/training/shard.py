@@ -48,6 +48,8 @@ def check(settings: Settings) -> None:
     """Raises UserError for what cannot be divided."""
     if not settings.optim.shard:
         return
+    if not settings.optim.batch_size:
+        raise UserError("--batch-size auto: not with --shard; give a number")
     if "qlora" in settings.model.tune:
         raise UserError(
             f"--shard: --tune {settings.model.tune} packs its base in blocks, which "

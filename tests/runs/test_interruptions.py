@@ -163,27 +163,29 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_end_the_run_with_thei
 
 
 def test_an_error_for_want_of_memory_is_told_what_to_lower(tmp_path, jsonl, monkeypatch, capsys):
-    """In the words of torch's allocator for the CPU."""
+    """In the words of torch's allocator for the CPU, however small the micro-batch becomes."""
 
     def refuse(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
     monkeypatch.setattr(DeepseekOCR, "loss_terms", refuse)
-    assert run(tmp_path / "r", jsonl, *words("--eval-every 0 --max-steps 1 --val-samples 1")) == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("error: out of memory: lower --batch-size")
+    more = words("--eval-every 0 --max-steps 1 --val-fraction 0")
+    assert run(tmp_path / "r", jsonl, *more) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert "out of memory with micro-batches of 2; goes on with --batch-size 1" in said[-2]
+    assert said[-1].startswith("error: out of memory: lower --mode or --max-pages")
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_fit_into_memory_is_told_what_to_lower(tmp_path, jsonl):
+def test_a_sample_that_does_not_fit_into_memory_is_told_what_to_lower(tmp_path, jsonl):
     """The limit on address space stands for a small machine."""
-    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30,) * 2); "
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**30,) * 2); "
     call = "from deepsynth_min.train import main; sys.exit(main(sys.argv[1:]))"
     more = words(
-        "--batch-size 512 --mode 1280 --max-pages 1 --overflow truncate --eval-every 0 "
-        "--answer-samples 0 --ablation-samples 0 --tune all"
+        "--batch-size 2 --mode 1280 --max-pages 1 --overflow truncate --eval-every 0 "
+        "--val-samples 1 --answer-samples 0 --ablation-samples 0 --tune all"
     )
     done = python("-c", limit + call, *options(tmp_path / "r", jsonl, *more))
     assert done.returncode == 2, done.stderr[-2000:]
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: out of memory: lower --batch-size")
+    assert last.startswith("error: out of memory: lower --mode or --max-pages")
