@@ -11,7 +11,6 @@ backward, so that ranks x micro-steps x samples may be shifted at will.
 
 import sys
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,7 +25,6 @@ from .publish import upload
 from .publish.official import stage_for_hub
 from .runs.announce import conclude, explained, retried, show_answers
 from .runs.evidence import Evidence, profiled
-from .runs.feed import feed, prepare
 from .runs.metrics import Meter
 from .runs.mirror import open_mirror
 from .runs.run_directory import warn
@@ -50,7 +48,7 @@ def train(training: Training, stopper: Stopper, evidence: Evidence) -> dict[str,
     intervals, world = training.settings.run, training.world
     steps = training.settings.optim.max_steps
     parts = (training.rows, training.builder, training.settings)
-    loader = Loader(*parts, world.rank, world.size, training.step, partial(prepare, training))
+    loader = Loader(*parts, world.rank, world.size, training.step, training.feed.prepare)
     meter = Meter(
         world, training.directory, training.facts["global_batch"], rows_per_epoch(training.rows)
     )
@@ -171,7 +169,7 @@ def _backward(training: Training, batches: list[Batch], count: float) -> Tensor:
         place = (number - 1) * world.size + world.rank
         seed = (optim.seed * 1_000_003 + training.step) * 65_536 + place
         torch.manual_seed(seed % 2**63)
-        batch = feed(training, batch, number - 1)
+        batch = training.feed(batch, training.settings, training.step, number - 1)
         training.reducer.armed = number == len(batches)  # reduces while the last one is under way
         with training.autocast():
             loss, _, balance = training.model.loss_terms(batch, optim.balance > 0)

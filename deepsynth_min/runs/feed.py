@@ -7,17 +7,18 @@ there they travel on a stream of their own, while the device is still at work on
 (The host is ahead of it: it asks the device for nothing between two log lines.)
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from ..data.augment import augment_batch
+from ..data.samples import SampleBuilder
 from ..model.batch import Batch
+from ..settings import Settings
 from ..training import feature_cache
-
-if TYPE_CHECKING:
-    from .setup import Training
+from ..training.distributed import World
 
 
 class Copier:
@@ -42,32 +43,44 @@ class Copier:
         return copied.mapped(in_use)
 
 
-def prepare(training: "Training", batch: Batch) -> Batch:
-    """What the loader's threads do to a batch ahead of its step: its pages are hashed for a feature
-    cache, and for a GPU it is pinned."""
-    if training.cache is not None:
-        batch = feature_cache.keyed(batch)
-    return batch.pinned() if training.world.device.type == "cuda" else batch
+class Feed:
+    """What the model is to see of each batch of a run."""
 
+    def __init__(
+        self,
+        world: World,
+        builder: SampleBuilder,
+        cache: feature_cache.FeatureCache | None,
+        autocast: Callable[[], AbstractContextManager],
+    ):
+        self.world, self.builder = world, builder
+        self.cache, self.autocast = cache, autocast
+        self.copy = Copier(world.device)
 
-def feed(training: "Training", batch: Batch, micro: int) -> Batch:
-    """What the model is to see of the batch of a micro-step, counted from 0."""
-    batch = _augmented(training, training.copier(batch), micro)
-    if training.cache is None:
-        return batch
-    with training.autocast():
-        return training.cache.fill(batch)
+    def prepare(self, batch: Batch) -> Batch:
+        """What the loader's threads do to a batch ahead of its step: its pages are hashed for the
+        feature cache, and for a GPU it is pinned."""
+        if self.cache is not None:
+            batch = feature_cache.keyed(batch)
+        return batch.pinned() if self.world.device.type == "cuda" else batch
 
+    def __call__(self, batch: Batch, settings: Settings, step: int, micro: int) -> Batch:
+        """The batch of a micro-step, counted from 0 in each step, on the device."""
+        batch = self._augmented(self.copy(batch), settings, step, micro)
+        if self.cache is None:
+            return batch
+        with self.autocast():
+            return self.cache.fill(batch)
 
-def _augmented(training: "Training", batch: Batch, micro: int) -> Batch:
-    """What a page becomes depends on where its sample stands in the run, on nothing else."""
-    settings, world, builder = training.settings, training.world, training.builder
-    if not settings.augment.augment:
-        return batch
-    size = settings.optim.batch_size * world.size
-    first = training.step * training.facts["global_batch"] + micro * size + world.rank
-    numbers = range(first, first + size, world.size)
-    if batch.places:
-        numbers = [numbers[place] for place in batch.places]
-    papers = [builder.paper(builder.look(number)) for number in numbers]
-    return augment_batch(batch, settings.augment, settings.optim.seed, numbers, papers)
+    def _augmented(self, batch: Batch, settings: Settings, step: int, micro: int) -> Batch:
+        """What a page becomes depends on where its sample stands in the run, on nothing else."""
+        optim, world, builder = settings.optim, self.world, self.builder
+        if not settings.augment.augment:
+            return batch
+        size = optim.batch_size * world.size
+        first = (step * optim.accumulate + micro) * size + world.rank
+        numbers = range(first, first + size, world.size)
+        if batch.places:
+            numbers = [numbers[place] for place in batch.places]
+        papers = [builder.paper(builder.look(number)) for number in numbers]
+        return augment_batch(batch, settings.augment, optim.seed, numbers, papers)

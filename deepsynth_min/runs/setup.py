@@ -38,7 +38,7 @@ from ..tuning import freeze
 from . import same_run
 from .announce import announce, cautions, refuse_missing
 from .disk_space import check_space, checkpoint_bytes
-from .feed import Copier
+from .feed import Feed
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
 from .mirror import Mirror
@@ -231,7 +231,7 @@ class Training:
             self.cache = feature_cache.FeatureCache(
                 self.settings, self.model, world.device, world.size, warn
             )
-        self.copier = Copier(world.device)
+        self.feed = Feed(world, self.builder, self.cache, self.autocast)
         dtype = torch.bfloat16 if optim.reduce == "bf16" else None
         alone = dist.World(0, 1, world.device)  # shards have been summed already
         reduced_over = alone if self.sharded else world
