@@ -22,21 +22,20 @@ import flops
 import torch
 from common import SIZES, environment, finish, interleaved, median, product_rate, table, wait
 
-from deepsynth_min.model import Batch, DeepseekOCR
+from deepsynth_min.model import Batch
 from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.deepseek_ocr import parameter_summary
+from deepsynth_min.options import change
 from deepsynth_min.pages.modes import page_side
+from deepsynth_min.planning import step as planning
+from deepsynth_min.planning.step import PARTS
 from deepsynth_min.runs.metrics import peak_memory
-from deepsynth_min.training.compile import compile_parts, use_flex
-from deepsynth_min.training.distributed import GradientReducer, World, start, stop
-from deepsynth_min.training.optim import LossScaler, clip_and_step, make_adamw
-from deepsynth_min.training.precision import autocast, set_parameter_types
-from deepsynth_min.tuning import LoraConfig, attach, freeze
-from deepsynth_min.tuning.quant import QuantConfig, quantise
-from deepsynth_min.tuning.targets import choose
+from deepsynth_min.settings import Settings
+from deepsynth_min.training.distributed import World, start, stop
+from deepsynth_min.training.precision import autocast
+from deepsynth_min.tuning import freeze
 
 PROMPT = 12  # text tokens of the instruction
-PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 
 
 def random_batch(config, side: int, size: int, answer: int, grid: tuple = (1, 1)) -> Batch:
@@ -59,40 +58,29 @@ def random_batch(config, side: int, size: int, answer: int, grid: tuple = (1, 1)
     return Batch(ids, real, image_mask, labels, pages, newlines=newlines, **cut)
 
 
-class Step:
+def settings_of(options) -> Settings:
+    """The options of a bench as those of a training."""
+    same = "tune precision weights optimizer checkpoint_layers flex compile".split()
+    rank = {"lora_rank": options.rank, "lora_alpha": 2.0 * options.rank}
+    given = {name: getattr(options, name) for name in same}
+    return change(Settings(), **given, **rank, lora_targets=("attention+mlp",))
+
+
+class Step(planning.Step):
     """The trainer's step over random batches."""
 
     def __init__(self, options, world: World):
-        self.options, self.world = options, world
-        self.config = SIZES[options.preset].with_attention(options.attention_window)
-        self.side = page_side(options.mode, self.config.page_format)
-        torch.manual_seed(0)
-        with torch.device(world.device):
-            self.model = DeepseekOCR(self.config)
-        if "qlora" in options.tune:
-            quantise(self.model, QuantConfig())
-        if "lora" in options.tune:
-            config = LoraConfig(options.rank, 2.0 * options.rank)
-            attach(self.model, config, choose(self.model, ("attention+mlp",)))
-        freeze.freeze(self.model, options.tune)
-        set_parameter_types(self.model, options.precision, options.weights)
-        self.model.recompute = options.checkpoint_layers
-        if options.flex:
-            use_flex(self.model, world.device)
-        if options.compile:
-            compile_parts(self.model, options.precision)
-        self.optimizer = make_adamw(self.model, (0.9, 0.95), 0.01, kind=options.optimizer)
-        self.scaler = LossScaler(options.precision == "fp16", world.device)
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        self.reducer = GradientReducer(world, trainable)
+        self.options = options
+        config = SIZES[options.preset].with_attention(options.attention_window)
+        self.side = page_side(options.mode, config.page_format)
         torch.manual_seed(world.rank)
-        self.batches = [
-            random_batch(self.config, self.side, options.batch_size, options.answer, options.grid)
+        batches = [
+            random_batch(config, self.side, options.batch_size, options.answer, options.grid)
             for _ in range(4)
         ]
         if options.pack:
-            self.batches = [batch.packed() for batch in self.batches]
-        self.done = 0
+            batches = [batch.packed() for batch in batches]
+        super().__init__(config, settings_of(options), world, batches)
         if options.cached:
             self._fill_cache()
 
@@ -108,26 +96,6 @@ class Step:
 
     def wait(self) -> None:
         wait(self.world.device)
-
-    def run(self, lap=lambda part: None) -> None:
-        """One step; `lap(part)` is called after each part."""
-        model, batch = self.model, self.batches[self.done % len(self.batches)]
-        batch = batch.to(self.world.device)
-        self.done += 1
-        lap("data")
-        with autocast(self.world.device, self.options.precision):
-            embedded = model.embed(batch)
-            lap("encode")
-            loss, count, _ = model.loss_terms(batch, embedded=embedded)
-        lap("forward")
-        self.reducer.armed = True
-        (loss / (count * self.world.size) * self.scaler.scale).backward()
-        lap("backward")
-        self.reducer.finish()
-        lap("reduce")
-        clip_and_step(self.optimizer, self.scaler, 1e-4, 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
-        lap("optimizer")
 
     def timed(self) -> float:
         self.wait()

@@ -8,12 +8,21 @@ The one idea: precedence. The command line counts first, then --style-json, --co
 
 import os
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from . import config_file, options, style_json
 from .errors import UserError
 from .settings import CONCERNS, PageSettings, Settings
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What --dry-run is asked: no settings, for no run is made."""
+
+    gpu: str = ""  # a name in planning/roofline.py
+    gpus: int = 1
+    gpu_price: float = 0.0  # of one for an hour, in whatever money
 
 
 def make_parser(program: str, description: str) -> options.OneLineParser:
@@ -40,12 +49,34 @@ def complete(given: dict[str, object]) -> Settings:
 
 def parse(arguments: list[str] | None = None) -> Settings:
     """Command line -> Settings. Raises UserError; --help prints and exits."""
+    return parse_training(arguments)[0]
+
+
+def parse_training(arguments: list[str] | None = None) -> tuple[Settings, DryRun | None]:
+    """Command line -> (Settings, what --dry-run is asked or None). As `parse`."""
     parser = make_parser(
         "python -m deepsynth_min.train",
         "Fine-tune DeepSeek-OCR on rendered text. Without arguments: the small model that "
         "comes with the package, on documents new to it. With torchrun: several processes.",
     )
-    return complete(vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments)))
+    _add_dry_run(parser)
+    given = vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
+    asked = {f.name: given.pop(f.name) for f in fields(DryRun) if f.name in given}
+    if not given.pop("dry_run", False):
+        if asked:
+            raise UserError(f"{options.option_of(next(iter(asked)))}: goes with --dry-run")
+        return complete(given), None
+    return complete(given), DryRun(**asked)
+
+
+def _add_dry_run(parser: options.OneLineParser) -> None:
+    add = parser.add_argument_group("before a GPU is rented").add_argument
+    text = "say what the run would take (rows, steps, memory, with --gpu time) and write nothing"
+    add("--dry-run", action="store_true", help=text)
+    add("--gpu", metavar="NAME", help="of which GPU: h100, h200, a100, l4, t4, rtx4090")
+    add("--gpus", metavar="N", type=int, help="how many of them, a process each (default: 1)")
+    text = "of one of them for an hour, in any currency: the cost is said too"
+    add("--gpu-price", metavar="X", type=float, help=text)
 
 
 def load(path: Path, is_resolved: bool = True) -> Settings:

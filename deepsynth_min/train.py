@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .command_line import parse
+from .command_line import parse, parse_training
 from .data.loader import Loader
 from .data.order import rows_per_epoch
 from .errors import UserError, exit_code, number_of
@@ -248,7 +248,12 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def run(arguments: list[str]) -> None:
-    settings = parse(arguments)
+    settings, asked = parse_training(arguments)
+    if asked is not None:
+        from .planning.dry_run import dry_run  # a training needs none of it
+
+        dry_run(settings, asked)
+        return
     try:
         world = dist.start(settings.run.device, settings.run.threads, settings.run.timeout)
         mirror, has_brought = open_mirror(settings.run, world)

@@ -11,14 +11,14 @@ import roofline
 import torch
 import torch.nn.functional as F
 import train_step
-from paper import Kernel
-from pretend import CUDA, on_paper
 from small_model import SMALL
 from torch import nn
 
 from deepsynth_min.model.encoders import sam_clip as encoder
 from deepsynth_min.model.encoders.sam_clip import SamBlock
 from deepsynth_min.model.experts import Experts
+from deepsynth_min.planning.paper import Kernel
+from deepsynth_min.planning.pretend import CUDA, on_paper
 
 RECORDED = json.loads(Path(__file__).with_name("paper.json").read_text("utf-8"))
 H100 = roofline.GPUS["h100"]

@@ -15,9 +15,11 @@ products, one kernel that reads what comes from outside and writes what is still
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -63,14 +65,25 @@ def grouped_flops(a: Tensor, b: Tensor) -> int:
     return 2 * a.shape[0] * a.shape[1] * b.shape[-1]
 
 
-def _product_flops(func, args, kwargs, out) -> int:
+def _product_flops(func: OpOverload, args: tuple, kwargs: dict, out: Any) -> int:
     if func.overloadpacket is torch.ops.aten._grouped_mm:
         return grouped_flops(*args[:2])
     formula = flop_registry.get(func.overloadpacket)
     return formula(*args, **kwargs, out_val=out) if formula else 0
 
 
-def _launches(name: str, args) -> int:
+def _one_by_one(func: OpOverload, args: tuple) -> bool:
+    """Grouped products of another type than bf16, which torch (2.13) makes a product each; the meta
+    device refuses them."""
+    return func.overloadpacket is torch.ops.aten._grouped_mm and args[0].dtype != torch.bfloat16
+
+
+def _empty_grouped(a: Tensor, b: Tensor, ends: Tensor, *_: Any) -> Tensor:
+    """What a grouped product gives: rows, or a matrix for each group."""
+    return a.new_empty(*([len(ends)] if b.dim() == 2 else []), a.shape[0], b.shape[-1])
+
+
+def _launches(name: str, args: tuple) -> int:
     if name.startswith(("_foreach", "_fused_adamw")):
         return max(1, -(-sum(-(-t.numel() // CHUNK) for t in args[0]) // CHUNKS))
     if name == "index_put" and args[3:] == (True,):  # rows that are added up
@@ -78,7 +91,7 @@ def _launches(name: str, args) -> int:
     return LAUNCHES.get(name, 1)
 
 
-def _traffic(func, args, kwargs, out) -> tuple[list, list]:
+def _traffic(func: OpOverload, args: tuple, kwargs: dict, out: Any) -> tuple[list, list]:
     """(tensor, bytes) of what is read and what is written."""
     name = func.overloadpacket.__name__
     given = dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
@@ -102,7 +115,7 @@ def _traffic(func, args, kwargs, out) -> tuple[list, list]:
     return [(t, extent(t)) for t in read], [(t, extent(t)) for t in written]
 
 
-def _fresh(func) -> bool:
+def _fresh(func: OpOverload) -> bool:
     """Whether what it returns is memory of its own, not what it was given."""
     return all(r.alias_info is None for r in func._schema.returns)
 
@@ -122,12 +135,15 @@ class Count(TorchDispatchMode):
         self.reads: dict[int, int] = {}  # of the region since its last product: storage -> bytes
         self.writes: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: OpOverload, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         with torch._C.DisableTorchFunction():  # no pretence in here
             return self._counted(func, args, kwargs or {})
 
-    def _counted(self, func, args, kwargs):
-        out = func(*args, **kwargs)
+    def _counted(self, func: OpOverload, args: tuple, kwargs: dict) -> Any:
+        one_by_one = _one_by_one(func, args)
+        out = _empty_grouped(*args) if one_by_one else func(*args, **kwargs)
         name = func.overloadpacket.__name__
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         for tensor in outs:
@@ -152,7 +168,9 @@ class Count(TorchDispatchMode):
             if (name == "_grouped_mm")
             else 1
         )
-        self.add(Kernel(name, kind, size, work, dtype, _launches(name, args), groups=groups))
+        started = _launches(name, args)
+        started, groups = (groups, 1) if one_by_one else (started, groups)
+        self.add(Kernel(name, kind, size, work, dtype, started, groups=groups))
         return out
 
     def add(self, kernel: Kernel) -> None:
@@ -203,6 +221,9 @@ class Count(TorchDispatchMode):
 
     def flush(self) -> None:
         """The region's kernel since its last product: it writes what is still alive."""
+        if not self.writes:
+            self.reads = {}
+            return
         alive = {number for number, _ in self.live.values()}
         written = sum(size for number, size in self.writes.items() if number in alive)
         size = written + sum(self.reads.values())
@@ -213,11 +234,11 @@ class Count(TorchDispatchMode):
     def compiled(self, parts: Iterable[nn.Module]) -> None:
         """Counts these modules as compiled, forward and backward."""
 
-        def enter(*_):
+        def enter(*_: Any) -> None:
             self.flush()
             self.region += 1
 
-        def leave(*_):
+        def leave(*_: Any) -> None:
             self.flush()
             self.region -= 1
 

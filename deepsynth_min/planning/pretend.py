@@ -9,19 +9,24 @@ there, is done here by its rules; what is one fused kernel on a GPU and in piece
 """
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from paper import Count, Kernel, extent, grouped_flops
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map_only
 
-from deepsynth_min.model.encoders import relative_attention
-from deepsynth_min.training import compile as compiling
-from deepsynth_min.tuning import quant
+from ..model.encoders import relative_attention
+from ..training import compile as compiling
+from ..tuning import quant
+from .paper import Count, Kernel, extent, grouped_flops
 
 CUDA = torch.device("cuda")
 
@@ -33,7 +38,15 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, mask, causal, count):
+    def forward(
+        ctx: FunctionCtx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        count: Count,
+    ) -> Tensor:
         # As torch lays it out: a head's rows apart, as in what usually came in.
         out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)
         if q.shape[-1] != v.shape[-1]:
@@ -49,7 +62,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = [t for t in (*ctx.saved_tensors, grad) if t is not None]
         grads = [torch.empty_like(t) for t in ctx.saved_tensors[:3]]
         size = sum(map(extent, tensors + grads))
@@ -64,7 +77,7 @@ class _RMSNorm(torch.autograd.Function):
     """The kernel that torch has for it on a GPU."""
 
     @staticmethod
-    def forward(ctx, x, weight, count):
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, count: Count) -> Tensor:
         out, scale = torch.empty_like(x), x.new_empty(x.shape[:-1])
         ctx.save_for_backward(x, weight, scale)
         ctx.count = count
@@ -72,7 +85,7 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_x, d_weight = torch.empty_like(grad), torch.empty_like(ctx.saved_tensors[1])
         ctx.count.memory("rms_norm backward", [grad, *ctx.saved_tensors], [d_x, d_weight])
         return d_x, d_weight, None
@@ -82,7 +95,7 @@ class _Grouped(torch.autograd.Function):
     """A grouped product of another type than bf16: a product for each matrix (torch 2.13)."""
 
     @staticmethod
-    def forward(ctx, a, b, count):
+    def forward(ctx: FunctionCtx, a: Tensor, b: Tensor, count: Count) -> Tensor:
         ctx.save_for_backward(a, b)
         ctx.count = count
         out = a.new_empty(len(a), b.shape[-1])
@@ -91,7 +104,7 @@ class _Grouped(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         grads = [torch.empty_like(t) if n else None for t, n in zip((a, b), ctx.needs_input_grad)]
         for made in grads:
@@ -105,10 +118,10 @@ class _Grouped(torch.autograd.Function):
 FLEX = 0.6  # of the rate of other fused attention: an assumption, for it looks up each score's bias
 
 
-def _flex(count: Count):
+def _flex(count: Count) -> Callable:
     """flex_attention's kernel; what its `score_mod` looks things up in is read too."""
 
-    def attention(q, k, v, score_mod):
+    def attention(q: Tensor, k: Tensor, v: Tensor, score_mod: Callable) -> Tensor:
         out = torch.empty_like(q)  # laid out as queries are
         held = [cell.cell_contents for cell in score_mod.__closure__]
         tensors = [t for t in (q, k, v, out, *held) if isinstance(t, Tensor)]
@@ -139,7 +152,9 @@ class PretendCuda(TorchFunctionMode):
         self.count = count
         self.casts: dict[int, Tensor] = {}  # of parameters, kept for the forward as autocast does
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func == Tensor.device.__get__ or func == Tensor.is_cuda.__get__:
             device = Tensor.device.__get__(args[0])
@@ -173,7 +188,15 @@ class PretendCuda(TorchFunctionMode):
         return self.casts[id(tensor)]
 
     def _attention(
-        self, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
     ) -> Tensor:
         d = q.shape[-1]
         if q.dtype != torch.float32 and (missing := -d % 8):  # as torch does before its kernels
@@ -198,10 +221,16 @@ def _forget_tables() -> None:
 
 
 @contextmanager
-def on_paper():
+def on_paper(processes: int = 1) -> Iterator[tuple[Count, Callable[[], None]]]:
     """Inside, the device cuda is a GPU on paper; gives the `Count`, and what forgets the parameters
-    that autocast has cast, to be called after each forward."""
+    that autocast has cast, to be called after each forward.
+
+    processes: of several this is the first; what it sends them goes nowhere.
+    """
     with ExitStack() as stack:
+        if processes > 1:
+            dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+            stack.callback(dist.destroy_process_group)
         stack.callback(_forget_tables)
         # What torch asks before it turns autocast on, and transformers before a grouped product.
         common = torch.cuda.amp.common
