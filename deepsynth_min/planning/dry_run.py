@@ -52,6 +52,8 @@ def check(asked: DryRun, settings: Settings) -> Gpu | None:
     if asked.gpu and asked.gpu not in GPUS:
         raise UserError(f"--gpu {asked.gpu}: known are {', '.join(GPUS)}")
     gpu = GPUS.get(asked.gpu)
+    if asked.gpu and settings.run.device == "cpu":
+        raise UserError(f"--gpu {asked.gpu}: not with --device cpu")
     if gpu and settings.optim.precision == "bf16" and not gpu.bf16:
         raise UserError(f"--gpu {asked.gpu}: computes no bf16; give --precision fp16")
     if settings.adapter.adapter:
@@ -65,7 +67,7 @@ def check(asked: DryRun, settings: Settings) -> Gpu | None:
 
 
 def look(settings: Settings, gpus: int) -> Outlook:
-    """Reads the data, counts the step. Raises UserError for what would stop the run at its start."""
+    """Reads the data, counts the step. Raises UserError for what stops a run at its start."""
     config, directory = find_shape(settings.model)
     settings = replace(settings, data=pinned(settings.data))
     data = open_data(settings.data, settings.optim.seed)
@@ -86,10 +88,11 @@ def dry_run(settings: Settings, asked: DryRun) -> None:
     print()
     for line in memory_lines(outlook.heavy, asked, gpu):
         print(line)
-    if gpu is None:
+    if gpu is None and settings.run.device != "cpu":
         print(
             "\n--gpu NAME says whether that fits, and how long an epoch takes: " + ", ".join(GPUS)
         )
+    if gpu is None:
         return
     print()
     for line in time_lines(outlook, asked, gpu):
@@ -129,7 +132,8 @@ def gb(size: float) -> str:
 def memory_lines(heavy: Plan, asked: DryRun, gpu: Gpu | None) -> Iterator[str]:
     """Of the heaviest micro-batch; parts are not all there at the same time."""
     name = f", {asked.gpu}" if asked.gpu else ""
-    yield f"memory per GPU{name}, GB of 10^9 bytes, with the heaviest micro-batch"
+    where = "of a process" if heavy.settings.run.device == "cpu" else f"per GPU{name}"
+    yield f"memory {where}, GB of 10^9 bytes, with the heaviest micro-batch"
     held, (part, _) = heavy.paper.held, max(heavy.paper.peak.items(), key=lambda item: item[1])
     rows = {
         "weights": held["weights"],
@@ -176,7 +180,7 @@ def time_lines(outlook: Outlook, asked: DryRun, gpu: Gpu) -> Iterator[str]:
     if gpus > 1:
         sending = usual.sending(gpu)
         yield (
-            f"  {usual.sent / 1e9:.3g} GB sent by each GPU, {sending * 1e3:.3g} ms, while it computes"
+            f"  each GPU sends {usual.sent / 1e9:.3g} GB, {sending * 1e3:.3g} ms, while it computes"
         )
         if gpus > MACHINE:
             yield f"  as within one machine: a network between those of {MACHINE} is not counted"

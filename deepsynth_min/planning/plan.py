@@ -75,8 +75,8 @@ def make(
     optim, divided = settings.optim, settings.optim.shard and processes > 1
     eight_bit = optim.optimizer != "adamw"  # its step asks the device, which paper cannot answer
     plain = change(settings, compile=False, optimizer="adamw")
-    several = 1 if divided else processes
-    with on_paper(several) as (count, forget):
+    several, on_cpu = (1 if divided else processes), settings.run.device == "cpu"
+    with on_paper(several, on_cpu) as (count, forget):
         micro = min(2, optim.accumulate)
         step = Step(config, plain, World(0, several, CUDA), [batch], micro)
         if cached:
@@ -90,14 +90,19 @@ def make(
         if divided:
             paper = _divided(paper, step.model, processes)
         trains = step.model.encoder_trains
-    logits = logits_bytes(config, optim.precision, batch)
+    logits = logits_bytes(config, settings, batch)
     return Plan(settings, paper, processes, logits, sent, trains)
 
 
-def logits_bytes(config: ModelConfig, precision: str, batch: Batch) -> int:
-    """At most alive at a time in chunked_cross_entropy on a GPU: logits in the type of products, in
-    float32 their log-softmax, and if the type is another, its input; else their gradient."""
-    wide = 12 if precision == "fp32" else 2 + 4 + 4
+def logits_bytes(config: ModelConfig, settings: Settings, batch: Batch) -> int:
+    """At most alive at a time in chunked_cross_entropy: logits in the type of products, in float32
+    their log-softmax, and if the type is another, its input; else their gradient. On a CPU what is
+    in float32 is there once, and in another type the logits and then their gradient besides."""
+    in_float32, on_cpu = settings.optim.precision == "fp32", settings.run.device == "cpu"
+    if on_cpu:
+        wide = 4 if in_float32 else 2 + 4 + 2
+    else:
+        wide = 4 + 4 + 4 if in_float32 else 2 + 4 + 4
     return min(CHUNK, batch.num_scored) * config.decoder.vocab_size * wide
 
 

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map_only
 
+from ..model import loss
 from ..model.encoders import relative_attention
 from ..training import compile as compiling
 from ..tuning import quant
@@ -221,11 +222,14 @@ def _forget_tables() -> None:
 
 
 @contextmanager
-def on_paper(processes: int = 1) -> Iterator[tuple[Count, Callable[[], None]]]:
+def on_paper(
+    processes: int = 1, little_memory: bool = False
+) -> Iterator[tuple[Count, Callable[[], None]]]:
     """Inside, the device cuda is a GPU on paper; gives the `Count`, and what forgets the parameters
     that autocast has cast, to be called after each forward.
 
-    processes: of several this is the first; what it sends them goes nowhere.
+    processes: of several this is the first; what it sends them goes nowhere. little_memory: takes
+    the loss as a CPU does, in the memory of its logits; all else stays as on a GPU.
     """
     with ExitStack() as stack:
         if processes > 1:
@@ -241,4 +245,6 @@ def on_paper(processes: int = 1) -> Iterator[tuple[Count, Callable[[], None]]]:
         stack.enter_context(patch.object(relative_attention, "_kernel", lambda: _flex(count)))
         stack.enter_context(patch.object(compiling, "has_compiler", lambda device: True))
         pretend = stack.enter_context(PretendCuda(count))
+        if little_memory:
+            stack.enter_context(patch.object(loss, "_few_passes", loss._little_memory))
         yield count, pretend.casts.clear

@@ -101,7 +101,7 @@ class Step:
 
 
 def with_features(model: DeepseekOCR, batches: Sequence[Batch]) -> list[Batch]:
-    """As --feature-cache would find their pages: known on the host, in the encoder's type; zeros."""
+    """As --feature-cache would find their pages: on the host, in the encoder's type."""
     dtype, width = model.model.sam_model.pos_embed.dtype, model.config.feature_width
 
     def known(pages: Tensor | None) -> Tensor | None:
