@@ -3,23 +3,30 @@
 In: --run DIR, its held-out rows and settings that differ from the run's; or --model with --data,
 perhaps with --adapter. Out: one JSON line of figures on standard output (evaluation/figures.py
 defines them); on standard error which of the run's checkpoints was scored, and warnings; with --out
-the answers beside their references.
+the answers beside their references. With --read the answers are the texts on the pages themselves,
+with --probes these texts as they are and spoilt in three ways (evaluation/probes.py): the figures
+of each, and a table of them on standard error.
 """
 
 import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import options
 from .config_file import check_found
+from .data.row import Row
+from .data.samples import SampleBuilder
 from .data.sources import open_all, open_data
+from .data.tokenizer import encode
 from .errors import UserError, exit_code
-from .evaluation import ablations
+from .evaluation import ablations, probes
 from .evaluation.evaluator import Evaluator
 from .files.disk import check_file, write_text, writing
-from .options import OneLineParser
-from .runs.open_model import add_model_options, open_model
+from .options import OneLineParser, change
+from .runs.open_model import OpenModel, add_model_options, open_model
 from .runs.taken import which_checkpoint
 from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
 from .training.distributed import gather_lists, let_first_speak, stop
@@ -51,6 +58,13 @@ def parser() -> OneLineParser:
     add_model_options(out)
     text = "write the answers to this new file, as JSON lines beside their references"
     out.add_argument("--out", metavar="FILE", default="", help=text)
+    reads = out.add_mutually_exclusive_group()
+    text = "score how well the model reads: the answer is the text on the page (--instruction: by "
+    text += "default 'Free OCR.', of tiny-reader 'Read.')"
+    reads.add_argument("--read", action="store_true", default=False, help=text)
+    text = "score four readings: of the text, of its words shuffled, of the letters of each word "
+    text += "shuffled, and of made-up words of the same letters"
+    reads.add_argument("--probes", action="store_true", default=False, help=text)
     return out
 
 
@@ -62,6 +76,10 @@ def run(arguments: list[str]) -> dict[str, float]:
         raise UserError("--model: say with --data which rows it is scored on")
     if "data" in values:
         values = {"val_samples": 0} | values
+    if given.probes and given.out:
+        raise UserError("--probes: has four sets of answers; give --read for --out")
+    if given.probes:
+        values = {"ablation_samples": 0} | values
     if given.out:
         values = {"answer_samples": sys.maxsize // 2} | values
         check_file("--out", given.out)
@@ -79,6 +97,12 @@ def run(arguments: list[str]) -> dict[str, float]:
         rows = open_data(settings.data, settings.optim.seed).held_out
         if not len(rows):
             raise UserError(f"{given.run}: holds nothing out (--val-fraction 0); give --data")
+    if (given.read or given.probes) and "max_new_tokens" not in values:
+        opened = long_enough(opened, rows)
+    prompt = getattr(given, "instruction", "") or probes.read_prompt(settings)
+    if given.probes:
+        return probe(opened, rows, prompt)
+    rows = probes.Reading(rows, prompt) if given.read else rows
     evaluator = Evaluator(opened.model, rows, opened.builder, world, opened.precision)
     figures, answers = evaluator()
     answers = gather_lists(world, answers) if given.out else []
@@ -95,6 +119,31 @@ def run(arguments: list[str]) -> dict[str, float]:
             with writing("--out", given.out):
                 write_text(Path(given.out), "".join(lines))
     return figures
+
+
+def long_enough(opened: OpenModel, rows: Sequence[Row]) -> OpenModel:
+    """The model with settings by which an answer may be a quarter longer than any text that is
+    read, so that none is cut and one that goes astray ends."""
+    count = min(len(rows), max(1, opened.settings.evaluation.answer_samples))
+    texts = (rows[i].text or "" for i in range(count))
+    longest = max(len(encode(opened.builder.tokenizer, text)) for text in texts)
+    settings = change(opened.settings, max_new_tokens=longest * 5 // 4 + 1)
+    builder = SampleBuilder(settings, opened.model.config, opened.builder.tokenizer)
+    return replace(opened, settings=settings, builder=builder)
+
+
+def probe(opened: OpenModel, rows: Sequence[Row], prompt: str) -> dict[str, dict[str, float]]:
+    """Prints the figures of each probe, and returns them."""
+    found, seed = {}, opened.settings.optim.seed
+    for name in probes.PROBES:
+        reading = probes.Reading(rows, prompt, name, seed)
+        found[name], _ = Evaluator(
+            opened.model, reading, opened.builder, opened.world, opened.precision
+        )()
+    if opened.world.is_main:
+        print(probes.table(found), file=sys.stderr)
+        print(json.dumps({"checkpoint": str(opened.checkpoint), "probes": found}))
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:

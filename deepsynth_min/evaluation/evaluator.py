@@ -32,8 +32,9 @@ from ..settings import Settings
 from . import ablations, text_metrics
 from .figures import COUNTS, answer_figures
 
-MEANS = ("cer", "wer", "cer_normalised", "exact_match", "eos_rate", "repetition")
+MEANS = ("cer", "wer", "cer_normalised", "precision", "exact_match", "eos_rate", "repetition")
 MEASURED = (*MEANS, *COUNTS)  # of every answer
+SIZES = ("prompt_tokens", "pages", "text_tokens", "characters", "visual_tokens")
 
 
 class Ranks(Protocol):
@@ -107,7 +108,7 @@ class Evaluator:
 
     def losses(self) -> dict[str, float]:
         """Held-out loss over all rows; ablations over the first of them."""
-        names = ["loss", "tokens", "samples", "text_tokens", "visual_tokens"]
+        names = ["loss", "tokens", "samples", *SIZES]
         parts = ("", "/base", "/tokens")
         names += [f"{kind}{part}" for kind in self.kinds for part in parts]
         sums = Counter(dict.fromkeys(names, 0.0))
@@ -119,6 +120,7 @@ class Evaluator:
                 continue
             loss = self._loss(samples)
             sums.update(loss=loss, tokens=_scored(samples), samples=len(samples))
+            sums.update(self._sizes(rows, samples))
             if self.unseen:
                 self._restyle(sums, numbers, rows, samples)
             if chosen[0] < ablated:
@@ -186,10 +188,18 @@ class Evaluator:
                 base = loss if len(kept) == len(samples) else self._loss(kept)
                 new = self._loss([new for new in changed if new is not None])
                 sums.update({kind: new, f"{kind}/base": base, f"{kind}/tokens": _scored(kept)})
+
+    def _sizes(self, rows: list[Row], samples: list[Sample]) -> Counter:
+        """SIZES of one batch; texts and what they cost of those rows that have one."""
+        found = Counter()
         for row, sample in zip(rows, samples):
+            found.update(prompt_tokens=sample.prompt, pages=len(sample.pages))
             if row.text is not None:
                 tokens = len(encode(self.builder.tokenizer, row.text))
-                sums.update(text_tokens=tokens, visual_tokens=sample.visual)
+                found.update(
+                    text_tokens=tokens, characters=len(row.text), visual_tokens=sample.visual
+                )
+        return found
 
     def answers(self) -> tuple[dict[str, float], list[dict]]:
         """(figures about generated answers to the first rows, the answers of this rank)."""
@@ -234,6 +244,7 @@ class Evaluator:
             "cer": text_metrics.rate(edits, characters),
             "wer": text_metrics.rate(word_edits, words),
             "cer_normalised": text_metrics.normalised_error_rate(reference, text),
+            "precision": text_metrics.precision(reference, text),
             "exact_match": float(text.strip() == reference.strip()),
             "eos_rate": float(answer.ended),
             "repetition": text_metrics.repetition(answer.ids),
@@ -290,8 +301,11 @@ def _mean_losses(sums: dict[str, float], ablated: int, kinds: Iterable[str]) -> 
     for kind in kinds:
         if tokens := sums[f"{kind}/tokens"]:
             result[f"reads/{kind}"] = (sums[kind] - sums[f"{kind}/base"]) / tokens
-    if sums["visual_tokens"]:
-        result["compression"] = sums["text_tokens"] / sums["visual_tokens"]
+    if visual := sums["visual_tokens"]:
+        result["compression"] = sums["text_tokens"] / visual
+        result["characters_per_token"] = sums["characters"] / visual
+    result["prompt_tokens"] = sums["prompt_tokens"] / sums["samples"]
+    result["pages"] = int(sums["pages"])
     return result | ({"ablated": ablated} if ablated else {})
 
 

@@ -22,7 +22,10 @@ DEFINITIONS = {
     "reads/text": "the same with as much plain text as the page has visual tokens",
     "reads/unseen_style": "the same with the page in a style of --unseen-style, over all rows that "
     "fit in both styles; lower is better",
-    "compression": "text tokens per visual token of these documents",
+    "compression": "text tokens per visual token, over all held-out rows with a text",
+    "characters_per_token": "characters of text per visual token, over the same rows",
+    "prompt_tokens": "tokens before the answer, mean over held-out rows",
+    "pages": "pages of all held-out rows",
     "ablated": "held-out rows that the page was changed of",
     "rouge1": "ROUGE-1: F1 of the words in common, mean over answers",
     "rouge2": "ROUGE-2: F1 of the pairs of words in common, mean over answers",
@@ -35,13 +38,15 @@ DEFINITIONS = {
     "wer": "word error rate: words to change in an answer per one of its reference, mean over "
     "answers",
     "wer_corpus": "words to change in all answers per one of all references",
+    "precision": "share of an answer's different words that stand in its reference, as the Fox "
+    "benchmark counts them, mean over answers",
     "exact_match": "share of answers that equal the reference",
     "eos_rate": "share of answers that ended by themselves",
     "repetition": "share of runs of 4 tokens that came before in the same answer, mean over "
     "answers",
     "answers": "held-out rows that an answer was generated for and scored",
 }
-HIGHER_IS_BETTER = ("reads/", "rouge", "exact_match", "eos_rate")
+HIGHER_IS_BETTER = ("reads/", "rouge", "precision", "exact_match", "eos_rate")
 WITH_INTERVAL = ("rougeL", "cer")  # NAME_low and NAME_high are given too
 COUNTS = ("edits", "characters", "word_edits", "words")  # of an answer; they are added up
 
