@@ -102,7 +102,7 @@ def make_adamw(
 
     kind adamw: torch's fused one, or for bf16 parameters `RoundingAdamW`; adamw8bit and
     paged_adamw8bit: bitsandbytes', with moments in 8 bits, the latter's in memory that a GPU may
-    push out to the host. Raises UserError for 8-bit moments over bf16 parameters.
+    push out to the host; over bf16 parameters `RoundingAdamW8bit`.
     """
     groups = parameter_groups(model, weight_decay, lora_plus_ratio, rates)
     options = {"lr": 0.0, "betas": tuple(betas), "eps": 1e-8}
@@ -112,10 +112,9 @@ def make_adamw(
     if kind == "adamw":
         return torch.optim.AdamW(groups, **options, fused=True)
     if in_bf16:
-        raise UserError(
-            f"--weights bf16: --optimizer {kind} rounds to the nearest bf16 number, in "
-            "which most updates are lost; use adamw"
-        )
+        from .optim_8bit import RoundingAdamW8bit
+
+        return RoundingAdamW8bit(groups, seed, is_paged=kind.startswith("paged"), **options)
     import bitsandbytes  # seconds, for which --help need not wait
 
     kinds = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit"}
@@ -207,8 +206,8 @@ def state_tensors(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) ->
         for key, value in optimizer.state.get(parameter, {}).items():
             if not key.startswith("qmap"):  # bitsandbytes' table of levels, the same for all
                 tensors[f"{name}/{key}"] = torch.as_tensor(value)
-    if isinstance(optimizer, RoundingAdamW):
-        tensors["rounding/generator"] = optimizer.generator.get_state()
+    if generator := getattr(optimizer, "generator", None):  # of those that round at random
+        tensors["rounding/generator"] = generator.get_state()
     return tensors
 
 
@@ -223,8 +222,8 @@ def restore_state(
                 fill(value, stored)
             elif stored is not None:
                 optimizer.state[parameter][key] = stored.item()
-    if isinstance(optimizer, RoundingAdamW):
-        optimizer.generator.set_state(tensors["rounding/generator"])
+    if generator := getattr(optimizer, "generator", None):
+        generator.set_state(tensors["rounding/generator"])
 
 
 class LossScaler:
