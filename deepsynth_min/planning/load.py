@@ -29,7 +29,7 @@ DRAWN = 256  # rows that are drawn to be measured, at most
 
 @dataclass(frozen=True)
 class Load:
-    """Of the rows that train; pages, visual, answer and length (tokens) are means of those drawn."""
+    """Of the rows that train; pages, visual, answer and length (tokens) are means."""
 
     rows: int  # of an epoch
     held_out: int
