@@ -12,6 +12,8 @@ forms of it, and the tests hold the three together:
   each run of rows with its own matrix. Nothing depends on how many tokens an expert got, so nothing
   is read back to the host, and an expert that got none still has a gradient (of zeros), which
   data-parallel reduction needs.
+  (Devices without such a product, GPUs before compute capability 8.0 and MPS, multiply one expert
+  after the other, `product_by_expert`, and read back where each one's rows end.)
 - `mixture_of_experts_cpu`, for plain experts of some size on a CPU, where reading back costs
   nothing: the loop again, but an expert's rows stay in the cache from its first product to its
   last, and the gradient is written by hand.
@@ -28,6 +30,7 @@ from torch.autograd.function import FunctionCtx
 
 from .shape.config import DecoderConfig
 
+GROUPED_SINCE = (8, 0)  # compute capability, which is also that of bf16 products
 CPU_LOOP_WORK = 2**22  # multiplications of an expert that are worth a dozen calls from Python
 
 
@@ -139,7 +142,27 @@ class WeightedSwiGLU(torch.autograd.Function):
 def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Each run of rows [M, D] times its expert's own matrix of weight [E, O, D] -> [M, O]."""
     weight = weight.to(compute_dtype(weight))
-    return F.grouped_mm(rows.to(weight.dtype), weight.transpose(1, 2), offs=ends)
+    return product_by_group(rows.to(weight.dtype), weight.transpose(1, 2), ends)
+
+
+def product_by_group(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """rows [M, D], group e's ending at ends[e], times matrices [E, D, O] -> [M, O]."""
+    if has_grouped_product(rows.device):
+        return F.grouped_mm(rows, matrices, offs=ends)
+    return product_by_expert(rows, matrices, ends)
+
+
+def product_by_expert(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """The plain form of `product_by_group`; waits for the device to know the ends."""
+    pieces = rows.tensor_split(ends[:-1].tolist())
+    return torch.cat([piece @ matrix for piece, matrix in zip(pieces, matrices)])
+
+
+def has_grouped_product(device: torch.device) -> bool:
+    """Whether torch has a grouped product for it: not for MPS, nor for GPUs before Ampere."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_capability(device) >= GROUPED_SINCE
+    return device.type != "mps"
 
 
 def _sum_by_token(rows: Tensor, order: Tensor, k: int) -> Tensor:

@@ -26,6 +26,7 @@ from ..reports.answers import pairs
 from ..reports.runs import Run, best_evaluation
 from ..settings import OptimSettings, PageSettings, Settings
 from ..training.distributed import World, with_lost_ranks
+from ..training.precision import kernels
 from . import recorded
 from .run_directory import RunDirectory
 from .same_run import difference
@@ -44,7 +45,8 @@ def announce(
     directory: RunDirectory,
     space: str,
 ) -> None:
-    """Prints the data, the parameters by part, how far the run will go, and what it will store.
+    """Prints the data, the parameters by part, how far the run will go, by which kernels,
+    and what it will store.
 
     space: a line about the latter, "" for a run that is finished.
     """
@@ -65,6 +67,8 @@ def announce(
         f"{number_of(settings.optim.max_steps, 'step')} of {number_of(global_batch, 'sample')}, "
         f"{where}; run directory: {directory.path}"
     )
+    by_flex = any(block.attn.by_score for block in model.model.sam_model.blocks)
+    print(kernels(world.device, settings.optim.precision, by_flex))
     if global_batch > rows:
         print(
             f"warning: a step has {number_of(global_batch, 'sample')}, the data "

@@ -33,7 +33,7 @@ from ..settings import OptimSettings, Settings
 from ..training import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
 from ..training.build import as_before, build_model, keep_preset, resolve
 from ..training.optim import LossScaler, make_adamw, own_rates, prepare_state
-from ..training.precision import autocast, set_parameter_types
+from ..training.precision import autocast, check_device, set_parameter_types
 from ..tuning import freeze
 from . import same_run
 from .announce import announce, cautions, refuse_missing
@@ -83,6 +83,7 @@ class Training:
 
     def _open_data(self, settings: Settings) -> None:
         world = self.world
+        check_device(world.device, settings.optim.precision)
         name = settings.run.out or dist.broadcast_text(world, default_name(settings.model.model))
         self.directory = RunDirectory(name, settings.run.resume)
         found = self.directory.looks_like(settings.run.resume)

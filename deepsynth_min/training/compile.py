@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import UserError
 from ..model.decoder import MixtureOfExperts
 from ..model.deepseek_ocr import DeepseekOCR
+from ..model.experts import has_grouped_product
 from ..settings import Settings
 
 
@@ -30,8 +31,9 @@ def check(settings: Settings) -> None:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile can write kernels for it: a GPU, and Triton."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    """Whether torch.compile can write kernels for it: Triton, and a GPU on which its kernels of
+    attention fit."""
+    return device.type == "cuda" and find_spec("triton") is not None and has_grouped_product(device)
 
 
 def use_flex(model: DeepseekOCR, device: torch.device) -> None:

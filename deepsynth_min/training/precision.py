@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..model.experts import has_grouped_product
 from ..model.weights import is_adapter
 from ..settings import Settings
 from ..tuning.freeze import freeze
@@ -23,6 +24,42 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Context in which matrix products are computed in `precision`."""
     return torch.autocast(device.type, _TYPES[precision], enabled=precision != "fp32")
+
+
+def check_device(device: torch.device, precision: str) -> None:
+    """Raises UserError for a type that the device has no products in; the emulation of bf16 that
+    torch has for old GPUs is slower than float32."""
+    if precision != "bf16":
+        return
+    if device.type == "cuda" and not has_grouped_product(device):
+        name, (major, minor) = device_name(device), torch.cuda.get_device_capability(device)
+        raise UserError(
+            f"--precision bf16: {name} has compute capability {major}.{minor}, and bf16 begins at "
+            "8.0; use --precision fp16"
+        )
+    try:
+        one = torch.ones(1, 1, device=device, dtype=torch.bfloat16)
+        torch.mm(one, one)
+    except (RuntimeError, TypeError) as error:  # MPS before macOS 14
+        first = str(error).splitlines()[0]
+        raise UserError(f"--precision bf16: not on {device.type} ({first}); use fp16") from None
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def kernels(device: torch.device, precision: str, by_flex: bool) -> str:
+    """Which kernels a device gets, in a line; by_flex: SAM's attention is one compiled kernel."""
+    place = device_name(device)
+    if device.type == "cuda":
+        place += " (compute capability {}.{})".format(*torch.cuda.get_device_capability(device))
+    if device.type == "cpu":
+        experts = "one after the other, or small ones in a grouped product"
+    else:
+        experts = "in a grouped product" if has_grouped_product(device) else "one after the other"
+    attention = "flex_attention" if by_flex else "scaled_dot_product_attention"
+    return f"{place}: products in {precision}, experts {experts}, SAM's attention by {attention}"
 
 
 def set_parameter_types(model: nn.Module, precision: str, weights: str = "fp32") -> None:

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from ..model.experts import Experts, compute_dtype, mixture_of_experts_grouped
+from ..model.experts import Experts, compute_dtype, mixture_of_experts_grouped, product_by_group
 
 BLOCK, BLOCK_OF_ABSMAX = 64, 256
 PART = 2**20  # weights packed at a time; whole blocks
@@ -136,14 +136,14 @@ class _PackedProduct(torch.autograd.Function):
         weight = packed.unpack(x.dtype)
         if ends is None:
             return F.linear(x, weight)
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+        return product_by_group(x, weight.transpose(1, 2), ends)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight = ctx.packed.unpack(grad.dtype)
         if ctx.ends is None:
             return grad @ weight, None, None
-        return F.grouped_mm(grad.contiguous(), weight, offs=ctx.ends), None, None
+        return product_by_group(grad.contiguous(), weight, ctx.ends), None, None
 
 
 def packed_product(x: Tensor, packed: Packed, ends: Tensor | None = None) -> Tensor:
