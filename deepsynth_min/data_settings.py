@@ -75,6 +75,12 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class PageSettings:
+    page_as: Literal["rendered", "text", "head", "tail", "none", "mean"] = fixed(
+        "rendered",
+        "what stands for a text: its pages; or, to see what these are worth, its own tokens, as "
+        "many of its first or last ones as the pages would take, nothing, or as many averages of "
+        "the embeddings of all",
+    )
     font_size: int = fixed(0, "px; 0: the model's own, or page side / 64, at least 10", 0)
     margin: int = fixed(-1, "px on each side; -1: the model's own, or page side / 32", -1)
     line_height: float = fixed(0.0, "line distance in font sizes; 0: the model's own, or 1.25", 0)

@@ -18,9 +18,9 @@ from pathlib import Path
 from . import options
 from .config_file import check_found
 from .data.row import Row
+from .data.rows import View
 from .data.samples import SampleBuilder
 from .data.sources import open_all, open_data
-from .data.tokenizer import encode
 from .errors import UserError, exit_code
 from .evaluation import ablations, probes
 from .evaluation.evaluator import Evaluator
@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> dict[str, float]:
         if not len(rows):
             raise UserError(f"{given.run}: holds nothing out (--val-fraction 0); give --data")
     if (given.read or given.probes) and "max_new_tokens" not in values:
-        opened = long_enough(opened, rows)
+        opened = with_answers_long_enough(opened, rows)
     prompt = getattr(given, "instruction", "") or probes.read_prompt(settings)
     if given.probes:
         return probe(opened, rows, prompt)
@@ -121,13 +121,11 @@ def run(arguments: list[str]) -> dict[str, float]:
     return figures
 
 
-def long_enough(opened: OpenModel, rows: Sequence[Row]) -> OpenModel:
-    """The model with settings by which an answer may be a quarter longer than any text that is
-    read, so that none is cut and one that goes astray ends."""
-    count = min(len(rows), max(1, opened.settings.evaluation.answer_samples))
-    texts = (rows[i].text or "" for i in range(count))
-    longest = max(len(encode(opened.builder.tokenizer, text)) for text in texts)
-    settings = change(opened.settings, max_new_tokens=longest * 5 // 4 + 1)
+def with_answers_long_enough(opened: OpenModel, rows: Sequence[Row]) -> OpenModel:
+    """The model with settings by which no text that is read is cut."""
+    first = View(rows, 0, min(len(rows), max(1, opened.settings.evaluation.answer_samples)))
+    longest = probes.long_enough(first, opened.builder.tokenizer)
+    settings = change(opened.settings, max_new_tokens=longest)
     builder = SampleBuilder(settings, opened.model.config, opened.builder.tokenizer)
     return replace(opened, settings=settings, builder=builder)
 

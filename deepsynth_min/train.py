@@ -147,7 +147,7 @@ def train_step(
     )
     if losses is None:
         return None
-    if not training.gradients_audited and count and pages:
+    if not training.gradients_audited and count and (pages or not training.builder.draws):
         _audit_gradients(training)
 
     # -- clip and step

@@ -9,7 +9,7 @@ and EOS are scored. A row without a page has its instruction alone, with no line
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,22 +34,8 @@ from ..settings import Settings
 from .page_style import page_style
 from .row import Row, RowError, TooLong, prompt_after_pages
 from .rows import is_skipped
+from .sample import Sample, averaged_tokens, page_as
 from .tokenizer import SpecialIds, check_tokenizer, encode, special_ids
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One row, ready to be padded into a batch; lengths in tokens."""
-
-    ids: list[int]  # the whole sequence
-    prompt: int  # tokens before the answer
-    visual: int  # visual tokens, at positions 1 .. visual
-    pages: np.ndarray  # uint8 [n, C, side, side]
-    tiles: list[np.ndarray]  # uint8 [w*h, C, s, s] for each page that has any
-    grids: list[tuple[int, int]]
-    missing: int  # characters drawn as a box, or without the shaping that their script needs
-    truncated: bool = False  # whether something was left out to fit the context
-    newlines: bool = True  # whether a visual token ends each row of a page
 
 
 def draw(text: str, style: PageStyle, where: str) -> tuple[Pages, int]:
@@ -73,6 +59,7 @@ class SampleBuilder:
         self.config, self.format = config, config.page_format
         self.side = page_side(settings.model.mode, self.format)
         self.gundam = settings.model.mode == "gundam"
+        self.draws = settings.page.page_as == "rendered"
         self.settings, self.tokenizer = settings, tokenizer
         self.context, self.trained_with = config.decoder.max_position_embeddings, config.text
         self.special = special_ids(tokenizer)
@@ -213,7 +200,15 @@ class SampleBuilder:
         pages, tiles, grids_, missing = self._pages(row, max_pages, look)
         visual = sum(map(self.visual_tokens, grids_))
         ids = [self.special.bos] + [self.special.image] * visual + self._asked(row)
-        return self._sample(ids, len(ids), visual, pages, tiles, grids_, missing)
+        sample = self._sample(ids, len(ids), visual, pages, tiles, grids_, missing)
+        if self.draws or row.text is None and not row.images:
+            return sample
+        kind = self.settings.page.page_as
+        if row.text is None:
+            raise RowError(row.where, f"an image, which --page-as {kind} cannot stand for")
+        document = encode(self.tokenizer, row.text)
+        document = document[:visual] if max_pages else document  # as much as its pages would take
+        return page_as(sample, kind, document, self.special.image)
 
     def _sample(self, *parts: Any) -> Sample:
         return Sample(*parts, newlines=self.format.newlines)
@@ -236,14 +231,18 @@ class SampleBuilder:
         length = len(sample.ids) + len(answer)
         if length <= self.context:
             return
-        asked, hint = len(sample.ids) - sample.visual - 1, ""
-        if sample.visual > len(answer):
+        asked, hint = len(self._asked(row)), ""
+        before = len(sample.ids) - asked - 1
+        pages = f"{number_of(len(sample.pages), 'page')} ({before} visual tokens)"
+        if not self.draws:
+            kind = self.settings.page.page_as
+            pages = f"{number_of(before, 'token')} in place of pages (--page-as {kind})"
+        elif before > len(answer):
             hint = " (--max-pages N --overflow truncate|shrink limits the pages)"
         raise TooLong(
             row.where,
-            f"{number_of(len(sample.pages), 'page')} ({sample.visual} visual tokens), an "
-            f"instruction of {number_of(asked, 'token')} and an answer of {len(answer)} make "
-            f"{length}; the model's context is {self.context}{hint}",
+            f"{pages}, an instruction of {number_of(asked, 'token')} and an answer of "
+            f"{len(answer)} make {length}; the model's context is {self.context}{hint}",
         )
 
     def _cut(self, row: Row, answer: list[int], look: vary.Look) -> Sample:
@@ -298,6 +297,7 @@ def collate(
         truncated=sum(sample.truncated for sample in samples),
         owners=tuple(b for b, sample in enumerate(samples) for _ in sample.pages),
         newlines=all(sample.newlines for sample in samples),
+        **averaged_tokens(samples),
     )
     return batch.packed() if pack else batch
 

@@ -17,7 +17,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.row import Row
-from ..data.samples import Sample, SampleBuilder
+from ..data.sample import Sample, in_place_of_pages
+from ..data.samples import SampleBuilder
 from ..data.tokenizer import encode
 from ..pages.vary import BASE
 
@@ -31,21 +32,6 @@ def partners(rows: int, seed: int) -> np.ndarray:
     partner = np.empty(rows, dtype=np.int64)
     partner[order] = np.roll(order, 1)
     return partner
-
-
-def _replaced(
-    sample: Sample,
-    ids: list[int],
-    visual: int,
-    pages: np.ndarray,
-    tiles: list[np.ndarray],
-    grids: list[tuple[int, int]],
-) -> Sample:
-    """The sample with `ids` in place of its visual tokens, between BOS and the instruction."""
-    whole = [*sample.ids[:1], *ids, *sample.ids[1 + sample.visual :]]
-    prompt = sample.prompt + len(ids) - sample.visual
-    changed = {"visual": visual, "pages": pages, "tiles": tiles, "grids": grids, "missing": 0}
-    return replace(sample, ids=whole, prompt=prompt, truncated=False, **changed)
 
 
 def ablate(
@@ -69,7 +55,7 @@ def ablate(
         page = builder.prompt(other)
         if not page.visual:
             return None
-        return _replaced(
+        return in_place_of_pages(
             sample, image * page.visual, page.visual, page.pages, page.tiles, page.grids
         )
     ids = []
@@ -77,7 +63,7 @@ def ablate(
         if row.text is None:
             return None
         ids = encode(builder.tokenizer, row.text)[: sample.visual]
-    return _replaced(sample, ids, 0, sample.pages[:0], [], [])
+    return in_place_of_pages(sample, ids)
 
 
 def warning(result: dict[str, float]) -> str | None:

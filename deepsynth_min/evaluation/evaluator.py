@@ -156,7 +156,7 @@ class Evaluator:
     def _ablated(self, sample: Sample, kind: str, row: Row, other: int | None) -> Sample | None:
         """The sample with something else for its page; None if it has no page, or if the row
         `other`, whose pages `shuffled` takes, cannot be used."""
-        if not sample.visual:
+        if not len(sample.pages):
             return None
         try:
             pages_of = self.rows[other] if kind == "shuffled" and other is not None else None

@@ -18,11 +18,13 @@ help of language.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 
 from ..data.row import Row, RowError
+from ..data.tokenizer import encode
 from ..model.shape.presets import TINY_READER
 from ..settings import Settings
 
@@ -97,6 +99,13 @@ class Reading(Sequence[Row]):
         chance = np.random.RandomState([self.seed % 2**32, 7, i])
         text = PROBES[self.probe](row.text, chance)
         return Row(row.where, text, text, instruction=self.instruction)
+
+
+def long_enough(rows: Sequence[Row], tokenizer: Any) -> int:
+    """Tokens that an answer may have: a quarter more than any text that is to be read, so that none
+    is cut and one that goes astray ends."""
+    texts = (rows[i].text or "" for i in range(len(rows)))
+    return max(len(encode(tokenizer, text)) for text in texts) * 5 // 4 + 1
 
 
 COLUMNS = ("loss", "cer", "precision", "exact_match")

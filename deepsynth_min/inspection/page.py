@@ -15,7 +15,8 @@ from ..files.disk import PAGE_HEAD
 from ..pages.png import png
 from ..reports.answers import visible
 from ..reports.charts import histogram
-from ..reports.page import STYLE, table
+from ..reports.page import STYLE
+from ..reports.tables import table
 from .statistics import Statistics
 from .strange import Strange, strangest
 from .table import Section, distributions

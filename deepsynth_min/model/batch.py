@@ -55,6 +55,9 @@ class Batch:
     page_keys       empty, or the keys of pages and tiles in the feature cache
     features        [N, h, w, F] what the encoder makes of the pages, if cached (feature_cache.py)
     tile_features   [M, q, q, F] the same of the tiles
+    averaged        [A] int64, tokens of all samples whose embeddings are averaged, in order
+    averaged_sizes  [V] int64, how many of them in each average: these fill image_mask, and there
+                    are no pages (--page-as mean)
 
     Raises ValueError if the visual tokens of all pages do not fill image_mask exactly.
     """
@@ -76,6 +79,8 @@ class Batch:
     page_keys: tuple[str, ...] = ()
     features: Tensor | None = None
     tile_features: Tensor | None = None
+    averaged: Tensor | None = None
+    averaged_sizes: Tensor | None = None
     image_index: Tensor | None = None  # flat positions in [B*T] of the visual tokens, in order
     score_index: Tensor | None = None  # flat positions in [B*T] that predict a scored token
     targets: Tensor | None = None  # [L] the scored tokens
@@ -101,6 +106,7 @@ class Batch:
         grids = [(1, 1)] * N if self.grids is None else [tuple(g) for g in self.grids.tolist()]
         tile = 0 if self.tiles is None else self.tiles.shape[-1]
         expected = sum(visual_tokens(h, w, grid, tile, self.newlines) for grid in grids)
+        expected += 0 if self.averaged_sizes is None else len(self.averaged_sizes)
         found = int(self.image_mask.sum())
         if expected != found or len(grids) != N:
             raise ValueError(f"{N} pages make {expected} visual tokens, image_mask holds {found}")
@@ -161,6 +167,8 @@ class Batch:
             owners=self.owners,
             lengths=lengths,
             newlines=self.newlines,
+            averaged=self.averaged,
+            averaged_sizes=self.averaged_sizes,
         )
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":

@@ -84,10 +84,8 @@ class DeepseekOCR(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> "DeepseekOCR":
-        """Loads the official layout, strictly. dtype None keeps what the file holds.
-
-        Raises UserError naming every missing, unknown or wrongly shaped tensor.
-        """
+        """Loads the official layout, strictly. dtype None keeps what the file holds. Raises
+        UserError naming every missing, unknown or wrongly shaped tensor."""
         directory = find_checkpoint(directory_or_hub_id)
         config = config_from_file(directory / "config.json")
         with torch.device("meta"):
@@ -212,15 +210,17 @@ class DeepseekOCR(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """Text embeddings with the visual tokens in their places, [B, T, D]."""
-        x = self.model.embed_tokens(batch.input_ids)  # [B, T, D]
-        if not len(batch.pages):
+        x = self.model.embed_tokens(batch.input_ids)
+        if batch.averaged is not None:  # in the place of pages
+            tokens = self.model.embed_tokens(batch.averaged)  # [A, D]
+            visual = torch.segment_reduce(tokens, "mean", lengths=batch.averaged_sizes)  # [V, D]
+        elif len(batch.pages):
+            known = batch.features, batch.tile_features
+            visual = self.encode_pages(batch.pages, batch.tiles, batch.grids, *known)
+        else:
             return x
-        visual = self.encode_pages(
-            batch.pages, batch.tiles, batch.grids, batch.features, batch.tile_features
-        )
         # Out of place: the embedding's output is needed unchanged for its own gradient.
-        flat = x.flatten(0, 1).index_copy(0, batch.image_index, visual.to(x.dtype))
-        return flat.view_as(x)
+        return x.flatten(0, 1).index_copy(0, batch.image_index, visual.to(x.dtype)).view_as(x)
 
     def hidden(
         self, x: Tensor, layout: Layout = Layout(), cache: KVCache | None = None
@@ -315,6 +315,6 @@ def summary_table(model: DeepseekOCR) -> str:
     """The summary for people: total, trainable, frozen and active parameters of each part."""
     lines = [f"{'part':<16}{'total':>16}{'trainable':>16}{'frozen':>16}{'active/token':>16}"]
     for part, total, trainable, active in parameter_summary(model):
-        frozen = total - trainable
-        lines.append(f"{part:<16}{total:>16,}{trainable:>16,}{frozen:>16,}{active:>16,}")
+        counts = (total, trainable, total - trainable, active)
+        lines.append(f"{part:<16}" + "".join(f"{count:>16,}" for count in counts))
     return "\n".join(lines)

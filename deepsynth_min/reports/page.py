@@ -16,8 +16,10 @@ from ..evaluation import ablations
 from ..evaluation.figures import DEFINITIONS, WITH_INTERVAL, best_beside_last
 from ..files.disk import PAGE_HEAD
 from .answers import ANSWER_STYLE, HOW_TO_READ, answers, before_and_after, image
+from .arms import arms
 from .charts import bars, chart
 from .runs import Run
+from .tables import table
 
 STYLE = (
     """
@@ -134,17 +136,6 @@ def reading(runs: list[Run]) -> str:
     )
 
 
-def table(head: list[str], rows: list[list[str]], number: bool = False) -> str:
-    """Cells are HTML already."""
-    css = ' class="number"' if number else ""
-    body = "".join(
-        f"<tr><th>{row[0]}</th>{''.join(f'<td{css}>{cell}</td>' for cell in row[1:])}</tr>"
-        for row in rows
-    )
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
-
-
 def _figure(name: str, values: dict) -> str:
     """A figure, with its interval if it has one."""
     if name not in values:
@@ -246,6 +237,7 @@ def page(*paths: Path) -> str:
         "minutes of training</label>",
         f'<div class="charts step">{curves(runs, "step")}</div>',
         f'<div class="charts time">{curves(runs, "minutes")}</div>',
+        arms(runs),
         reading(runs),
         figures(runs),
         differences(runs) if len(runs) > 1 else "",

@@ -18,6 +18,7 @@ from ..config_file import check_found
 from ..data.augment import check as check_augment
 from ..data.order import Order, rows_per_epoch
 from ..data.row import RowError
+from ..data.sample import check as check_page_as
 from ..data.samples import SampleBuilder
 from ..data.sources import open_data, pinned
 from ..data.tokenizer import load_tokenizer
@@ -47,14 +48,8 @@ from .run_directory import RunDirectory, default_name, warn
 from .saving import CheckpointManager
 from .status import Status
 
-CHECKS = (
-    check_patience,
-    check_augment,
-    check_sinks,
-    feature_cache.check,
-    shard.check,
-    compiling.check,
-)
+CHECKS = (check_patience, check_augment, check_page_as, check_sinks, feature_cache.check)
+CHECKS += (shard.check, compiling.check)
 
 
 class Training:
