@@ -19,21 +19,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from deepsynth_min.model.encoder import SamAttention, attend_with_columns
-from deepsynth_min.model.presets import PRESETS
-from deepsynth_min.model.relative_attention import (
-    attend_by_score,
-    attention_with_bias,
-    distance_products,
-)
 from torch import Tensor
 
 from deepsynth_min import train
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.model.attention import attend, attention
 from deepsynth_min.model.decoder import MixtureOfExperts
+from deepsynth_min.model.encoders.relative_attention import (
+    attend_by_score,
+    attention_with_bias,
+    distance_products,
+)
+from deepsynth_min.model.encoders.sam_clip import SamAttention, attend_with_columns
 from deepsynth_min.model.experts import mixture_of_experts, mixture_of_experts_grouped
 from deepsynth_min.model.loss import chunked_cross_entropy, cross_entropy
+from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.training.compile import compile_parts, parts_to_compile
 from deepsynth_min.training.precision import autocast
 

@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from commands import TRAIN, python
 from run_files import lines
 
@@ -14,7 +15,9 @@ from deepsynth_min.options import change
 from deepsynth_min.reports.page import page as render_report
 from deepsynth_min.settings import Settings
 from deepsynth_min.training.build import resolve
+from deepsynth_min.training.distributed import World
 
+ONE = World(0, 1, torch.device("cpu"))
 HELD_OUT = notices.documents("val")
 
 
@@ -34,12 +37,12 @@ def short(tmp_path_factory) -> tuple[Path, str]:
 
 
 def test_its_settings_are_those_that_the_help_names(short):
-    given = resolve(Settings(), len(notices.documents("train")), 1)
+    given = resolve(Settings(), len(notices.documents("train")), ONE)
     assert (given.model.model, given.data.data) == ("tiny-reader", ("embedded:notices",))
     assert (given.optim.lr, given.evaluation.answer_samples) == (1.5e-3, 32)
-    other = resolve(change(Settings(), model="some/model", answer_samples=0), 80, 1)
+    other = resolve(change(Settings(), model="some/model", answer_samples=0), 80, ONE)
     assert (other.optim.lr, other.evaluation.answer_samples, other.generation.beams) == (2e-5, 0, 1)
-    assert resolve(change(Settings(), model="tiny"), 80, 1).evaluation.answer_samples == 8
+    assert resolve(change(Settings(), model="tiny"), 80, ONE).evaluation.answer_samples == 8
     written = tomllib.loads((short[0] / "config.toml").read_text("utf-8"))
     assert written["data"]["data"] == ["embedded:notices"]
     assert written["resolved"]["lr"] == 1.5e-3

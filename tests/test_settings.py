@@ -59,7 +59,7 @@ def test_every_setting_has_an_option_and_a_help_text(capsys):
         (["--bach-size", "3"], "unknown setting --bach-size; did you mean --batch-size?"),
         (["--batch-size", "x"], "--batch-size: 'x' is not a whole number"),
         (["--lr", "fast"], "--lr: 'fast' is not a number"),
-        (["--batch-size", "0"], "--batch-size: 0 is below 1"),
+        (["--accumulate", "0"], "--accumulate: 0 is below 1"),
         (["--lr", "nan"], "--lr: nan is not a number"),
         (["--lr", "inf"], "--lr: inf is not a number"),
         (["--tune", "most"], "invalid choice: 'most'"),

@@ -237,21 +237,10 @@ class Evaluator:
 
     def _compare(self, reference: str, text: str, answer: Answer) -> dict[str, float]:
         """The numbers of one answer: ROUGE, and MEASURED."""
-        edits, characters = text_metrics.character_edits(reference, text)
-        word_edits, words = text_metrics.word_edits(reference, text)
         return {
-            **dict(zip(text_metrics.ROUGE, text_metrics.rouge(reference, text))),
-            "cer": text_metrics.rate(edits, characters),
-            "wer": text_metrics.rate(word_edits, words),
-            "cer_normalised": text_metrics.normalised_error_rate(reference, text),
-            "precision": text_metrics.precision(reference, text),
-            "exact_match": float(text.strip() == reference.strip()),
+            **text_metrics.compared(reference, text),
             "eos_rate": float(answer.ended),
             "repetition": text_metrics.repetition(answer.ids),
-            "edits": edits,
-            "characters": characters,
-            "word_edits": word_edits,
-            "words": words,
             "usable": 1.0,
         }
 

@@ -176,3 +176,21 @@ def _f1(common: int, reference: int, answer: int) -> float:
         return 0.0
     precision, recall = common / answer, common / reference
     return 2 * precision * recall / (precision + recall)
+
+
+def compared(reference: str, text: str) -> dict[str, float]:
+    """All figures of one answer that follow from its text and the reference, by name."""
+    edits, characters = character_edits(reference, text)
+    word_changes, words = word_edits(reference, text)
+    return {
+        **dict(zip(ROUGE, rouge(reference, text))),
+        "cer": rate(edits, characters),
+        "wer": rate(word_changes, words),
+        "cer_normalised": normalised_error_rate(reference, text),
+        "precision": precision(reference, text),
+        "exact_match": float(text.strip() == reference.strip()),
+        "edits": edits,
+        "characters": characters,
+        "word_edits": word_changes,
+        "words": words,
+    }

@@ -11,6 +11,8 @@ The one idea: data and settings are read and checked as in training, the step is
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from ..command_line import DryRun
 from ..data.order import rows_per_epoch
 from ..data.samples import SampleBuilder
@@ -23,8 +25,10 @@ from ..options import change
 from ..runs.setup import CHECKS
 from ..settings import Settings
 from ..training.build import is_adapted, resolve
+from ..training.distributed import World
 from .load import Load, measure
 from .plan import USABLE, Plan, make
+from .pretend import CUDA
 from .roofline import GPUS, Gpu
 
 MACHINE = 8  # GPUs of one machine: the network between several is not counted
@@ -61,6 +65,8 @@ def check(asked: DryRun, settings: Settings) -> Gpu | None:
             f"--adapter {settings.adapter.adapter}: a dry run reads no weights; give its rank "
             "with --lora-rank and its modules with --lora-targets instead"
         )
+    if settings.optim.checkpoint_layers:
+        raise UserError("--checkpoint-layers: a dry run cannot count what is computed again")
     for setting_check in CHECKS:
         setting_check(settings)
     return gpu
@@ -71,11 +77,16 @@ def look(settings: Settings, gpus: int) -> Outlook:
     config, directory = find_shape(settings.model)
     settings = replace(settings, data=pinned(settings.data))
     data = open_data(settings.data, settings.optim.seed)
-    settings = resolve(settings, rows_per_epoch(data.train), gpus)
+    settings = resolve(settings, rows_per_epoch(data.train), _world(settings, gpus))
     builder = SampleBuilder(settings, config, load_tokenizer(directory))
     load = measure(data, builder, settings)
     heavy = make(config, settings, load.heaviest(settings), gpus)
     return Outlook(config, settings, load, heavy, make(config, settings, load.usual, gpus))
+
+
+def _world(settings: Settings, gpus: int) -> World:
+    """That of the first process."""
+    return World(0, gpus, torch.device("cpu") if settings.run.device == "cpu" else CUDA)
 
 
 def dry_run(settings: Settings, asked: DryRun) -> None:
@@ -210,8 +221,6 @@ def candidates(settings: Settings, gpu: Gpu, gpus: int, fits: bool) -> list[tupl
         size, micro = optim.batch_size // 2, optim.accumulate * 2
         words = f"--batch-size {size} --accumulate {micro}"
         found.append((words, {"batch_size": size, "accumulate": micro}))
-    if not optim.checkpoint_layers:
-        found.append(("--checkpoint-layers 99", {"checkpoint_layers": 99}))
     if gpus > 1 and not optim.shard and "qlora" not in tune and optim.optimizer == "adamw":
         found.append(("--shard", {"shard": True}))
     if not is_adapted(tune):
@@ -231,7 +240,7 @@ def changed_lines(outlook: Outlook, asked: DryRun, gpu: Gpu) -> Iterator[str]:
     share = outlook.usual.step(gpu) / outlook.heavy.step(gpu)
     fits = outlook.heavy.fits(gpu)
     for words, changes in candidates(settings, gpu, gpus, fits):
-        other = resolve(change(settings, **changes), outlook.load.rows, gpus)
+        other = resolve(change(settings, **changes), outlook.load.rows, _world(settings, gpus))
         plan = make(outlook.config, other, outlook.load.heaviest(other), gpus)
         rows.append((words, plan, epoch_seconds(outlook, plan.step(gpu) * share, gpus)))
     if fits and not outlook.heavy.encoder_trains:

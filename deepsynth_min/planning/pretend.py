@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..model import loss
 from ..model.encoders import relative_attention
-from ..training import compile as compiling
+from ..training import compile as compiling, rounding
 from ..tuning import quant
 from .paper import Count, Kernel, extent, grouped_flops
 
@@ -244,6 +244,9 @@ def on_paper(
         count = stack.enter_context(Count())
         stack.enter_context(patch.object(relative_attention, "_kernel", lambda: _flex(count)))
         stack.enter_context(patch.object(compiling, "has_compiler", lambda device: True))
+        # A GPU's generator cannot be made here; of this one no numbers are drawn.
+        generator = torch.Generator()
+        stack.enter_context(patch.object(rounding, "generator_on", lambda device, seed: generator))
         pretend = stack.enter_context(PretendCuda(count))
         if little_memory:
             stack.enter_context(patch.object(loss, "_few_passes", loss._little_memory))

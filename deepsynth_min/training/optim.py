@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..model.deepseek_ocr import ENCODER, DeepseekOCR, place_of
 from ..model.weights import fill, is_adapter, local_part, local_rows
 from ..settings import OptimSettings
+from . import rounding
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_ratio: float) -> float:
@@ -121,26 +122,6 @@ def make_adamw(
     return getattr(bitsandbytes.optim, kinds[kind])(groups, **options)
 
 
-def round_at_random(
-    values: Tensor,
-    generator: torch.Generator,
-    shape: torch.Size | None = None,
-    rows: slice = slice(None),
-) -> Tensor:
-    """float32 -> bf16, up or down with the probability that keeps the mean.
-
-    values may be some rows of a tensor of `shape`: the numbers drawn are those of the whole one.
-
-    A bf16 number is the upper half of a float32's bits. A random number added to the lower half
-    carries into the upper one as often as the lower half is large.
-    """
-    bits = values.view(torch.int32)
-    noise = torch.randint(
-        0, 2**16, shape or bits.shape, generator=generator, dtype=torch.int32, device=bits.device
-    )[rows]
-    return ((bits + noise) & -(2**16)).view(torch.float32).to(torch.bfloat16)
-
-
 class RoundingAdamW(torch.optim.Optimizer):
     """AdamW over bf16 parameters without float32 copies of them.
 
@@ -153,7 +134,7 @@ class RoundingAdamW(torch.optim.Optimizer):
     def __init__(self, groups: list[dict], lr: float, betas: tuple, eps: float, seed: int):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         device = self.param_groups[0]["params"][0].device
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = rounding.generator_on(device, seed)
         self.found_inf = torch.zeros((), device=device)
 
     @torch.no_grad()
@@ -179,7 +160,7 @@ class RoundingAdamW(torch.optim.Optimizer):
         new = parameter.float() * (1 - group["lr"] * group["weight_decay"])
         new.addcdiv_(mean, spread, value=-group["lr"])
         parameter.copy_(
-            torch.where(bad, parameter, round_at_random(new, self.generator, shape, rows))
+            torch.where(bad, parameter, rounding.round_at_random(new, self.generator, shape, rows))
         )
 
 

@@ -15,7 +15,7 @@ seconds: `make_adamw` imports it where it is asked for.
 import torch
 from bitsandbytes import functional, optim
 
-from .optim import round_at_random
+from . import rounding
 
 BLOCK = 256  # numbers that share a scale in bitsandbytes' states
 PIECE = 2**24  # a multiple of BLOCK; 64 MiB in float32
@@ -27,7 +27,7 @@ class RoundingAdamW8bit(optim.AdamW8bit):
     def __init__(self, groups: list[dict], seed: int, **options: object):
         super().__init__(groups, **options)
         device = self.param_groups[0]["params"][0].device
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = rounding.generator_on(device, seed)
 
     @torch.no_grad()
     def update_step(self, group: dict, p: torch.Tensor, gindex: int, pindex: int) -> None:
@@ -45,7 +45,7 @@ class RoundingAdamW8bit(optim.AdamW8bit):
                 self._move_8bit(moved, pushed, parts, state, blocks, config)
             else:  # a small parameter
                 self._move_32bit(moved, pushed, parts, state, config)
-            weight[piece] = round_at_random(moved, self.generator)
+            weight[piece] = rounding.round_at_random(moved, self.generator)
 
     def _move_8bit(
         self,

@@ -110,7 +110,10 @@ def test_the_peers_encoder_computes_ours(model):
     peers = pytest.importorskip("peers", reason="transformers is not installed")
     import encoder as bench
 
-    modules = {"deepsynth_min": bench.Ours(model), "transformers": peers.peer_encoder(model)}
+    modules = {
+        "deepsynth_min": bench.Ours(model, "deepsynth_min"),
+        "transformers": peers.peer_encoder(model),
+    }
     bench.check_equal(modules, torch.rand(1, 3, 256, 256) * 2 - 1, 1e-5)
 
 

@@ -18,6 +18,7 @@ from deepsynth_min.options import change
 from deepsynth_min.runs.recorded import FILE
 from deepsynth_min.settings import Settings
 from deepsynth_min.training.build import resolve
+from deepsynth_min.training.distributed import World
 from deepsynth_min.tuning.adapter import CONFIG, OTHERS, TENSORS
 
 KINDS = [
@@ -185,6 +186,6 @@ def test_an_adapter_of_another_base_is_refused(folder, tmp_path, capsys):
 
 def test_automatic_values_of_adapters_are_as_documented():
     settings = change(Settings(), model="some/model", tune="lora")
-    resolved = resolve(settings, 100, 1)
+    resolved = resolve(settings, 100, World(0, 1, torch.device("cpu")))
     assert (resolved.adapter.lora_rank, resolved.adapter.lora_alpha) == (16, 32.0)
     assert resolved.adapter.lora_targets == ("attention+mlp",) and resolved.optim.lr == 1e-4

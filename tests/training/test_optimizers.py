@@ -23,10 +23,10 @@ from deepsynth_min.training.optim import (
     clip_and_step,
     make_adamw,
     prepare_state,
-    round_at_random,
     total_norm,
 )
 from deepsynth_min.training.precision import set_parameter_types
+from deepsynth_min.training.rounding import round_at_random
 from deepsynth_min.tuning import freeze
 
 KINDS = ["adamw", "adamw8bit", "paged_adamw8bit"]
