@@ -157,8 +157,10 @@ def test_a_training_is_started_watched_stopped_and_goes_on(page, address):
     page.until(lambda: page.all("#do-stop")[0].is_enabled())
     page.click("#do-stop")
     page.until(lambda: "stopped, step" in page.text("#train .state"))
+    page.until(lambda: page.all("#do-on")[0].is_enabled())  # the process has ended too
     page.click("#do-on")
     page.until(lambda: "running, step" in page.text("#train .state"))
+    page.until(lambda: page.all("#do-stop")[0].is_enabled())
     page.click("#do-stop")
     page.until(lambda: "stopped, step" in page.text("#train .state"))
     page.click("#tab-runs")

@@ -14,10 +14,13 @@ from deepsynth_min import train
 from deepsynth_min.command_line import parse
 from deepsynth_min.data.loader import Loader
 from deepsynth_min.runs.setup import Training
+from deepsynth_min.training.distributed import start
 
 
 def two_steps(words: list[str]) -> None:
-    training = Training(parse(words))
+    settings = parse(words)
+    run = settings.run
+    training = Training(settings, start(run.device, run.threads, run.timeout), None)
     loader = Loader(training.rows, training.builder, training.settings)
     for _ in range(2):
         batches = next(loader)
