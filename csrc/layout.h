@@ -121,11 +121,6 @@ private:
         return gap_between(atlas_, cells_[i - 1], cell, measure_.spacing);
     }
 
-    bool space_at(int64_t i) const {
-        const uint8_t kind = cells_[i].kind.load(std::memory_order_relaxed);
-        return kind == kSpace || kind == kTab;
-    }
-
     // Resolved and needing no rewriting; reports what is to be reported.
     bool acceptable(int64_t i, const Cell& cell, uint8_t kind) {
         if (kind == kUnresolved) status_ = kNeedsGlyphs;
@@ -214,7 +209,8 @@ private:
         line.stop = stop;
         line.next = next;
         line.width = pen;
-        if (stop > start_ && break_.next == stop && space_at(stop - 1)) {
+        // Blanks at the end are not seen: a soft hyphen there is not shown either.
+        if (stop > start_ && break_.next == stop && !(break_.flags & kHyphenated)) {
             line.stop = break_.stop;
             line.width = break_.width;
         }

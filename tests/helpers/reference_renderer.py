@@ -132,9 +132,9 @@ class ReferenceRenderer:
             pens.append(pens[-1] + self.glyph(char)[3])
         return pens
 
-    def visible_width(self, text, hyphen):
-        text = text.rstrip(" \t\u200b").removesuffix("\u00ad" * hyphen)
-        return self.pens(text)[-1] + (self.hyphen() if hyphen else 0), text
+    def visible_width(self, line, hyphen):
+        """Of what is seen of a line: `line`, without blanks at its end, and the hyphen."""
+        return self.pens(line)[-1] + (self.hyphen() if hyphen else 0)
 
     def hyphen(self):
         return max(0, self.glyph("-")[3] + self.spacing)
@@ -147,10 +147,13 @@ class ReferenceRenderer:
         return self.style.first_indent if is_first else self.style.hanging_indent
 
     def fits(self, text, hyphen, limit):
-        if not hyphen:
-            text = text.rstrip(" \t\u200b\u00ad\ufeff")  # what has no ink never overflows
-        width, text = self.visible_width(text, hyphen)
-        if width <= limit:
+        if hyphen:
+            text = text.removesuffix("\u00ad")
+        else:  # what has no ink, or no width, never overflows
+            text = text.rstrip(" \t\u200b\u00ad\ufeff")
+            while text and not self.glyph(text[-1])[3]:
+                text = text[:-1].rstrip(" \t\u200b\u00ad\ufeff")
+        if self.visible_width(text, hyphen) <= limit:
             return True
         inked = [i for i, char in enumerate(text) if self.glyph(char)[3] and char not in " \t"]
         return not hyphen and bool(inked) and self.pens(text[: inked[-1]])[-1] <= 0
@@ -213,7 +216,7 @@ class ReferenceRenderer:
             x = left + count // rows * (style.column_width() + style.column_gap)
             y = top + self.up + count % rows * self.step
             line = text[start:shown]
-            free = max(0, self.limit(is_first) - self.visible_width(line, hyphen)[0]) // 64
+            free = max(0, self.limit(is_first) - self.visible_width(line, hyphen)) // 64
             x += self.indent(is_first) + {"right": free, "center": free // 2}.get(style.align, 0)
             stretch = self.stretches(line, free) if wrapped and style.align == "justify" else {}
             is_first = not wrapped

@@ -7,7 +7,7 @@ from dataclasses import replace
 import freetype
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from reference_renderer import ALPHABET, ReferenceRenderer, embedded
 
 from deepsynth_min.pages import glyphs
@@ -78,6 +78,9 @@ def test_random_texts_in_random_styles_equal_the_reference(style, text):
     st.lists(st.text("abcdefgijmtvwATV.,漢字（。\u00ad", max_size=9), max_size=40),
     st.sampled_from([" ", "  ", "\u200b", " \t"]),
 )
+@example(60, 16, "right", -1.0, ["", "", "", "\u00adAAAA"], " ")  # a hyphen behind blanks alone
+@example(60, 8, "right", -1.0, ["A", ""], "\u200b")  # nothing is seen behind the last letter
+@example(60, 11, "right", 2.0, ["AAAAAAAAA", "\u00ad\u00adAA"], " ")
 def test_random_words_wrap_as_in_the_reference(width, size, align, spacing, words, space):
     style = PageStyle(
         width=width,
