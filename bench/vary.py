@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 
 from common import environment, finish, table
-from render import documents
+from prose import documents
 
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import SampleBuilder, collate

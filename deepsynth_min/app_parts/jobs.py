@@ -8,7 +8,6 @@ that it inherits. So there is one at a time, whoever started it, and its end fre
 the end was; the file says which it is, for the page that comes back.
 """
 
-import fcntl
 import json
 import os
 import select
@@ -26,9 +25,10 @@ from typing import IO, Any
 from .. import command_line
 from ..config_file import is_run
 from ..errors import UserError
+from ..files.disk import lock
 from ..reports.page import page
+from ..runs import status
 from ..runs.run_directory import default_name
-from ..runs.status import FILE
 from .safety import arguments, inside, settings_of
 from .server import Session
 
@@ -106,7 +106,7 @@ class Jobs:
             figures = run / "metrics.jsonl"
             changed = figures.stat().st_mtime if figures.is_file() else 0.0
             listed.append(
-                {"run": str(run.relative_to(self.root)), "changed": changed, **status(run)}
+                {"run": str(run.relative_to(self.root)), "changed": changed, **status.read(run)}
             )
         yield {"runs": listed}
 
@@ -168,15 +168,15 @@ class Jobs:
         values = settings_of(self.root, words, self.parser)
         out = values.get("out") or default_name(str(values.get("model", "tiny-reader")))
         words = [*words, *([] if "out" in values else [f"--out={out}"])]
-        with GUARD, locked() as lock, open(self.root / LOG, "wb") as log:
+        with GUARD, locked() as held, open(self.root / LOG, "wb") as log:
             process = subprocess.Popen(
                 command("train", words), cwd=self.root, env=environment(), stdout=log,
                 stdin=subprocess.DEVNULL, stderr=log, start_new_session=True,
-                pass_fds=[lock.fileno()],
+                pass_fds=[held.fileno()],
             )  # fmt: skip
             facts = {"pid": process.pid, "root": str(self.root), "out": out, "words": words}
-            lock.truncate(0)
-            lock.write(json.dumps(facts).encode())
+            held.truncate(0)
+            held.write(json.dumps(facts).encode())
         threading.Thread(target=process.wait, daemon=True).start()  # leaves no zombie
         yield {"out": out}
 
@@ -194,8 +194,8 @@ class Jobs:
             "out": facts["out"],
             "command": shlex.join(["python", "-m", "deepsynth_min.train", *facts["words"]]),
             "log": text.replace("\r", "\n").splitlines()[-30:],
-            "can_go_on": not running and is_run(out) and status(out)["status"] != "done",
-            **status(out),
+            "can_go_on": not running and is_run(out) and status.read(out)["status"] != "done",
+            **status.read(out),
         }
 
     def stop(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -211,12 +211,10 @@ def locked() -> IO[bytes]:
     """The lock, held by this process until it is closed. Raises UserError if a training has it."""
     handle = os.fdopen(os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b", 0)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock(handle.fileno(), "a training is running on this machine; stop it, or wait for its end")
+    except UserError:
         handle.close()
-        raise UserError(
-            "a training is running on this machine; stop it, or wait for its end"
-        ) from None
+        raise
     return handle
 
 
@@ -235,11 +233,3 @@ def newest() -> dict[str, Any]:
         return json.loads(LOCK.read_bytes())
     except (OSError, ValueError):
         return {}
-
-
-def status(run: Path) -> dict[str, Any]:
-    """What a run says of itself; "" of one that has not said anything."""
-    try:
-        return {"status": "", "step": 0, "of": 0, **json.loads((run / FILE).read_bytes())}
-    except (OSError, ValueError, TypeError):
-        return {"status": "", "step": 0, "of": 0}

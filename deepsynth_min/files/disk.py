@@ -188,8 +188,8 @@ def undo_all_unfinished(folder: Path) -> None:
 
 
 def lock(handle: int, refusal: str) -> None:
-    """Holds an open folder for this process until the handle is closed; raises UserError(refusal)
-    if another one holds it."""
+    """Holds an open file or folder for this process until the handle is closed; raises
+    UserError(refusal) if another one holds it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -17,15 +17,13 @@ from ..model.batch import Batch
 from ..model.deepseek_ocr import DeepseekOCR
 from ..model.shape.config import ModelConfig
 from ..settings import Settings
-from ..training.build import is_adapted, quant_config
+from ..training.build import attach_new, is_adapted, quant_config
 from ..training.compile import compile_parts, use_flex
 from ..training.distributed import GradientReducer, World
 from ..training.optim import LossScaler, clip_and_step, make_adamw
 from ..training.precision import autocast, set_parameter_types
 from ..tuning import freeze
-from ..tuning.lora import LoraConfig, attach
 from ..tuning.quant import quantise
-from ..tuning.targets import choose
 
 PARTS = ("data", "encode", "forward", "backward", "reduce", "optimizer")
 
@@ -64,15 +62,14 @@ class Step:
         self.reducer = GradientReducer(world, trainable, dtype)
 
     def _model(self) -> DeepseekOCR:
-        given, packed = self.settings.adapter, quant_config(self.settings)
+        packed = quant_config(self.settings)
         torch.manual_seed(0)
         with torch.device(self.world.device):
             model = DeepseekOCR(self.config)
         if packed is not None:
             quantise(model, packed)
         if is_adapted(self.settings.model.tune):
-            lora = LoraConfig(given.lora_rank, given.lora_alpha, given.lora_dropout, given.rslora)
-            attach(model, lora, choose(model, given.lora_targets))
+            attach_new(model, self.settings.adapter)
         return model
 
     def run(self, lap: Callable[[str], None] = lambda part: None) -> None:

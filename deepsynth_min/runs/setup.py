@@ -167,11 +167,10 @@ class Training:
         prepare_state(self.optimizer)  # now: a memory or disk that is too small shows before a step
         self.scaler = LossScaler(optim.precision == "fp16", self.world.device)
         parts = self.model, self.eval_model, self.base, self.optimizer, self.scaler
-        where, notes = (
-            (self.directory, self.world, self.settings.run),
-            {FILE: as_toml(self.settings)},
+        notes = {FILE: as_toml(self.settings)}
+        self.checkpoints = CheckpointManager(
+            self.directory, self.world, self.settings.run, *parts, notes, self.mirror
         )
-        self.checkpoints = CheckpointManager(*where, *parts, notes, self.mirror)
 
     def _resume(self) -> None:
         self.step, self.best, self.unlogged, self.stale = 0, None, [], 0  # stale: since the best

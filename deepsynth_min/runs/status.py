@@ -15,7 +15,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from ..errors import one_line
 from ..files.disk import write_text
@@ -23,6 +24,15 @@ from ..training.stopping import Stopper
 from .run_directory import RunDirectory
 
 FILE = "status.json"
+
+
+def read(run: Path) -> dict[str, Any]:
+    """What a run says of itself; status "" of one that has not said anything."""
+    nothing = {"status": "", "step": 0, "of": 0}
+    try:
+        return nothing | json.loads((run / FILE).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return nothing
 
 
 class Steps(Protocol):

@@ -22,7 +22,7 @@ from ..model.deepseek_ocr import DeepseekOCR
 from ..model.shape.presets import PRESETS, TINY_READER, find_checkpoint, shape_of
 from ..model.weights import load_weights
 from ..options import change
-from ..settings import ModelSettings, OptimSettings, Settings
+from ..settings import AdapterSettings, ModelSettings, OptimSettings, Settings
 from ..tuning.adapter import base_digest, load_adapter, read_config
 from ..tuning.lora import Base, LoraConfig, attach
 from ..tuning.quant import QuantConfig, quantise
@@ -194,15 +194,20 @@ def build_model(settings: Settings, device: torch.device, run: Path) -> tuple[De
     return model, directory
 
 
+def attach_new(model: DeepseekOCR, given: AdapterSettings, base: Base | None = None) -> None:
+    """A new adapter, as the settings (resolved ones) say."""
+    config = LoraConfig(
+        given.lora_rank, given.lora_alpha, given.lora_dropout, given.rslora, base=base
+    )
+    attach(model, config, choose(model, given.lora_targets))
+
+
 def _add_adapter(model: DeepseekOCR, settings: Settings, base: Base | None) -> None:
     given = settings.adapter
     if not given.adapter:
-        config = LoraConfig(
-            given.lora_rank, given.lora_alpha, given.lora_dropout, given.rslora, base=base
-        )
         # Seeded anew: the same A whether the base was drawn just now or read from a file.
         torch.manual_seed(settings.optim.seed + 1)
-        attach(model, config, choose(model, given.lora_targets))
+        attach_new(model, given, base)
     elif base is None:
         raise UserError(
             f"--adapter {given.adapter}: --model {settings.model.model} has random "

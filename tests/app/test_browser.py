@@ -1,11 +1,10 @@
 """The app in a real browser: the system's Chromium, driven by Selenium."""
 
-import json
 import shutil
 import time
 
 import pytest
-from app_page import started
+from app_page import folder_of_rows, started
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (extra test)")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -22,13 +21,7 @@ SHORT |= {"ablation_samples": "0", "log_every": "1", "threads": "1"}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("below") / "root"
-    folder.mkdir()
-    rows = [{"text": f"Ada Kern met {n} bakers.", "summary": f"Ada met {n}."} for n in range(20)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    bad = (folder / "rows.jsonl").read_text() + '{"text": 5}\n'
-    (folder / "bad.jsonl").write_text(bad)
-    return folder
+    return folder_of_rows(tmp_path_factory.mktemp("below") / "root")
 
 
 @pytest.fixture(scope="module")

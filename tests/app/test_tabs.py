@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from app_page import Client, started
+from app_page import Client, folder_of_rows, started
 from commands import words
 
 from deepsynth_min import command_line
@@ -25,13 +25,7 @@ SHORT |= {"val_samples": "2", "answer_samples": "0", "ablation_samples": "0", "l
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("below") / "root"
-    folder.mkdir()
-    rows = [{"text": f"Ada Kern met {n} bakers.", "summary": f"Ada met {n}."} for n in range(20)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    bad = (folder / "rows.jsonl").read_text() + '{"text": 5}\n'
-    (folder / "bad.jsonl").write_text(bad)
-    return folder
+    return folder_of_rows(tmp_path_factory.mktemp("below") / "root")
 
 
 @pytest.fixture(scope="module")

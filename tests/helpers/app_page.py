@@ -11,6 +11,16 @@ from pathlib import Path
 import deepsynth_min
 
 
+def folder_of_rows(folder: Path) -> Path:
+    """The folder, made, with rows.jsonl, and bad.jsonl whose last row is none."""
+    folder.mkdir()
+    rows = [{"text": f"Ada Kern met {n} bakers.", "summary": f"Ada met {n}."} for n in range(20)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(text)
+    (folder / "bad.jsonl").write_text(text + '{"text": 5}\n')
+    return folder
+
+
 @contextmanager
 def started(root: Path, *options: str):
     """(port, process number) of a page whose folder is `root`; its lock lies beside that."""

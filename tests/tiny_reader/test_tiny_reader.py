@@ -14,13 +14,9 @@ from deepsynth_min.data.tokenizer import letter_tokenizer, load_tokenizer, token
 from deepsynth_min.evaluation.text_metrics import character_error_rate
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.loss import IGNORE
+from deepsynth_min.model.shape import presets
 from deepsynth_min.model.shape.official import config_from_file
-from deepsynth_min.model.shape.presets import (
-    SHIPPED,
-    TINY_READER,
-    TINY_READER_CONFIG,
-    find_checkpoint,
-)
+from deepsynth_min.model.shape.presets import SHIPPED, TINY_READER, TINY_READER_CONFIG
 from deepsynth_min.options import change
 from deepsynth_min.pages.renderer import render_pages
 from deepsynth_min.settings import Settings
@@ -268,7 +264,7 @@ def test_taken_up_again_it_goes_on_as_if_undisturbed(tmp_path, stage):
 
 
 def test_the_model_that_comes_with_the_package_is_the_recipe_s(tmp_path):
-    assert find_checkpoint(TINY_READER) == SHIPPED
+    assert presets.find_checkpoint(TINY_READER) == SHIPPED
     assert config_from_file(SHIPPED / "config.json") == TINY_READER_CONFIG
     for name, content in tokenizer_files(letter_tokenizer()).items():
         assert (SHIPPED / name).read_text(encoding="utf-8") == content
