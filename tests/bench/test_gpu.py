@@ -17,9 +17,6 @@ from commands import python
 
 GPU = Path(gpu.__file__)
 
-# To be taken off when they have been run: written when the machine was too busy to end them.
-UNSEEN = pytest.mark.skip(reason="not yet seen to pass since bench/gpu.py was written")
-
 
 def entries(out: Path) -> list[dict]:
     return gpu.entries_of(out)
@@ -38,7 +35,6 @@ def start(out: Path, *more: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@UNSEEN
 def test_a_dry_run_fills_every_row_of_the_table_and_meets_what_must_be_right(tmp_path):
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
@@ -60,7 +56,6 @@ def test_a_dry_run_fills_every_row_of_the_table_and_meets_what_must_be_right(tmp
 
 
 @pytest.mark.slow
-@UNSEEN
 def test_when_the_time_is_over_the_finished_rows_stay_and_the_others_say_so(tmp_path):
     process = start(tmp_path, "--minutes", "0.4")
     said, _ = process.communicate()
@@ -72,7 +67,6 @@ def test_when_the_time_is_over_the_finished_rows_stay_and_the_others_say_so(tmp_
 
 
 @pytest.mark.slow
-@UNSEEN
 def test_a_kill_leaves_the_finished_rows_and_no_process_and_the_same_command_goes_on(tmp_path):
     process = start(tmp_path, "--only", "golden")
     while process.poll() is None and '"golden, float32", "what"' not in text_of(tmp_path):
@@ -115,7 +109,6 @@ def worker(tmp_path):
 
 
 @pytest.mark.slow
-@UNSEEN
 @pytest.mark.parametrize(
     "words, end, said",
     (
@@ -130,7 +123,6 @@ def test_a_row_that_fails_says_why_and_asks_for_a_new_process(worker, words, end
 
 
 @pytest.mark.slow
-@UNSEEN
 def test_a_row_that_outlasts_its_time_is_cut_off(worker):
     began = time.monotonic()
     found = worker.do({"work": "compiled", "words": []}, 1, print)
@@ -138,7 +130,6 @@ def test_a_row_that_outlasts_its_time_is_cut_off(worker):
 
 
 @pytest.mark.slow
-@UNSEEN
 def test_a_process_that_dies_is_a_row_that_says_so(worker):
     os.kill(worker.process.pid, signal.SIGKILL)
     found = worker.do({"work": "machine", "words": []}, 60, print)

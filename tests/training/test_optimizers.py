@@ -230,7 +230,7 @@ def test_full_tuning_takes_18_gib_of_weights_gradients_and_moments():
 
 
 @pytest.mark.slow
-@pytest.mark.skip(reason="not yet run to its end; its bound is a guess until then")
+@pytest.mark.skip(reason="missed when measured: 0.0256 against 0.0243, 5.2 %; the bar stands")
 def test_8_bit_moments_over_bf16_weights_reach_the_loss_of_float32_ones(tmp_path):
     """tiny-reader on notices, which are new to it; held-out loss within 2 %."""
     reached = {}
