@@ -114,21 +114,23 @@ def counted(
     Of several micro-steps the kernels are those of the last; peaks are over all of them, and what
     the forward keeps is what it adds to what it found.
     """
-    kernels, peak, kept = {}, {}, {}
+    kernels, peak = {}, {}
+    begun = kept = 0  # bytes that the micro-step found; that its forward added
 
     def lap(part: str) -> None:
-        kernels[part], kept[part] = count.take(), count.held
+        nonlocal begun, kept
+        kernels[part] = count.take()
         peak[part] = max(peak.get(part, 0), count.peak)
-        if part == "data":
-            kept["before"] = found[0]
-        found[0] = count.peak = count.held
+        count.peak = count.held
         if part == "forward":
+            kept = count.held - begun
             forget()  # the end of autocast
+        if part == "backward":
+            begun = count.held
 
     run(lambda part: forget() if part == "forward" else None)
     count.take()
-    before = count.peak = count.held
-    found = [before]
+    before = begun = count.peak = count.held
     run(lap)
     tensors = [*model.parameters(), *model.buffers()]
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -140,4 +142,4 @@ def counted(
     }
     others = before - held["weights"] - held["moments"]  # what is alive beside the step
     peak = {part: most - others for part, most in peak.items()}
-    return Paper(kernels, held, peak, kept["forward"] - kept["before"])
+    return Paper(kernels, held, peak, kept)
