@@ -56,7 +56,7 @@ setup(
         "heic": ["pillow-heif>=0.16"],  # photographs of phones
         "parquet": ["pyarrow>=16"],  # data in Parquet files
         "shaping": ["uharfbuzz>=0.40", "python-bidi>=0.6"],  # Arabic, Hebrew order, Indic, Thai
-        # Fonts (OFL) that join the font chain by themselves; see deepsynth_min/pages/font_file.py.
+        # Fonts (OFL) that join the font chain by themselves: deepsynth_min/pages/fonts/font_file.py
         "scripts": ["manimgx-fonts>=2026.9.26", "uharfbuzz>=0.40", "python-bidi>=0.6"],
         "emoji": ["manimgx-fonts>=2026.9.26"],  # 3.5 MB: Noto Emoji in outlines, and `scripts`
         "cjk": ["manimgx-fonts-cjk>=2026.9.26"],  # 20 MB: Noto Sans CJK

@@ -31,7 +31,7 @@ from common import environment, finish, median, table
 from prose import documents
 
 from deepsynth_min.pages import PageStyle
-from deepsynth_min.pages.font_file import EMBEDDED, font_bytes
+from deepsynth_min.pages.fonts.font_file import EMBEDDED, font_bytes
 from deepsynth_min.pages.glyphs import GlyphStore
 from deepsynth_min.pages.renderer import Renderer, _Layout
 

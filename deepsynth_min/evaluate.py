@@ -27,7 +27,7 @@ from .evaluation.evaluator import Evaluator
 from .files.disk import check_file, write_text, writing
 from .options import OneLineParser, change
 from .runs.open_model import OpenModel, add_model_options, open_model
-from .runs.taken import which_checkpoint
+from .runs.storage.taken import which_checkpoint
 from .settings import DataSettings, EvaluationSettings, GenerationSettings, PageSettings
 from .training.distributed import gather_lists, let_first_speak, stop
 

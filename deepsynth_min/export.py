@@ -18,8 +18,8 @@ from .model.shape.presets import find_checkpoint
 from .options import OneLineParser
 from .publish import upload
 from .publish.official import export_adapter, export_model
-from .runs.run_directory import find_run_checkpoint
-from .runs.taken import which_checkpoint
+from .runs.storage.run_directory import find_run_checkpoint
+from .runs.storage.taken import which_checkpoint
 from .training.build import is_adapted
 from .training.checkpoint import damage
 from .training.distributed import start, stop

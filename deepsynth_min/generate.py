@@ -30,7 +30,7 @@ from .model.generation import Answer
 from .options import change
 from .runs.open_model import add_model_options, open_model
 from .runs.reader import Reader, warn
-from .runs.taken import better, which_checkpoint
+from .runs.storage.taken import better, which_checkpoint
 from .settings import GenerationSettings, PageSettings
 from .training.distributed import stop
 

@@ -39,7 +39,7 @@ from .pages.style import PageStyle
 from .publish.page_table import PageTable
 from .runs import recorded
 from .runs.announce import drawing_faults
-from .runs.run_directory import find_run_checkpoint
+from .runs.storage.run_directory import find_run_checkpoint
 from .settings import DataSettings, ModelSettings, PageSettings, Settings
 from .training.build import base_of, is_adapted
 

@@ -26,9 +26,9 @@ from .publish.official import stage_for_hub
 from .runs.announce import conclude, explained, retried, show_answers
 from .runs.evidence import Evidence, profiled
 from .runs.metrics import Meter
-from .runs.mirror import open_mirror
-from .runs.run_directory import warn
 from .runs.setup import Training
+from .runs.storage.mirror import open_mirror
+from .runs.storage.run_directory import warn
 from .training import distributed as dist, micro_batch
 from .training.build import load_run_model
 from .training.optim import clip_and_step, cosine_rate, total_norm

@@ -19,7 +19,8 @@ from small_model import SMALL
 
 from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.model.shape.config import ModelConfig
-from deepsynth_min.pages import font_file, renderer
+from deepsynth_min.pages import renderer
+from deepsynth_min.pages.fonts import font_file
 
 torch.set_num_threads(1)
 

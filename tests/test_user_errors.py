@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from deepsynth_min import evaluate, export, generate, report, train
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
-from deepsynth_min.runs.run_directory import find_run_checkpoint
+from deepsynth_min.runs.storage.run_directory import find_run_checkpoint
 from deepsynth_min.training.checkpoint import base_files
 
 ROW = '{"text": "A document.", "summary": "Its answer."}\n'

@@ -27,8 +27,8 @@ from ..config_file import is_run
 from ..errors import UserError
 from ..files.disk import lock
 from ..reports.page import page
-from ..runs import status
-from ..runs.run_directory import default_name
+from ..runs.storage import status
+from ..runs.storage.run_directory import default_name
 from .safety import arguments, inside, settings_of
 from .server import Session
 

@@ -21,7 +21,7 @@ from ..files.disk import check_name
 from ..model.shape.presets import PRESETS, TINY_READER
 from ..options import option_of
 from ..pages import vary
-from ..pages.font_file import parse
+from ..pages.fonts.font_file import parse
 from ..settings import CONCERNS, Settings
 
 KNOWN = {"", "off", "memory", "none", "auto", TINY_READER, *PRESETS}

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from ..errors import UserError
 from ..model.shape.config import TextConfig
-from ..pages.font import FontChain
+from ..pages.fonts.font import FontChain
 from ..pages.style import PageStyle
 from ..settings import PageSettings
 

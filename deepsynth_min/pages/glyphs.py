@@ -15,7 +15,7 @@ import numpy as np
 
 from .._raster import ALIGN, FIRST_COMPOSITE, FLAGS, KINDS, UNITS, Atlas, Frame
 from . import characters
-from .font import FontChain, Glyph
+from .fonts.font import FontChain, Glyph
 from .style import PageStyle
 
 CONTINUE = FIRST_COMPOSITE  # the unit of a character that the unit before it already draws

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._raster import FIRST_COMPOSITE, FLAGS, KINDS
 from . import characters
-from .font import Glyph
+from .fonts.font import Glyph
 from .glyphs import CONTINUE, CONTINUE_UNSHAPED, GlyphStore
 from .shaping import Order, shape
 

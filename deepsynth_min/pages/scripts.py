@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from .._raster import FLAGS
 from ..errors import number_of
 from . import characters
-from .font import nothing_to_kern
-from .font_file import has_installed
+from .fonts.font import nothing_to_kern
+from .fonts.font_file import has_installed
 from .glyphs import GlyphStore
 from .style import PageStyle
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .._raster import FLAGS, KINDS, Plan
 from . import characters
-from .font_file import font_bytes, parse
+from .fonts.font_file import font_bytes, parse
 from .glyphs import CONTINUE, GlyphStore
 
 # What python-bidi resolves; its rules stop before the isolates of Unicode 6.3.

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from ..options import choices_of, setting
-from .font_file import EMBEDDED, font_digest, freetype_version, installed_fonts
+from .fonts.font_file import EMBEDDED, font_digest, freetype_version, installed_fonts
 
 LAYOUT_VERSION = 3  # raise it with any change that moves a pixel
 

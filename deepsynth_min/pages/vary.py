@@ -19,8 +19,8 @@ from dataclasses import dataclass, fields, replace
 
 from ..errors import UserError
 from ..options import choices_of
-from .font import FontChain
-from .font_file import font_digest
+from .fonts.font import FontChain
+from .fonts.font_file import font_digest
 from .style import PageStyle
 
 OTHER_NAMES = {"font": "main_font"}

@@ -15,9 +15,9 @@ from ..data.row import PLACEHOLDER, prompt_after_pages
 from ..data.samples import SampleBuilder
 from ..files.download import is_hub_id
 from ..model.shape.presets import TINY_READER
-from ..pages.font_file import EMBEDDED
+from ..pages.fonts.font_file import EMBEDDED
 from ..runs.recorded import FILE
-from ..runs.taken import better, standing
+from ..runs.storage.taken import better, standing
 from ..settings import Settings
 
 HERE, BASE = "THIS_REPOSITORY", "BASE_MODEL"  # for the reader to fill in

@@ -1,7 +1,7 @@
 """Run directories -> what a report shows of them.
 
-In: a directory that training wrote (runs/run_directory.py names its files), perhaps while it is
-written, or with a line cut short by a kill. Out: `Run`: its settings, figures and answers.
+In: a directory that training wrote (runs/storage/run_directory.py names its files), perhaps while
+it is written, or with a line cut short by a kill. Out: `Run`: its settings, figures and answers.
 
 The one idea: what cannot be read is left out; a report of the rest is better than none.
 """

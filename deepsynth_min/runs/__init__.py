@@ -1,1 +1,1 @@
-"""A run: its directory, its checkpoints in time, what it says of itself, and reading it again."""
+"""A run: setting it up, what it says of itself, its metrics, and reading it again."""

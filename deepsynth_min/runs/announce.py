@@ -28,8 +28,8 @@ from ..settings import OptimSettings, PageSettings, Settings
 from ..training.distributed import World, with_lost_ranks
 from ..training.precision import kernels
 from . import recorded
-from .run_directory import RunDirectory
 from .same_run import difference
+from .storage.run_directory import RunDirectory
 
 SHOWN = 400  # characters of a text that is printed
 

@@ -34,7 +34,7 @@ import torch
 
 from ..errors import UserError
 from ..training.distributed import World, flight_record
-from .run_directory import RunDirectory, warn
+from .storage.run_directory import RunDirectory, warn
 
 NOTHING_TO_SEE = (UserError, KeyboardInterrupt, SystemExit)  # they say what is wrong
 

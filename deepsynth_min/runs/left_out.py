@@ -21,7 +21,7 @@ from ..files.disk import append_whole
 from ..files.index import Fault
 from ..settings import DataSettings
 from ..training.distributed import World, broadcast_text, gather_lists
-from .run_directory import warn
+from .storage.run_directory import warn
 
 FILE = "skipped.jsonl"
 LONGEST = 20_000  # rows whose answers are measured before training

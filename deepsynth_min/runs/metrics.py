@@ -20,7 +20,7 @@ from ..errors import number_of
 from ..model.batch import Batch
 from ..training.distributed import World
 from ..training.optim import LossScaler
-from .run_directory import RunDirectory, warn
+from .storage.run_directory import RunDirectory, warn
 
 
 def peak_memory(device: torch.device) -> int:

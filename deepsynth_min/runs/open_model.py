@@ -30,7 +30,7 @@ from ..training.precision import autocast, hold_as_base, hold_as_trained
 from ..tuning.adapter import base_digest, load_adapter
 from ..tuning.lora import Base
 from . import recorded
-from .run_directory import find_run_checkpoint, warn
+from .storage.run_directory import find_run_checkpoint, warn
 
 
 @dataclass(frozen=True)

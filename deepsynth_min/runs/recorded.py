@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..errors import UserError, find_file
 from ..options import change, option_of, tables_of, to_toml, values_of
-from ..pages.font_file import EMBEDDED, font_digest
+from ..pages.fonts.font_file import EMBEDDED, font_digest
 from ..settings import CONCERNS, GenerationSettings, PageSettings, Settings
 from ..training.build import usual_beams
 

@@ -24,7 +24,7 @@ from ..model.shape.presets import PRESETS, find_checkpoint
 from ..model.weights import stored
 from ..options import option_of
 from ..pages import vary
-from ..pages.font_file import font_digest
+from ..pages.fonts.font_file import font_digest
 from ..settings import CONCERNS, Settings
 from ..training.build import base_of
 from ..training.checkpoint import read_facts

@@ -38,15 +38,15 @@ from ..training.precision import autocast, check_device, set_parameter_types
 from ..tuning import freeze
 from . import same_run
 from .announce import announce, cautions, refuse_missing
-from .disk_space import check_space, checkpoint_bytes
 from .feed import Feed
 from .left_out import LeftOut, refuse_long_answers
 from .metrics import Meter
-from .mirror import Mirror
 from .recorded import FILE, as_toml
-from .run_directory import RunDirectory, default_name, warn
-from .saving import CheckpointManager
-from .status import Status
+from .storage.disk_space import check_space, checkpoint_bytes
+from .storage.mirror import Mirror
+from .storage.run_directory import RunDirectory, default_name, warn
+from .storage.saving import CheckpointManager
+from .storage.status import Status
 
 CHECKS = (check_patience, check_augment, check_page_as, check_sinks, feature_cache.check)
 CHECKS += (shard.check, compiling.check)

@@ -12,7 +12,7 @@ With an adapter, its files (adapter.py) stand in place of the first two: the bas
 The one idea: it can be given to `--model` (or `--adapter`) like any other, since the first two are
 complete. It is written under a temporary name, flushed to the disk and renamed, so what has the
 final name is whole; from a copy in host memory (`Snapshot`), so training need not wait for the disk
-(runs/saving.py). Nothing that is read back is ever unpickled.
+(runs/storage/saving.py). Nothing that is read back is ever unpickled.
 
 No generator's state is kept: dropout, augmentation and the order of samples are functions of (seed,
 step, rank or place in the run), on every rank; only bf16's random rounding has a generator, and its

@@ -12,7 +12,7 @@ spec = importlib.util.spec_from_file_location("deepsynth_min._raster", sys.argv[
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.modules[spec.name] = module
-from deepsynth_min.pages import font_file  # noqa: E402, after the extension's path is known
+from deepsynth_min.pages.fonts import font_file  # noqa: E402, after the extension's path is known
 
 font_file._PACKAGES.clear()  # as conftest.py does, which is not loaded here
 raise SystemExit(pytest.main(sys.argv[2:]))

@@ -11,9 +11,9 @@ import uharfbuzz
 from reference_renderer import ReferenceRenderer, embedded
 
 from deepsynth_min import render
-from deepsynth_min.pages.font import FontChain, nothing_to_kern
-from deepsynth_min.pages.font_file import FontName, font_digest, parse
-from deepsynth_min.pages.kerning import gpos_pairs
+from deepsynth_min.pages.fonts.font import FontChain, nothing_to_kern
+from deepsynth_min.pages.fonts.font_file import FontName, font_digest, parse
+from deepsynth_min.pages.fonts.kerning import gpos_pairs
 from deepsynth_min.pages.renderer import PageStyle, render_pages
 from deepsynth_min.pages.scripts import kerning_complaint
 

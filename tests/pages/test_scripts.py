@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deepsynth_min import train
-from deepsynth_min.pages.font_file import EMBEDDED, installed_fonts
+from deepsynth_min.pages.fonts.font_file import EMBEDDED, installed_fonts
 from deepsynth_min.pages.renderer import render_pages
 from deepsynth_min.pages.scripts import complaints, script_of
 from deepsynth_min.pages.style import PageStyle

@@ -22,7 +22,7 @@ from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.weights import official_views
 from deepsynth_min.publish import official
-from deepsynth_min.runs.run_directory import find_run_checkpoint
+from deepsynth_min.runs.storage.run_directory import find_run_checkpoint
 from deepsynth_min.training.build import load_run_model
 from deepsynth_min.tuning.adapter import TENSORS
 from deepsynth_min.tuning.lora import pairs

@@ -19,7 +19,7 @@ from deepsynth_min import evaluate, export, generate
 from deepsynth_min.corpus import documents as corpus
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.samples import collate
-from deepsynth_min.pages.font_file import font_bytes, font_digest
+from deepsynth_min.pages.fonts.font_file import font_bytes, font_digest
 from deepsynth_min.runs import recorded
 from deepsynth_min.runs.open_model import open_model
 

@@ -14,7 +14,7 @@ from deepsynth_min import train
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.runs.disk_space import check_space, checkpoint_bytes
+from deepsynth_min.runs.storage.disk_space import check_space, checkpoint_bytes
 from deepsynth_min.training.checkpoint import save, take_snapshot
 from deepsynth_min.training.optim import LossScaler, make_adamw, prepare_state
 from deepsynth_min.training.precision import set_parameter_types

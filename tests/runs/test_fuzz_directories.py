@@ -24,7 +24,7 @@ from small_model import SMALL
 from deepsynth_min.data.tokenizer import EMBEDDED, check_tokenizer, load_tokenizer, special_ids
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.weights import official_views
-from deepsynth_min.runs.run_directory import RunDirectory
+from deepsynth_min.runs.storage.run_directory import RunDirectory
 from deepsynth_min.settings import Settings
 from deepsynth_min.training import checkpoint
 from deepsynth_min.training.optim import LossScaler, make_adamw, prepare_state

@@ -10,7 +10,7 @@ from run_files import lines
 
 from deepsynth_min import train
 from deepsynth_min.runs.metrics import Meter, time_text
-from deepsynth_min.runs.run_directory import RunDirectory
+from deepsynth_min.runs.storage.run_directory import RunDirectory
 from deepsynth_min.training.distributed import World
 from deepsynth_min.training.optim import LossScaler
 

@@ -14,7 +14,7 @@ from small_model import SMALL
 from deepsynth_min import train
 from deepsynth_min.errors import UserError
 from deepsynth_min.files.remote import Remote, RemoteError, without_secrets
-from deepsynth_min.runs.mirrored import listed, look, step_of
+from deepsynth_min.runs.storage.mirrored import listed, look, step_of
 from deepsynth_min.settings import RunSettings
 from deepsynth_min.training import checkpoint
 

@@ -17,7 +17,7 @@ from killed_runs import COMMON, assert_bit_identical
 from object_store import BUCKET, client, names, running_store
 
 from deepsynth_min.files.remote import Remote
-from deepsynth_min.runs.mirrored import bring, look
+from deepsynth_min.runs.storage.mirrored import bring, look
 from deepsynth_min.training import checkpoint
 
 pytestmark = pytest.mark.slow

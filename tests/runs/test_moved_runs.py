@@ -13,7 +13,7 @@ from run_files import lines, losses
 from small_model import SMALL
 
 from deepsynth_min import command_line, evaluate, export, generate, render, train
-from deepsynth_min.pages.font_file import font_bytes
+from deepsynth_min.pages.fonts.font_file import font_bytes
 
 OPTIONS = words(
     "--model base --data rows.jsonl:1.5 more/rows.jsonl --val-data val.jsonl --tune lora "

@@ -13,7 +13,7 @@ from small_model import SMALL
 
 from deepsynth_min import command_line, options, settings as S, train
 from deepsynth_min.options import choices_of, option_of
-from deepsynth_min.pages.font_file import font_bytes
+from deepsynth_min.pages.fonts.font_file import font_bytes
 from deepsynth_min.training.checkpoint import write_manifest
 
 FIELDS = [f for concern in S.CONCERNS.values() for f in fields(concern)]

@@ -8,7 +8,7 @@ from run_files import lines
 from small_model import SMALL
 
 from deepsynth_min import evaluate, export, generate
-from deepsynth_min.runs.taken import which_checkpoint
+from deepsynth_min.runs.storage.taken import which_checkpoint
 
 
 def test_commands_say_which_checkpoint_they_took_and_which_is_better(tmp_path, capsys):

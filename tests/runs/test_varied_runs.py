@@ -21,7 +21,7 @@ from deepsynth_min.data.samples import SampleBuilder
 from deepsynth_min.data.tokenizer import load_tokenizer
 from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.options import change
-from deepsynth_min.pages.font_file import font_bytes
+from deepsynth_min.pages.fonts.font_file import font_bytes
 from deepsynth_min.settings import Settings
 
 VARY = "font_size=7:11,line_height=1.0:1.6,margin=2:16,font=notos|figo,columns=1|2,invert=0.3"

@@ -18,7 +18,7 @@ SCRIPT = Path(deepsynth_min.__file__).parent / "training" / "clusters" / "launch
 
 
 def write_status(run: Path, status: str, step: int) -> None:
-    """As runs/status.py writes it."""
+    """As runs/storage/status.py writes it."""
     run.mkdir(exist_ok=True)
     (run / "status.json").write_text(json.dumps({"status": status, "step": step}, indent=1) + "\n")
 

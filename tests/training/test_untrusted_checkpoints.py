@@ -15,7 +15,7 @@ from small_model import SMALL
 from deepsynth_min.data.tokenizer import EMBEDDED
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.runs.run_directory import RunDirectory
+from deepsynth_min.runs.storage.run_directory import RunDirectory
 from deepsynth_min.training import checkpoint
 from deepsynth_min.training.optim import LossScaler, make_adamw, prepare_state
 from deepsynth_min.tuning.lora import Base, LoraConfig, attach

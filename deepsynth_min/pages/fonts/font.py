@@ -17,7 +17,7 @@ from functools import lru_cache
 import freetype
 import numpy as np
 
-from .characters import is_wide
+from ..characters import is_wide
 from .font_file import EMBEDDED, font_bytes, installed_fonts, open_face, parse
 from .kerning import gpos_pairs, kern_pairs
 

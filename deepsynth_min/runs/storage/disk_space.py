@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..model.weights import is_adapter, official_pieces
-from ..training.checkpoint import all_checkpoints, base_files, optimizer_tensors
-from ..training.optim import LossScaler
-from ..tuning.adapter import trained_beside
-from ..tuning.lora import adapter_views
+from ...errors import UserError
+from ...model.weights import is_adapter, official_pieces
+from ...training.checkpoint import all_checkpoints, base_files, optimizer_tensors
+from ...training.optim import LossScaler
+from ...tuning.adapter import trained_beside
+from ...tuning.lora import adapter_views
 
 NOTES = 3000  # bytes of training.json, manifest.json and adapter_config.json, about
 

@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import config_file
-from ..errors import UserError, one_line
-from ..files.disk import locked, write_bytes, write_text, writing
-from ..files.remote import Remote, RemoteError, without_secrets
-from ..settings import RunSettings
-from ..training import checkpoint
-from ..training.checkpoint import MANIFEST
-from ..training.distributed import World, broadcast_text
+from ... import config_file
+from ...errors import UserError, one_line
+from ...files.disk import locked, write_bytes, write_text, writing
+from ...files.remote import Remote, RemoteError, without_secrets
+from ...settings import RunSettings
+from ...training import checkpoint
+from ...training.checkpoint import MANIFEST
+from ...training.distributed import World, broadcast_text
 from .mirrored import CONFIG, FILES, FOLDERS, ID, bring, holds_run, is_small, listed, look, step_of
 from .run_directory import warn
 

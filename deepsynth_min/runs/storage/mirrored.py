@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files.disk import whole_directory
-from ..files.remote import Remote
-from ..training import checkpoint
-from ..training.checkpoint import MANIFEST
+from ...files.disk import whole_directory
+from ...files.remote import Remote
+from ...training import checkpoint
+from ...training.checkpoint import MANIFEST
 from .run_directory import warn
 from .status import FILE as STATUS
 

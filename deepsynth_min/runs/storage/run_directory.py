@@ -26,21 +26,21 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .. import config_file
-from ..command_line import load
-from ..data.row import Row, RowError
-from ..data.samples import SampleBuilder
-from ..data.sources import weighted
-from ..errors import UserError, read_text
-from ..files.disk import append_whole, lock, undo_all_unfinished, write_bytes, write_text, writing
-from ..model.shape.presets import PRESETS
-from ..pages.font_file import parse
-from ..pages.png import png
-from ..reports import page as report
-from ..reports.runs import metric_lines
-from ..reports.sinks import numbers_of, open_sinks
-from ..settings import Settings
-from ..training import checkpoint
+from ... import config_file
+from ...command_line import load
+from ...data.row import Row, RowError
+from ...data.samples import SampleBuilder
+from ...data.sources import weighted
+from ...errors import UserError, read_text
+from ...files.disk import append_whole, lock, undo_all_unfinished, write_bytes, write_text, writing
+from ...model.shape.presets import PRESETS
+from ...pages.fonts.font_file import parse
+from ...pages.png import png
+from ...reports import page as report
+from ...reports.runs import metric_lines
+from ...reports.sinks import numbers_of, open_sinks
+from ...settings import Settings
+from ...training import checkpoint
 
 PREVIEWS = 4  # documents of which pages are kept, and answers of an evaluation in metrics.jsonl
 PREVIEW_WIDTH, PREVIEW_ROWS = 512, 3  # px; rows of small pages side by side

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..files.disk import WriteError
-from ..settings import RunSettings
-from ..training import checkpoint, shard
-from ..training.distributed import World, barrier, broadcast_text
-from ..training.optim import LossScaler
+from ...files.disk import WriteError
+from ...settings import RunSettings
+from ...training import checkpoint, shard
+from ...training.distributed import World, barrier, broadcast_text
+from ...training.optim import LossScaler
 from .mirror import Mirror
 from .run_directory import RunDirectory, warn
 

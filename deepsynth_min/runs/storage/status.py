@@ -18,9 +18,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import one_line
-from ..files.disk import write_text
-from ..training.stopping import Stopper
+from ...errors import one_line
+from ...files.disk import write_text
+from ...training.stopping import Stopper
 from .run_directory import RunDirectory
 
 FILE = "status.json"

@@ -6,8 +6,8 @@ read or export a run, and its parts for the model card.
 
 from pathlib import Path
 
-from ..errors import UserError
-from ..reports.runs import metric_lines
+from ...errors import UserError
+from ...reports.runs import metric_lines
 from .run_directory import find_run_checkpoint
 
 

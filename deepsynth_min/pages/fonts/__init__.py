@@ -1,0 +1,1 @@
+"""Font files: bytes, faces, the chain that has a glyph for each character, kerning pairs."""
