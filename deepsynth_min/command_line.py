@@ -57,7 +57,9 @@ def parse_training(arguments: list[str] | None = None) -> tuple[Settings, DryRun
     parser = make_parser(
         "python -m deepsynth_min.train",
         "Fine-tune DeepSeek-OCR on rendered text. Without arguments: the small model that "
-        "comes with the package, on documents new to it. With torchrun: several processes.",
+        "comes with the package, on documents new to it. With torchrun: several processes. Set "
+        "first: --model, --data, --mode, --tune, --precision, --batch-size, --epochs, --lr, --out "
+        "and --resume; what is left out has a default that fits the model.",
     )
     _add_dry_run(parser)
     given = vars(parser.parse_args(sys.argv[1:] if arguments is None else arguments))
