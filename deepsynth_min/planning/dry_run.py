@@ -131,8 +131,8 @@ def data_lines(outlook: Outlook, gpus: int) -> Iterator[str]:
     )
     yield (
         f"{number_of(optim.max_steps, 'step')} of {number_of(each, 'sample')} ({gpus} x "
-        f"--batch-size {optim.batch_size} x --accumulate {optim.accumulate}): {epochs:.3g} x the rows, "
-        f"{optim.max_steps * each * load.length / 1e6:,.3g} million tokens"
+        f"--batch-size {optim.batch_size} x --accumulate {optim.accumulate}): {epochs:.3g} x "
+        f"the rows, {optim.max_steps * each * load.length / 1e6:,.3g} million tokens"
     )
 
 

@@ -3,11 +3,12 @@
 In: a model and which of its linears to adapt. Out: the same model, frozen, each of those linears
 held as the `base` of a `LoraLinear` and each layer's stacked experts as that of a `LoraExperts`.
 
-The one idea: an adapter is a second, narrow road beside a linear, whatever that linear is made of.
-It never looks at the base's weight, so the base may be float32, bf16 or quantised (quant.py), and
-one class serves them all. The experts of a layer have one A and B each, stacked like the experts
-themselves ([E, R, in], [E, out, R]) and multiplied by the same grouped product. B starts at zero,
-so an adapted model begins as exactly the base model.
+The one idea: an adapter is a low-rank path beside a linear, whatever that linear is made of. It
+needs the base only as something that multiplies, so the base may be float32, bf16 or quantised
+(quant.py), and one class serves them all; on a GPU both products are fused (adapted_product.py).
+The experts of a layer have one A and B each, stacked like the experts themselves ([E, R, in],
+[E, out, R]) and multiplied by the same grouped product. B starts at zero, so an adapted model
+begins as exactly the base model.
 
 A and B are float32. scale = alpha / R, or alpha / sqrt(R) with rsLoRA. Sources: Hu et al. 2021
 (LoRA), Kalajdzievski 2023 (rsLoRA), Hayou et al. 2024 (LoRA+, see optim.py).
@@ -100,15 +101,21 @@ class LoraLinear(nn.Module):
         self.lora = LoraPair(base.in_features, base.out_features, config, device_of(base))
 
     def forward(self, x: Tensor) -> Tensor:
-        pair = self.lora
-        drops = pair.dropout > 0 and self.training
-        in_one_type = torch.is_autocast_enabled(x.device.type) or x.dtype == pair.A.dtype
-        if x.device.type == "cpu" or drops or not in_one_type:
-            return self.plain(x)
-        return adapted_product(x, self.base.weight, pair.A, pair.B, pair.scale)
+        return self.fused(x) if self.fuses(x) else self.plain(x)
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether it pays: on a GPU, of one compute type, without dropout between the products."""
+        in_one_type = torch.is_autocast_enabled(x.device.type) or x.dtype == self.lora.A.dtype
+        drops = self.lora.dropout > 0 and self.training
+        return x.device.type != "cpu" and in_one_type and not drops
+
+    def fused(self, x: Tensor) -> Tensor:
+        """The form of a GPU."""
+        pair, base = self.lora, self.base
+        return adapted_product(x, base.weight, base.bias, pair.A, pair.B, pair.scale)
 
     def plain(self, x: Tensor) -> Tensor:
-        """The plain form: two roads, and their sum."""
+        """The plain form: the linear, the low-rank path beside it, and their sum."""
         out = self.base(x)
         return out + self.lora(x).to(out.dtype)
 

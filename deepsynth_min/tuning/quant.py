@@ -153,6 +153,8 @@ def packed_product(x: Tensor, packed: Packed, ends: Tensor | None = None) -> Ten
 class QuantLinear(nn.Module):
     """A linear without bias whose `weight` is packed as soon as it is received."""
 
+    bias = None
+
     def __init__(self, linear: nn.Linear, config: QuantConfig):
         super().__init__()
         assert linear.bias is None, "the decoder's linears have no bias"

@@ -68,9 +68,12 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ("as it is", "nf4", "int8"))
 @pytest.mark.parametrize("frozen_input", (False, True))
-def test_an_adapted_product_is_the_sum_of_its_two_roads(kind, frozen_input):
+@pytest.mark.parametrize("bias", (False, True))
+def test_an_adapted_product_is_the_linear_and_the_low_rank_path(kind, frozen_input, bias):
     torch.manual_seed(0)
-    base = torch.nn.Linear(64, 24, bias=False).requires_grad_(False)
+    base = torch.nn.Linear(64, 24, bias=bias).requires_grad_(False)
+    if bias and kind != "as it is":
+        pytest.skip("what is quantised has no bias")
     if kind != "as it is":
         base = QuantLinear(base, QuantConfig(kind))
         base.receive("weight", base.weight)
@@ -84,7 +87,7 @@ def test_an_adapted_product_is_the_sum_of_its_two_roads(kind, frozen_input):
 
     weights = torch.randn(2, 5, 24)
     pair = layer.lora
-    fused = both(adapted_product(x, base.weight, pair.A, pair.B, pair.scale))
+    fused = both(adapted_product(x, base.weight, base.bias, pair.A, pair.B, pair.scale))
     for ours, plain in zip(fused, both(layer.plain(x))):
         assert ours.dtype == plain.dtype == torch.float32
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
@@ -97,7 +100,7 @@ def test_under_autocast_it_computes_in_16_bit_and_gives_float32_gradients():
     pair, x = layer.lora, torch.randn(7, 64)
     pair.B.data.normal_(0, 0.3)
     with torch.autocast("cpu", torch.bfloat16):
-        out = adapted_product(x, layer.base.weight, pair.A, pair.B, pair.scale)
+        out = adapted_product(x, layer.base.weight, None, pair.A, pair.B, pair.scale)
         plain = layer.plain(x)
     out.sum().backward()
     assert out.dtype == plain.dtype == torch.bfloat16 and pair.A.grad.dtype == torch.float32
@@ -244,7 +247,9 @@ def test_an_encoder_is_selected_by_its_name_or_by_a_regular_expression(model):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-2"])
-def test_an_adapter_on_an_encoder_computes_what_merged_weights_do(preset):
+@pytest.mark.parametrize("fused", (False, True))
+def test_an_adapter_on_an_encoder_computes_what_merged_weights_do(preset, fused, monkeypatch):
+    monkeypatch.setattr(LoraLinear, "fuses", lambda layer, x: fused)  # the form of a GPU, here
     torch.manual_seed(0)
     model, newlines = DeepseekOCR(PRESETS[preset]), PRESETS[preset].page_format.newlines
     batch = batch_of([[(1, 1)]], [5], 256, newlines=newlines)
