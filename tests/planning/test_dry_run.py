@@ -142,7 +142,7 @@ def said(same_rows, tmp_path_factory) -> str:
 
 
 def test_a_dry_run_says_rows_steps_memory_time_and_cost(said):
-    for text in ("16 rows in an epoch", "12 steps of 4 samples", "3 epochs", "per GPU, h100"):
+    for text in ("16 rows in an epoch", "12 steps of 4 samples", "3 x the rows", "per GPU, h100"):
         assert text in said
     for part in ("weights", "gradients", "moments", "kept activations", "logits", "peak, in"):
         assert f"\n  {part}" in said

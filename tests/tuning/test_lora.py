@@ -254,6 +254,9 @@ def test_an_adapter_on_an_encoder_computes_what_merged_weights_do(preset, fused,
     model, newlines = DeepseekOCR(PRESETS[preset]), PRESETS[preset].page_format.newlines
     batch = batch_of([[(1, 1)]], [5], 256, newlines=newlines)
     merged = DeepseekOCR(PRESETS[preset])
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(0, 0.1)
     adapted(model, ("encoder", "attention"))
     randomise(model)
     merged.load_state_dict(dict(merged_tensors_of(model)))
