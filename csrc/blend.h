@@ -1,4 +1,4 @@
-// Ink on paper: the one place where a pixel changes its value.
+// Ink on paper: the one place where ink changes a pixel.
 //
 // Paper is 255, ink is 0, coverage says how much of a pixel the ink hides (0..255). The exact
 // composite is t = paper*(255-coverage)+128; ((t>>8)+t)>>8: paper*(255-coverage)/255, rounded.

@@ -184,7 +184,7 @@ public:
         Stretch stretch;
         if (frame_.align == kJustify && line.flags & kWrapped) stretch = stretch_of(line);
         Strip strip = canvas_.begin_line(y, row == 0 && column > 0);
-        const Cells<Unit> cells(atlas_, text_);  // a copy, for the same reason
+        const Cells<Unit> cells(atlas_, text_);  // a copy: the compiler keeps it in registers
         const int64_t start = line.start, stop = line.stop;
         int64_t pen = 0;
         for (int64_t i = start; i < stop; ++i) {

@@ -72,7 +72,7 @@ def parse_training(arguments: list[str] | None = None) -> tuple[Settings, DryRun
 
 
 def _add_dry_run(parser: options.OneLineParser) -> None:
-    add = parser.add_argument_group("before a GPU is rented").add_argument
+    add = parser.add_argument_group("dry run, before a GPU is rented").add_argument
     text = "say what the run would take (rows, steps, memory, with --gpu time) and write nothing"
     add("--dry-run", action="store_true", help=text)
     add("--gpu", metavar="NAME", help="of which GPU: h100, h200, a100, l4, t4, rtx4090")

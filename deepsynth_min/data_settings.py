@@ -110,7 +110,7 @@ class PageSettings:
     on_missing: Literal["box", "error"] = fixed("box", "for characters that no font has")
     max_pages: int = fixed(0, "pages per document; 0: as many as the text needs", 0)
     overflow: Literal["error", "truncate", "shrink"] = fixed("error", "if --max-pages is too few")
-    max_tiles: int = fixed(0, "gundam: tiles of a page at most; 0: 6, with a window 32", 0, 32)
+    max_tiles: int = fixed(0, "gundam: tiles of a page at most; 0: 6, of Unlimited-OCR 32", 0, 32)
     fit: Literal["auto", "pad", "stretch"] = fixed(
         "auto", "images become square by grey edges, or stretched; auto: stretched up to 640 px"
     )

@@ -40,6 +40,18 @@ CONCERNS = {
 # Of training alone; what is here set by another option.
 NOT_HERE = ("val_data", "val_revision", "val_fraction", "best", "patience", "instruction")
 NOT_HERE += ("bucket", "workers", "prefetch", "feature_cache", "cache_memory", "cache_disk")
+OTHER_HELP = {  # what means something else in training
+    "data": "rows to score, one name: a file, a folder or a hub id of rows, embedded:NAME "
+    "(default: the run's held-out rows)",
+    "data_split": "split to score (default: validation, else test, else all of them)",
+    "limit": "at most this many rows of --data; 0: all (default: 0)",
+    "val_samples": "at most this many rows are scored; 0: all (default: with --data 0, else the "
+    "run's)",
+    "answer_samples": "rows that are answered; 0: none (default: with --out all, else the run's, "
+    "else 8)",
+    "ablation_samples": "rows for reads/...; 0: none (default: with --probes 0, else the run's, "
+    "else 32)",
+}
 
 
 def parser() -> OneLineParser:
@@ -53,6 +65,7 @@ def parser() -> OneLineParser:
         "deepsynth_min.toml.",
         without=NOT_HERE,
         of_run=True,
+        other_help=OTHER_HELP,
     )
     out.usage = "python -m deepsynth_min.evaluate (--run DIR | --model DIR --data X) [options]"
     add_model_options(out)

@@ -15,7 +15,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, field, fields, replace
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -153,10 +153,12 @@ def make_parser(
     description: str,
     without: Collection[str] = (),
     of_run: bool = False,
+    other_help: Mapping[str, str] | None = None,
 ) -> OneLineParser:
     """A parser with one option per field, grouped by concern; absent options stay absent.
 
-    without: fields that get none; of_run: whether a run's own settings are the defaults.
+    without: fields that get none; of_run: whether a run's own settings are the defaults;
+    other_help: {field: help} where it means something else to this command.
     """
     usage = f"{program} [--config FILE] [--setting value ...]"
     parser = OneLineParser(
@@ -169,6 +171,7 @@ def make_parser(
             shown = " ".join(f.default) if isinstance(f.default, tuple) else repr(f.default)
             shown = f"the run's, else {shown or 'none'}" if of_run else shown
             text += f" (default: {shown})" if shown else ""
+            text = (other_help or {}).get(f.name, text)
             if f.type is bool:
                 syntax = {"action": argparse.BooleanOptionalAction}
             elif get_origin(f.type) is tuple:

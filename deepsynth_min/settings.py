@@ -159,7 +159,7 @@ class EvaluationSettings:
 @dataclass(frozen=True)
 class GenerationSettings:
     max_new_tokens: int = free(200, "an answer ends here at the latest", 1)
-    beams: int = free(0, "width of beam search; 0: 4 for tiny-reader untrained, else 1", 0)
+    beams: int = free(0, "width of beam search; 0: 4 for tiny-reader as it comes, else 1", 0)
     temperature: float = free(0.0, "of sampling; 0: no sampling, greedy or beam search", 0)
     top_p: float = free(1.0, "nucleus sampling: the likeliest of this total probability", 0, 1)
     no_repeat_ngram: int = free(0, "no run of so many tokens twice in an answer; 0: it may", 0)

@@ -59,8 +59,8 @@ def test_the_numbers_of_lines_are_those_of_the_files():
         return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
 
     listed = CODE.partition("## Read these first")[2].partition("Letters in")[0]
-    names = set(re.findall(r"`([\w/]+\.py)`", listed))
-    core = lines(ROOT / "deepsynth_min" / name for name in names)
+    names = set(re.findall(r"`([\w/]+\.(?:py|h))`", listed))
+    core = lines(ROOT / ("" if name.endswith(".h") else "deepsynth_min") / name for name in names)
     total = lines((ROOT / "deepsynth_min").rglob("*.py")) + lines((ROOT / "csrc").iterdir())
     for text in (README, CODE):
         found = re.search(r"([\d,]+) lines (?:out )?of ([\d,]+\d)", text).groups()

@@ -275,8 +275,8 @@ def load(
             raise UserError(f"{path}: was made with {name} {training.get(name)!r}, now {value!r}")
     prepare_state(optimizer)
     held = optimizer_tensors(model, optimizer, scaler)
-    whole = tuple(name for name, tensor in held.items() if not tensor.is_floating_point())
-    state = _read_state(path, {n: tuple(tensor.shape) for n, tensor in held.items()}, whole)
+    integers = tuple(name for name, tensor in held.items() if not tensor.is_floating_point())
+    state = _read_state(path, {n: tuple(tensor.shape) for n, tensor in held.items()}, integers)
     if model.adapter is None:
         load_into(model, path)
     else:
