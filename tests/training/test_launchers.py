@@ -1,7 +1,7 @@
-"""Signals through torchrun, SLURM's script and Kubernetes' file: what they start saves in time.
+"""Signals through torchrun, and what SLURM, Kubernetes and SSH start: it saves in time.
 
-The scheduler's part is played by the tests: they send what it sends, and stand-ins for `srun` and
-`scontrol` in PATH do what these do. The files are those that users copy.
+The scheduler's part is played by the tests: they send what it sends, and stand-ins for `srun`,
+`scontrol` and `ssh` in PATH do what these do. The files are those that users copy.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import LAUNCHER, TRAIN, begun, ranks_of, start, words
+from commands import LAUNCHER, TRAIN, begun, free_port, ranks_of, start, words
 from killed_runs import STEPS, assert_bit_identical, finish, options, saving
 from run_files import lines, newest
 
@@ -111,20 +111,27 @@ case "$1 $2" in
 "requeue "*) echo "$2" >>"$REQUEUED" ;;
 esac
 """
+# As a login does: elsewhere, from nothing but what every shell has, without a terminal.
+SSH = """#!/bin/bash
+[ "$1 $2 $3" = "-n -o BatchMode=yes" ] || exit 255
+echo "$4" >>"$LOGINS"
+cd / && exec env -i HOME="$HOME" PATH="$PATH" PYTHONPATH="${PYTHONPATH:-}" bash -c "$5" </dev/null
+"""
 
 
 @pytest.fixture
 def cluster(tmp_path) -> dict[str, str]:
     """The environment of a job on one node with two GPUs; copies of what users copy."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("ssh", SSH)):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
-    for name in ("launch.sh", "slurm.sbatch"):
+    for name in ("launch.sh", "slurm.sbatch", "ssh.sh"):
         (tmp_path / name).write_text((CLUSTERS / name).read_text())
     path = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
     job = {"SLURM_JOB_ID": "17", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
     job |= {"SLURM_JOB_NODELIST": "node0", "REQUEUED": str(tmp_path / "requeued")}
+    job["LOGINS"] = str(tmp_path / "logins")
     return os.environ | job | {"PATH": os.pathsep.join(path)}
 
 
@@ -208,6 +215,46 @@ def test_a_kubernetes_pod_that_is_evicted_is_started_again_and_a_finished_run_co
     assert job(command, tmp_path, cluster).wait(timeout=600) == 0
     assert_bit_identical(out, undisturbed)
     assert job(command, tmp_path, cluster).wait(timeout=120) == 0  # a pod that comes late
+
+
+# -- SSH ------------------------------------------------------------------------------------------
+
+
+def ssh_command(folder: Path) -> list[str]:
+    """Two machines of one process each, both of them this one, under two of its names."""
+    text = (folder / "ssh.sh").read_text()
+    for known, value in (("--nproc-per-node gpu", "--nproc-per-node 1"), ("29500", free_port())):
+        assert text.count(known) == 1
+        text = text.replace(known, str(value))
+    (folder / "ssh.sh").write_text(text)
+    return ["bash", "ssh.sh", "run.toml", "runs/papers", "localhost", "127.0.0.1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_machines_by_ssh_save_when_asked_to_and_go_on_until_they_are_done(
+    tmp_path, jsonl, undisturbed, cluster, number
+):
+    out, command = tmp_path / "runs" / "papers", ssh_command(tmp_path)
+    write_config(tmp_path / "run.toml", jsonl, *RARELY)
+    process = job(command, tmp_path, cluster)
+    wait_for_steps(process, out, tmp_path, 2)
+    process.send_signal(number)
+    assert process.wait(timeout=120) == 75, (tmp_path / "job.log").read_text()
+    assert status(out)["status"] == "stopped" and 0 < status(out)["step"] < STEPS
+    assert job(command, tmp_path, cluster).wait(timeout=600) == 0
+    assert_bit_identical(out, undisturbed)
+    assert {*(tmp_path / "logins").read_text().split()} == {"localhost", "127.0.0.1"}
+
+
+def test_a_users_mistake_ends_ssh_with_neither_done_nor_stopped(tmp_path, jsonl, cluster):
+    command = ssh_command(tmp_path)
+    write_config(tmp_path / "run.toml", jsonl)
+    text = (tmp_path / "ssh.sh").read_text().replace("--max-restarts 3", "--max-restarts 0")
+    (tmp_path / "ssh.sh").write_text(text)
+    gone = (tmp_path / "run.toml").read_text().replace(str(jsonl), "gone.jsonl")
+    (tmp_path / "run.toml").write_text(gone)
+    assert job(command, tmp_path, cluster).wait(timeout=120) == 1
+    assert "gone.jsonl" in (tmp_path / "runs" / "papers.localhost.log").read_text()
 
 
 # -- the table of exit codes in deepsynth_min/training/README.md -----------------------------------
