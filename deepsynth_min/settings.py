@@ -186,7 +186,9 @@ class RunSettings:
     log_every: int = free(10, "steps between lines of metrics.jsonl", 1)
     resume: str = free("none", "auto (go on in --out as its run), a checkpoint, a run, or none")
     mirror: str = free(
-        "", "URL to copy checkpoints and figures to as they appear: s3://, gs://, hf://, file://"
+        "",
+        "URL to copy checkpoints and figures to as they appear: s3://, gs://, hf://, file://; one "
+        "that does not answer for two minutes ends the start, later it costs a warning",
     )
     push_to_hub: str = free("", "upload model or adapter at the end, to this owner/name")
     private: bool = free(False, "make that repository private, if it is new")

@@ -24,12 +24,10 @@ T = TypeVar("T")
 PAUSES = (0.5, 2.0, 8.0)  # seconds before what failed is tried once more
 _FINAL = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
-_OPTIONS = {  # of fsspec's file systems; a store that does not answer is noticed within two minutes
-    "s3": {
-        "config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}
-    },
-    "file": {"auto_mkdir": True},
-}
+# Of fsspec's file systems. Only _try tries again (see `retries` below): with the tries of botocore
+# and s3fs inside its own a store that never answers would be waited for 20 minutes, not two.
+_S3 = {"connect_timeout": 10, "read_timeout": 30, "retries": {"total_max_attempts": 1}}
+_OPTIONS = {"s3": {"config_kwargs": _S3}, "file": {"auto_mkdir": True}}
 
 
 class RemoteError(UserError):
@@ -64,6 +62,8 @@ class Remote:
         except ImportError as error:
             message = f'{self.name}: {error}; pip install "deepsynth-min[remote]"'
             raise UserError(message) from None
+        if protocol == "s3":
+            self.files.retries = 1
         self.root = self.files._strip_protocol(url).rstrip("/")
         self.is_local = protocol == "file"
 

@@ -4,6 +4,7 @@ Requests come from s3fs itself, over sockets. What the proxy does to new request
     open    passes them on
     cut     closes every connection
     full    answers every PUT with 507, as a store does that has no space left
+    mute    takes requests and never answers
 `stall_at(n)`: the n-th PUT of a checkpoint's file from now stops half-way, and `stalled` is set.
 """
 
@@ -77,6 +78,10 @@ class Store:
         self.requests.append(line)
         if self.mode == "cut":
             raise OSError("cut")
+        if self.mode == "mute":
+            while client.recv(2**16):  # until the client is gone
+                pass
+            raise OSError("mute")
         if self.mode == "full" and line.startswith("PUT"):
             client.sendall(FULL)
             raise OSError("full")

@@ -140,12 +140,17 @@ def test_a_store_that_stays_away_or_full_ends_no_run(store, tmp_path, jsonl, mod
     )
 
 
-def test_a_store_that_is_full_or_away_at_the_start_ends_it_in_one_line(store, tmp_path, jsonl):
-    for mode in ("full", "cut"):
-        store.become(mode)
-        said = finish(launch(store, tmp_path, jsonl), tmp_path, code=2)
-        assert re.search(r"^error: --mirror s3://\S+: .*\Z", said, re.M), said
-        assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("mode", ["full", "cut", "mute"])
+def test_a_store_that_is_full_or_away_at_the_start_ends_it_in_one_line(
+    store, tmp_path, jsonl, mode
+):
+    store.become(mode)
+    began = time.monotonic()
+    (said,) = finish(launch(store, tmp_path, jsonl), tmp_path, code=2).splitlines()
+    assert said.startswith(f"error: --mirror s3://{BUCKET}/{tmp_path.name}: ")
+    assert mode != "full" or "no space is left" in said
+    assert not (tmp_path / "run").exists()
+    assert time.monotonic() - began < 400  # two minutes, where the processor is not shared
 
 
 def test_a_bucket_that_is_not_there_ends_the_start_in_one_line(store, tmp_path, jsonl):
