@@ -10,12 +10,13 @@ import html
 import json
 import os
 import sys
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
 from .app_parts.jobs import Jobs
 from .app_parts.reading import ANSWER, PAGE, Reading
+from .app_parts.safety import REFUSED
 from .app_parts.server import MOST_UPLOAD, Queue, Server
 from .errors import UserError, exit_code
 from .options import OneLineParser, choices_of, option_of
@@ -47,8 +48,14 @@ def parser() -> OneLineParser:
     return out
 
 
+def default_of(f: Field) -> str:
+    if f.type is bool:
+        return "yes" if f.default else "no"
+    return " ".join(f.default) if get_origin(f.type) is tuple else str(f.default)
+
+
 def controls() -> list[dict[str, Any]]:
-    """Every setting as the page draws it."""
+    """Every setting that may be given there, as the page draws it."""
     return [
         {
             "name": f.name,
@@ -57,11 +64,12 @@ def controls() -> list[dict[str, Any]]:
             "help": f.metadata["help"],
             "choices": ["yes", "no"] if f.type is bool else choices_of(f.type) or [],
             "number": f.type in (int, float),
-            "default": " ".join(f.default) if get_origin(f.type) is tuple else str(f.default),
+            "default": default_of(f),
             "tabs": [tab for tab, names in (("page", PAGE), ("answer", ANSWER)) if f.name in names],
         }
         for title, concern in CONCERNS.items()
         for f in fields(concern)
+        if f.name not in REFUSED
     ]
 
 

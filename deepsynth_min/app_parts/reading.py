@@ -19,7 +19,8 @@ import torch
 from .. import options
 from ..data.inputs import open_inputs
 from ..data.row import Row
-from ..data.samples import Sample, SampleBuilder, collate
+from ..data.sample import Sample, page_as
+from ..data.samples import SampleBuilder, collate
 from ..data.tokenizer import encode
 from ..errors import UserError, number_of
 from ..evaluation.ablations import ablate
@@ -40,7 +41,7 @@ PAGE = ("mode", *(f.name for f in fields(PageSettings)))
 ANSWER = ("instruction", *(f.name for f in fields(GenerationSettings)))
 MOST_TEXT, MOST_PAGES = 200_000, 24  # characters of a document; pages that are shown
 CONCERNS = (ModelSettings, DataSettings, PageSettings, GenerationSettings)
-COSTS = {"blank": "an empty page", "without": "no page", "text": "as many tokens of its plain text"}
+COSTS = {"blank": "an empty page", "without": "no page", "tail": "as many tokens of its text's end"}
 
 
 @dataclass
@@ -175,7 +176,7 @@ class Reading:
         base = loss(last.opened, last.sample)
         yield {"cost": "this page", "loss": base, "rise": 0.0}
         for kind, name in COSTS.items():
-            changed = ablate(last.sample, kind, last.row, None, last.opened.builder)
+            changed = instead(last, kind)
             if changed is not None and len(changed.ids) <= last.opened.builder.context:
                 found = loss(last.opened, changed)
                 yield {"cost": name, "loss": found, "rise": found - base}
@@ -185,6 +186,17 @@ def answered(session: Session) -> Document:
     if session.last is None or not session.last.answered:
         raise UserError("there is no answer yet: press Read first")
     return session.last
+
+
+def instead(last: Document, kind: str) -> Sample | None:
+    """The sample with something else in the page's place; None of an image, which has no text."""
+    builder = last.opened.builder
+    if kind != "tail":
+        return ablate(last.sample, kind, last.row, None, builder)
+    if last.row.text is None:
+        return None
+    text = encode(builder.tokenizer, last.row.text)
+    return page_as(last.sample, kind, text, builder.special.image)
 
 
 @torch.no_grad()

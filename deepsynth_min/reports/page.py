@@ -37,7 +37,8 @@ h3 { font-size: 1rem; margin: .4rem 0; } figure { margin: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));
   gap: 1.2rem; }
 svg { width: 100%; height: auto; } svg.bars { max-width: 760px; display: block; }
-svg text { fill: var(--soft); font-size: 12px; } .axis { stroke: var(--line); }
+svg text { fill: var(--soft); font-size: 15px; } svg.bars text { font-size: 12px; }
+.axis { stroke: var(--line); }
 polyline { fill: none; stroke-width: 1.8; } .dashed { stroke-dasharray: 5 4; }
 .band { fill-opacity: .13; }
 .hit { fill: transparent; stroke: none; } .seen { fill: var(--paper); stroke-width: 1.4; }

@@ -1,10 +1,11 @@
 """The app in a real browser: the system's Chromium, driven by Selenium."""
 
 import shutil
+import threading
 import time
 
 import pytest
-from app_page import folder_of_rows, started
+from app_page import Client, folder_of_rows, started, ticks
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (extra test)")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -25,9 +26,14 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(root):
-    with started(root) as (port, _):
-        yield f"http://127.0.0.1:{port}/"
+def app(root):
+    with started(root) as found:
+        yield found
+
+
+@pytest.fixture
+def address(app):
+    return f"http://127.0.0.1:{app[0]}/"
 
 
 class Page:
@@ -172,6 +178,32 @@ def test_two_browsers_do_not_see_each_other_s_texts(page, address):
         assert "there is no text yet" in other.text("#read [role=alert]")
     finally:
         other.browser.quit()
+
+
+def test_who_must_wait_sees_the_place_in_the_queue(page, app):
+    slow = {"text": TEXT * 3, "settings": {"beams": "8", "max_new_tokens": "200"}}
+    others = [threading.Thread(target=Client(app[0]).ask, args=("read", slow)) for _ in range(2)]
+    for other in others:
+        other.start()
+    page.paste(TEXT)
+    page.click("#tab-read")
+    page.click("#do-read")
+    page.until(lambda: "before yours" in page.text("#read [role=status]"))
+    page.until(lambda: page.text("#read .spoken"))
+    for other in others:
+        other.join()
+
+
+@pytest.mark.parametrize(("tab", "most"), [("#tab-read", 2), ("#tab-runs", 20)])
+def test_idle_with_a_page_open_it_takes_no_processor(page, app, tab, most):
+    """In 20 seconds; Runs looks for runs every 2 s, for at most a hundredth of the time."""
+    page.paste(TEXT)
+    page.until(lambda: page.all("#pages .thumbs img"))
+    page.click(tab)
+    time.sleep(3)
+    before = ticks(app[1])
+    time.sleep(20)
+    assert ticks(app[1]) - before <= most
 
 
 def test_the_tabs_are_reached_by_keys(page):

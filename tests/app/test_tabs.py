@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -10,13 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from app_page import Client, folder_of_rows, started
+from app_page import Client, folder_of_rows, started, ticks
 from commands import words
 
 from deepsynth_min import command_line
+from deepsynth_min.app import parser
+from deepsynth_min.app_parts.reading import Document, instead
 from deepsynth_min.check import main as check
+from deepsynth_min.data.row import Row
+from deepsynth_min.data.tokenizer import encode
 from deepsynth_min.errors import UserError
 from deepsynth_min.generate import main as generate
+from deepsynth_min.runs.open_model import open_model
 
 TEXT = "The mayor of Hull, Ada Kern, met 45 bakers."
 SHORT = {"data": "rows.jsonl", "val_fraction": "0.2", "batch_size": "2", "threads": "1"}
@@ -96,20 +102,36 @@ def test_an_answer_costs_more_without_its_page(client):
     assert found["this page"] == 0 and found["an empty page"] > 0 and found["no page"] > 0
 
 
-def test_ten_readers_are_served_in_turn(port):
-    told = []
+def test_the_text_s_end_stands_in_the_page_s_place_token_for_token():
+    opened = open_model(parser().parse_args(["--model=tiny-reader"]), {})
+    row = Row("the text", "Hull.", TEXT * 3)
+    sample, text = opened.builder(row), encode(opened.builder.tokenizer, row.text)
+    assert len(text) > sample.visual > 0
+    changed = instead(Document(row, sample, opened, answered=True), "tail")
+    assert changed.ids == [sample.ids[0], *text[-sample.visual :], *sample.ids[1 + sample.visual :]]
 
-    def read():
-        told.append(Client(port).ask("read", {"text": TEXT, "settings": {"max_new_tokens": "40"}}))
 
-    threads = [threading.Thread(target=read) for _ in range(10)]
+def test_ten_readers_see_their_places_and_are_served_in_turn(port):
+    """A first one reads for seconds, so that all ten wait."""
+    slow = {"text": TEXT * 3, "settings": {"beams": "8", "max_new_tokens": "200"}}
+    told, clients, first = [], [Client(port) for _ in range(10)], Client(port)
+
+    def read(client: Client):
+        asked = {"text": TEXT, "settings": {"max_new_tokens": "40"}}
+        told.append(client.ask("read", asked))  # in the order in which they are done
+
+    threads = [threading.Thread(target=first.ask, args=("read", slow))]
+    threads += [threading.Thread(target=read, args=(client,)) for client in clients]
     for thread in threads:
         thread.start()
+        time.sleep(0.05)
     for thread in threads:
         thread.join()
-    assert len(told) == 10 and all(lines[-1].get("tokens") for lines in told)
-    waited = [line["progress"] for lines in told for line in lines if "waiting" in str(line)]
-    assert any("requests before yours" in line for line in waited)
+    assert all(lines[-1].get("tokens") for lines in told)
+    waits = [[line["progress"] for line in lines if "waiting" in str(line)] for lines in told]
+    places = [[int(re.search(r"(\d+) request", text)[1]) for text in texts] for texts in waits]
+    assert [one[0] for one in places] == list(range(1, 11))  # the first to come is the first done
+    assert all(one == sorted(one, reverse=True) and one[-1] == 1 for one in places)
 
 
 def test_a_bad_file_is_told_in_the_words_of_check(client, root, capsys, monkeypatch):
@@ -205,12 +227,6 @@ def test_idle_it_takes_no_processor(root):
         before = ticks(pid)
         time.sleep(3)
         assert ticks(pid) - before <= 1  # a hundredth of a second
-
-
-def ticks(pid: int) -> int:
-    """Processor time of a process, in hundredths of a second."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def test_ctrl_c_ends_it(root):
