@@ -62,12 +62,9 @@ setup(
         "cjk": ["manimgx-fonts-cjk>=2026.9.26"],  # 20 MB: Noto Sans CJK
         "log": ["tensorboard>=2.15", "wandb>=0.17"],  # other places for the figures
         "remote": ["s3fs>=2024.2", "gcsfs>=2024.2"],  # --mirror s3://..., gs://...
-        "test-remote": [
-            "s3fs>=2024.2",
-            "moto[s3]>=5",
-            "flask",
-            "flask-cors",
-        ],  # 110 MB; else skipped
+        # An object store for tests/runs/test_mirror_s3.py, which is skipped without it. Not part of
+        # `test`: 30 packages of 102 MB, and minutes, two of them waiting for a store that is mute.
+        "test-remote": ["s3fs>=2024.2", "moto[s3]>=5", "flask", "flask-cors"],
         "test": [
             "rouge-score>=0.1.2",
             "jiwer>=3",

@@ -25,6 +25,7 @@ trap stop TERM INT HUP USR1
 
 children=()
 for machine in "${machines[@]}"; do
+    rm -f "$run.$machine.pid" # of an earlier start: the number may be another process's by now
     on "$machine" "echo \$\$ >'$run.$machine.pid' && exec >>'$run.$machine.log' 2>&1 &&
         exec bash launch.sh '$run' '$torchrun' --nnodes $# --nproc-per-node gpu \
         --rdzv-backend c10d --rdzv-endpoint '${machines[0]}:29500' --rdzv-id '$(basename "$run")' \
