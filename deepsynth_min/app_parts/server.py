@@ -1,6 +1,6 @@
 """The web server of the page: who may ask, for how much, and whose files are whose.
 
-In: an `App` (app.py) and the functions that answer. Out: the page, and for each request JSON lines,
+In: the page and the functions that answer (app.py). Out: the page, and for each request JSON lines,
 one after another while the work goes on; each may say where in the queue it is.
 
 The one idea: a function that answers is a generator. When the browser goes away or presses Stop,

@@ -22,7 +22,8 @@ from .download import without_token
 
 T = TypeVar("T")
 PAUSES = (0.5, 2.0, 8.0)  # seconds before what failed is tried once more
-_FINAL = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_FINAL = (PermissionError, FileNotFoundError, FileExistsError)
+_FINAL += (NotADirectoryError, IsADirectoryError)
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 # Of fsspec's file systems. Only _try tries again (see `retries` below): with the tries of botocore
 # and s3fs inside its own a store that never answers would be waited for 20 minutes, not two.
