@@ -14,7 +14,8 @@ from .options import fixed, free
 class DataSettings:
     data: tuple[str, ...] = fixed(
         ("embedded:notices",),
-        "embedded:notices|reports; or a file, a folder or a hub id (owner/name) of rows: JSON "
+        "embedded:notices|reports|needles, the last also in lengths of one's own, in characters: "
+        "embedded:needles@500,2000; or a file, a folder or a hub id (owner/name) of rows: JSON "
         "lines, JSON, CSV, TSV, Parquet, an image folder; with weights: a.jsonl b.parquet:0.3",
     )
     val_data: str = fixed(

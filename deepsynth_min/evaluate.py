@@ -22,7 +22,7 @@ from .data.rows import View
 from .data.samples import SampleBuilder
 from .data.sources import open_all, open_data
 from .errors import UserError, exit_code
-from .evaluation import ablations, probes
+from .evaluation import ablations, needles, probes
 from .evaluation.evaluator import Evaluator
 from .files.disk import check_file, write_text, writing
 from .options import OneLineParser, change
@@ -124,6 +124,8 @@ def run(arguments: list[str]) -> dict[str, float]:
         if given.run:
             metric = settings.evaluation.best
             print(which_checkpoint(Path(given.run), opened.checkpoint, metric), file=sys.stderr)
+        if found := needles.table(figures):
+            print(found, file=sys.stderr)
         if note := ablations.warning(figures):
             print(f"warning: {note}", file=sys.stderr)
         if given.out:

@@ -1,1 +1,1 @@
-"""The embedded documents, (text, summary) pairs: reports in four languages, and notices."""
+"""The embedded documents, (text, summary) pairs: reports in four languages, notices, needles."""

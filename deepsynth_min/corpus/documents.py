@@ -61,6 +61,9 @@ class Document:
     `summaries`: what `summary` was drawn from, all of them right: each tells another side of it.
     """
 
+    instruction = None  # no field: it asks for what the run asks for
+    needle = None
+
     id: str
     language: str
     genre: str

@@ -47,6 +47,7 @@ class Row:
     text: str | None = None
     images: tuple[Path | bytes, ...] = ()
     instruction: str | None = None
+    needle: tuple[float, int] | None = None  # of embedded:needles: depth of its fact, length
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,13 @@ class EmbeddedRows:
 
     def size(self, i: int) -> int:
         """Characters of text and summary."""
-        return len(self.documents[i].text) + len(self.documents[i].summary)
+        document = self.documents[i]
+        return len(document.text) + len(document.summary)
 
     def __getitem__(self, i: int) -> Row:
         document = self.documents[i]
-        return Row(f"{self.name} {i}", document.summary, document.text)
+        asked = document.instruction
+        return Row(f"{self.name} {i}", document.summary, document.text, (), asked, document.needle)
 
 
 class FileRows:

@@ -29,7 +29,7 @@ from ..model.deepseek_ocr import DeepseekOCR
 from ..model.generation import Answer, generate
 from ..pages import vary
 from ..settings import Settings
-from . import ablations, text_metrics
+from . import ablations, needles, text_metrics
 from .figures import COUNTS, answer_figures
 
 MEANS = ("cer", "wer", "cer_normalised", "precision", "exact_match", "eos_rate", "repetition")
@@ -204,7 +204,7 @@ class Evaluator:
     def answers(self) -> tuple[dict[str, float], list[dict]]:
         """(figures about generated answers to the first rows, the answers of this rank)."""
         count = min(self.settings.evaluation.answer_samples, len(self.rows))
-        names = [*text_metrics.ROUGE, *MEASURED, "usable"]
+        names = [*text_metrics.ROUGE, *MEASURED, *needles.PLACE, "usable"]
         table = [[0.0] * len(names) for _ in range(count)]  # a row is filled in by one rank
         found = []
         for chosen in self._bar(self._shares(count), "answering"):
@@ -215,9 +215,10 @@ class Evaluator:
             answers = in_halves(list(zip(chosen, prompts)), self._answer)
             for i, row, answer in zip(chosen, rows, answers):
                 text = decode(self.builder.tokenizer, answer.ids)
-                scores = self._compare(row.summary, text, answer)
+                scores = self._compare(row, text, answer)
                 table[i] = [scores[name] for name in names]
                 entry = {"number": i, "row": row.where, "reference": row.summary, "answer": text}
+                entry |= {"instruction": row.instruction} if row.instruction else {}
                 found.append({**entry, "ended": answer.ended, "cer": scores["cer"]})
         flat = self.world.sum(*(value for values in table for value in values))
         rows = [flat[i : i + len(names)] for i in range(0, len(flat), len(names))]
@@ -225,7 +226,9 @@ class Evaluator:
         if not columns:
             return {}, []
         del columns["usable"]
-        return answer_figures(columns), found
+        places = list(zip(*(columns.pop(name) for name in needles.PLACE)))
+        by_place = needles.accuracy(places, columns["exact_match"])
+        return answer_figures(columns) | by_place, found
 
     def _answer(self, numbered: list[tuple[int, Sample]]) -> list[Answer]:
         """Answers to prompts, each with the number of its row, all of them at once."""
@@ -235,10 +238,11 @@ class Evaluator:
         with self.autocast():
             return generate(self.model, batch, *settings, list(numbers), self.allowed)
 
-    def _compare(self, reference: str, text: str, answer: Answer) -> dict[str, float]:
-        """The numbers of one answer: ROUGE, and MEASURED."""
+    def _compare(self, row: Row, text: str, answer: Answer) -> dict[str, float]:
+        """The numbers of one answer: ROUGE, MEASURED, where its fact stands."""
         return {
-            **text_metrics.compared(reference, text),
+            **text_metrics.compared(row.summary, text),
+            **dict(zip(needles.PLACE, row.needle or (0.0, 0))),
             "eos_rate": float(answer.ended),
             "repetition": text_metrics.repetition(answer.ids),
             "usable": 1.0,

@@ -96,7 +96,7 @@ def plain(reference: str, answer: str) -> tuple[str, str]:
 
 def _block(pages: Path, found: dict, number: int, columns: dict[str, str]) -> str:
     """One answer: its page, if that is kept, and texts by their names, side by side."""
-    title = [f"held-out row {number}", str(found.get("row", ""))]
+    title = [f"held-out row {number}", str(found.get("row", "")), str(found.get("instruction", ""))]
     if isinstance(found.get("cer"), float):
         title.append(f"CER {found['cer']:.3f}")
     if "ended" in found:

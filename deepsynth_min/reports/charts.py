@@ -1,4 +1,4 @@
-"""Numbers -> SVG: line charts, bars and histograms for the pages.
+"""Numbers -> SVG: line charts, bars, histograms and heat maps for the pages.
 
 In: series of points, or values. Out: SVG text, coloured by CSS classes c0, c1, ... of the page.
 
@@ -206,5 +206,45 @@ def histogram(title: str, values: Sequence[float], unit: str, bins: int = 40) ->
     title = html.escape(title + note)
     return (
         f'<figure><h3>{title}</h3><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{title}">{"".join(parts)}</svg></figure>'
+    )
+
+
+def heat_map(
+    title: str,
+    values: dict[tuple[float, float], float],
+    rows: tuple[str, Callable[[float], str]],
+    columns: tuple[str, Callable[[float], str]],
+) -> str:
+    """Shares from 0 to 1 by (row, column), each with its number in its cell, the deeper in colour
+    the higher; "" without any. rows, columns: what they are, and how one is written."""
+    if not values:
+        return ""
+    downs, acrosses = (sorted(set(places)) for places in zip(*values))
+    left, top, high = 92, 22, 34
+    wide, bottom = (WIDTH - left) / len(acrosses), top + high * len(downs)
+    parts = [f'<text x="0" y="{top - 8}">{html.escape(rows[0])}</text>']
+    for i, down in enumerate(downs):
+        y, name = top + i * high, html.escape(rows[1](down))
+        parts.append(f'<text x="{left - 8}" y="{y + 22}" text-anchor="end">{name}</text>')
+        for j, across in enumerate(acrosses):
+            if (share := values.get((down, across))) is None:
+                continue
+            x, middle = left + j * wide, left + (j + 0.5) * wide
+            label = f"{rows[0]} {rows[1](down)}, {columns[0]} {columns[1](across)}: {share:.1%}"
+            parts.append(
+                f'<g><title>{html.escape(label)}</title><rect class="c0" x="{x + 1:.1f}" '
+                f'y="{y + 1}" width="{wide - 2:.1f}" height="{high - 2}" '
+                f'style="fill-opacity: {0.06 + 0.5 * share:.3f}"/><text class="value" '
+                f'x="{middle:.1f}" y="{y + 22}" text-anchor="middle">{share:.0%}</text></g>'
+            )
+    for j, across in enumerate(acrosses):
+        at = f'x="{left + (j + 0.5) * wide:.1f}" y="{bottom + 16}" text-anchor="middle"'
+        parts.append(f"<text {at}>{html.escape(columns[1](across))}</text>")
+    at = f'x="{(left + WIDTH) / 2:.0f}" y="{bottom + 34}" text-anchor="middle"'
+    parts.append(f"<text {at}>{html.escape(columns[0])}</text>")
+    title = html.escape(title)
+    return (
+        f'<figure><h3>{title}</h3><svg viewBox="0 0 {WIDTH} {bottom + 40}" role="img" '
         f'aria-label="{title}">{"".join(parts)}</svg></figure>'
     )

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from ..evaluation import ablations
 from ..evaluation.figures import DEFINITIONS, WITH_INTERVAL, best_beside_last
+from ..evaluation.needles import PREFIX
 from ..files.disk import PAGE_HEAD
 from .answers import ANSWER_STYLE, HOW_TO_READ, answers, before_and_after, image
 from .arms import arms
 from .charts import bars, chart
+from .needles import needles
 from .runs import Run
 from .tables import table
 
@@ -39,6 +41,7 @@ h3 { font-size: 1rem; margin: .4rem 0; } figure { margin: 0; }
 svg { width: 100%; height: auto; } svg.bars { max-width: 760px; display: block; }
 svg text { fill: var(--soft); font-size: 15px; } svg.bars text { font-size: 12px; }
 .axis { stroke: var(--line); }
+svg text.value { fill: var(--ink); }
 polyline { fill: none; stroke-width: 1.8; } .dashed { stroke-dasharray: 5 4; }
 .band { fill-opacity: .13; }
 .hit { fill: transparent; stroke: none; } .seen { fill: var(--paper); stroke-width: 1.4; }
@@ -159,7 +162,7 @@ def figures(runs: list[Run]) -> str:
             columns.append((f"{name}step {run.best['step']} (best by {by})", run.best))
     there = dict.fromkeys(name for _, values in columns for name in values)
     names = [name for name in DEFINITIONS if name in there]
-    names += [name for name in there if name not in DEFINITIONS]
+    names += [n for n in there if n not in DEFINITIONS and not n.startswith(PREFIX)]  # a heat map
     intervals = {f"{name}_{end}" for name in WITH_INTERVAL for end in ("low", "high")}
     shown = [name for name in names if name not in {"kind", "minutes", "step"} | intervals]
     if not shown:
@@ -239,6 +242,7 @@ def page(*paths: Path) -> str:
         f'<div class="charts step">{curves(runs, "step")}</div>',
         f'<div class="charts time">{curves(runs, "minutes")}</div>',
         arms(runs),
+        needles(runs),
         reading(runs),
         figures(runs),
         differences(runs) if len(runs) > 1 else "",

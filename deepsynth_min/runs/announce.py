@@ -168,6 +168,7 @@ def show_answers(directory: RunDirectory, rows: Sequence[Row]) -> None:
         print(f"\nheld-out row {number}" + (f": {picture}" if picture.exists() else ""))
         texts = {
             "document": " / ".join(filter(None, (rows[number].text or "").splitlines())),
+            "question": after.get("instruction", ""),
             "before": before["answer"],
             "after": after["answer"],
             "reference": after["reference"],

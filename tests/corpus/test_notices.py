@@ -126,5 +126,5 @@ def test_embedded_alone_goes_on_meaning_the_reports():
     mixed = DataSettings(data=("embedded:notices:3", "embedded"), val_data="embedded:notices")
     assert open_data(mixed, 0).held_out[0].where == "embedded:notices val 0"
     assert families.family_of("embedding.jsonl") is None
-    with pytest.raises(UserError, match="embedded:news.*embedded:reports and embedded:notices"):
+    with pytest.raises(UserError, match="embedded:news.*embedded:reports, embedded:notices and"):
         open_data(DataSettings(data=("embedded:news",)), 0)
