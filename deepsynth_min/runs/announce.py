@@ -16,7 +16,7 @@ from ..data.order import Mixture
 from ..data.row import Row
 from ..data.rows import View
 from ..errors import UserError, is_out_of_memory, number_of, one_line
-from ..evaluation import ablations
+from ..evaluation import ablations, needles
 from ..evaluation.figures import best_beside_last
 from ..model.deepseek_ocr import summary_table
 from ..model.shape.presets import PRESETS, find_checkpoint
@@ -153,6 +153,8 @@ def conclude(directory: RunDirectory, step: int, last: dict | None, metric: str)
         reached = f"held-out loss {first['loss']:.4f} -> {last['loss']:.4f} nats per token"
         beside = best and best_beside_last(best, scored[-1], metric)
         print(f"{reached}; {beside}" if beside else reached)
+    if found := needles.table(last):
+        print(found)
     if note := ablations.warning(last):
         print(f"warning: {note}")
 
