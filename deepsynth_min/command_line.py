@@ -2,8 +2,8 @@
 
 In: a command line, TOML files (config_file.py). Out: `Settings`, complete and checked.
 
-The one idea: precedence. The command line counts first, then --style-json, --config, then with
---resume auto the run's own settings, then the default.
+The one idea: precedence. The command line counts first, then --style-json, --config, --recipe, then
+with --resume auto the run's own settings, then the default.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from . import config_file, options, style_json
+from . import config_file, options, recipes, style_json
 from .errors import UserError
 from .settings import CONCERNS, PageSettings, Settings
 
@@ -26,8 +26,11 @@ class DryRun:
 
 
 def make_parser(program: str, description: str) -> options.OneLineParser:
-    """The options of all settings, and --config."""
+    """The options of all settings, --recipe, --config and --style-json."""
     parser = options.make_parser(CONCERNS, program, description)
+    text = "settings of a recipe that comes with the package; list: says which there are; stands "
+    text += "below --config and --style-json, as these stand below the command line"
+    parser.add_argument("--recipe", metavar="NAME", help=text)
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings, e.g. a run's")
     text = "page settings from a config.json of Glyph's, as far as they have a meaning here"
     parser.add_argument("--style-json", metavar="FILE", help=text)
@@ -36,9 +39,12 @@ def make_parser(program: str, description: str) -> options.OneLineParser:
 
 
 def complete(given: dict[str, object]) -> Settings:
-    """What was given on a command line -> Settings; others from --config, and with --resume auto
-    from the run in --out. --style-json stands below the command line and above the rest; what it
-    leaves out is printed. Raises UserError."""
+    """What was given on a command line -> Settings; others from --config, --recipe, and with
+    --resume auto from the run in --out. --style-json stands below the command line and above the
+    rest; what it leaves out is printed. `--recipe list` prints and exits. Raises UserError."""
+    if given.get("recipe") == "list":
+        print(recipes.listing())
+        raise SystemExit(0)
     if path := given.pop("style_json", None):
         styled, left_out = style_json.for_run(path, {f.name for f in fields(PageSettings)})
         for note in left_out:

@@ -15,10 +15,11 @@ import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from . import options
+from . import options, recipes
 from .errors import UserError
 from .options import as_toml, option_of
 
@@ -50,17 +51,19 @@ def read(path: Path, concerns: dict[str, type], is_resolved: bool = False) -> di
 
 
 def layered(given: dict[str, object], concerns: dict[str, type]) -> dict[str, object]:
-    """{setting: value} of all that speaks: the command line, else the file of its --config, else,
-    with --resume auto, the run in --out. Raises UserError."""
+    """{setting: value} of all that speaks: the command line, else the file of its --config, else
+    its --recipe, else, with --resume auto, the run in --out. Raises UserError."""
     line = options.checked(given, concerns.values())
-    file = read(Path(given["config"]), concerns) if "config" in given else {}
-    values = _over(file, line)
+    files = [recipes.find(given["recipe"])] if "recipe" in given else []
+    files += [Path(given["config"])] if "config" in given else []
+    named = reduce(_over, (read(file, concerns) for file in files), {})
+    values = _over(named, line)
     run = Path(values.get("out", ""))
     if values.get("resume") != "auto" or not is_run(run):
         return values
     own = read(run / "config.toml", concerns)
     here = {name: values[name] for name in ("out", "resume")}
-    return _over(_over(own, file), line) | here
+    return _over(_over(own, named), line) | here
 
 
 def is_run(directory: Path) -> bool:

@@ -11,9 +11,9 @@ import deepsynth_min
 PACKAGE = Path(deepsynth_min.__file__).parent
 # The way of the data through the package; a folder knows those above it.
 ORDER = (
-    "errors other_names options config_file data_settings settings style_json command_line files "
-    "corpus pages model tuning data evaluation reports inspection training runs planning publish "
-    "tiny_reader app_parts"
+    "errors other_names options recipes config_file data_settings settings style_json command_line "
+    "files corpus pages model tuning data evaluation reports inspection training runs planning "
+    "publish tiny_reader app_parts"
 ).split()
 COMMANDS = "commands"  # the files at the top that are run; they know everybody, nobody knows them
 

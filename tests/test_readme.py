@@ -24,7 +24,7 @@ OTHERS = """
 --standalone --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --max-restarts
 --shutdown-timeout --signals-to-handle
 --help --config --run --run-dir --checkpoint --to --merge --dtype --preset --count --split
---style-json --dry-run --gpu --gpus --gpu-price --probes
+--style-json --recipe --dry-run --gpu --gpus --gpu-price --probes
 """.split()
 
 

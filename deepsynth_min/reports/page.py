@@ -55,7 +55,7 @@ pre { overflow-x: auto; border: 1px solid var(--line); padding: .8rem; font-size
 .key b { font-weight: 600; margin-left: .7rem; font-size: .85rem; display: inline-block;
   line-height: 1.25; border-bottom: 2px solid; }
 .key b.dashed { border-bottom-style: dashed; }
-@media (max-width: 500px) { svg text, svg text.value { font-size: 16px; } }
+@media (max-width: 500px) { svg text { font-size: 16px; } }
 #by-step:checked ~ .time, #by-time:checked ~ .step { display: none; }
 """
     + ANSWER_STYLE
