@@ -14,6 +14,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
+from . import recipes
 from .app_parts.jobs import Jobs
 from .app_parts.reading import ANSWER, PAGE, Reading
 from .app_parts.safety import REFUSED
@@ -55,8 +56,11 @@ def default_of(f: Field) -> str:
 
 
 def controls() -> list[dict[str, Any]]:
-    """Every setting that may be given there, as the page draws it."""
-    return [
+    """Every setting that may be given there, and a recipe for a training, as the page draws it."""
+    recipe = {"name": "recipe", "option": "--recipe", "group": "recipe", "number": False}
+    recipe |= {"help": "settings for one purpose; those below come on top of it", "default": "none"}
+    recipe |= {"choices": recipes.names(), "tabs": []}
+    return [recipe] + [
         {
             "name": f.name,
             "option": option_of(f.name),

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_origin
 
-from .. import command_line, options
+from .. import command_line, options, recipes
 from ..data.sources import weighted
 from ..errors import UserError
 from ..files.disk import check_name
@@ -83,6 +83,9 @@ def arguments(values: dict[str, str], allowed: Collection[str] = FIELDS) -> list
     if not isinstance(values, dict):
         raise UserError("settings: not an object")
     for name, text in values.items():
+        if name == "recipe" and allowed is FIELDS and isinstance(text, str):
+            words.append(f"--recipe={recipes.find(text).stem}")
+            continue
         if name not in allowed or not isinstance(text, str):
             raise UserError(f"{name}: not a setting of this page")
         option, kind = option_of(name), FIELDS[name].type
@@ -99,7 +102,9 @@ def settings_of(root: Path, words: list[str], parser: options.OneLineParser) -> 
     """A command line of settings -> the settings given, checked. Raises UserError."""
     given = vars(parser.parse_args(words))
     own = {name: value for name, value in given.items() if name in FIELDS}
-    check_settings(root, command_line.complete(own))
+    check_settings(
+        root, command_line.complete({k: given[k] for k in given if k in (*own, "recipe")})
+    )
     return options.checked(own, CONCERNS.values())
 
 

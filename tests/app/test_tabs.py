@@ -184,6 +184,13 @@ def test_a_training_is_refused_in_the_words_of_the_command_line(client, wrong):
     assert client.error("train", {"settings": wrong}) == str(refused.value)
 
 
+def test_a_recipe_is_planned_as_the_command_line_has_it_and_stays_below_the_root(client):
+    (planned,) = client.ask("plan", {"settings": {"recipe": "arms-study", "max_steps": "3"}})
+    assert planned["command"].endswith("deepsynth_min.train --recipe=arms-study --max-steps=3")
+    for name, said in (("list", "no such recipe"), ("ocr-lora-24gb", "--model deepseek-ai/")):
+        assert said in client.error("plan", {"settings": {"recipe": name}})
+
+
 @pytest.mark.slow
 def test_a_training_is_watched_stopped_and_goes_on(port, client):
     asked = {"settings": SHORT | {"max_steps": "400", "out": "runs/one", "eval_every": "0"}}
