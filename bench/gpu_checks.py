@@ -23,7 +23,7 @@ from torch import Tensor
 
 from deepsynth_min import train
 from deepsynth_min.model import DeepseekOCR
-from deepsynth_min.model.attention import attend, attention
+from deepsynth_min.model.attention import attend, attend_window, attention, window_mask
 from deepsynth_min.model.decoder import MixtureOfExperts
 from deepsynth_min.model.encoders.relative_attention import (
     attend_by_score,
@@ -34,6 +34,7 @@ from deepsynth_min.model.encoders.sam_clip import SamAttention, attend_with_colu
 from deepsynth_min.model.experts import mixture_of_experts, mixture_of_experts_grouped
 from deepsynth_min.model.loss import chunked_cross_entropy, cross_entropy
 from deepsynth_min.model.shape.presets import PRESETS
+from deepsynth_min.model.window_blocks import attend_in_blocks, window_blocks
 from deepsynth_min.training.compile import compile_parts, parts_to_compile
 from deepsynth_min.training.precision import autocast
 
@@ -180,6 +181,37 @@ def decoder_forms(device: torch.device, dry: bool) -> Iterator[dict]:
 
 def _grads(out: Tensor, given: tuple) -> tuple[Tensor, ...]:
     return torch.autograd.grad(out.float().square().mean(), given)
+
+
+def window_forms(device: torch.device, dry: bool) -> Iterator[dict]:
+    """A reference sliding window: the mask, chunks, and on a GPU a compiled kernel (flex), padded
+    and packed, at two lengths each, with their gradients."""
+    config, window = PRESETS["tiny" if dry else "deepseek-ocr"].decoder, 128
+    for precision, dtype in PRECISIONS.items():
+        for prompt, T in ((70, 400),) if dry else ((300, 1100), (300, 2000)):
+            torch.manual_seed(0)
+            shape = (2, config.num_attention_heads, T, config.head_dim)
+            made = {"device": device, "dtype": dtype, "requires_grad": True}
+            given = q, k, v = tuple(torch.randn(shape, **made) for _ in range(3))
+            mask = window_mask(torch.tensor([prompt] * 2, device=device), T, window)
+            plain = attention(q, k, v, mask)
+            exact = [plain, *_grads(plain, given)]
+            by_sample = ((p[i : i + 1] for p in given) for i in (0, 1))
+            one = torch.cat([attend_window(*own, prompt, window) for own in by_sample])
+            what = f"window of {window} in {T} tokens, {precision}"
+            apart = worst([one, *_grads(one, given)], exact)
+            yield off(f"{what}: chunks", apart, APART[precision])
+            if device.type != "cuda":
+                continue
+            padded = window_blocks((), (prompt,) * 2, T, window, device)
+            one = attend_in_blocks(q, k, v, padded)
+            apart = worst([one, *_grads(one, given)], exact)
+            yield off(f"{what}: flex, padded", apart, APART[precision])
+            packed = window_blocks((T, T), (prompt,) * 2, 2 * T, window, device)
+            row = (p.transpose(0, 1).flatten(1, 2)[None] for p in given)  # [1, H, 2T, d]
+            one = attend_in_blocks(*row, packed)[0].unflatten(1, (2, T)).transpose(0, 1)
+            apart = worst([one, *_grads(one, given)], exact)
+            yield off(f"{what}: flex, packed", apart, APART[precision])
 
 
 def varlen(device: torch.device, dry: bool) -> Iterator[dict]:

@@ -93,9 +93,9 @@ class OptimSettings:
     )
     flex: bool = free(
         True,
-        "on a GPU with Triton, a frozen SAM's attention in one compiled kernel; the first step is "
-        "seconds longer; computed for an H100, not measured: a LoRA step of 16 pages takes 102 in "
-        "place of 126 ms",
+        "on a GPU with Triton, a frozen SAM's attention in one compiled kernel, and the decoder's "
+        "with a reference sliding window; the first step is seconds longer; computed for an H100, "
+        "not measured: a LoRA step of 16 pages takes 102 in place of 126 ms",
     )
     max_steps: int = free(0, "optimizer steps; 0: as --epochs says", 0)
     epochs: float = free(1.0, "passes over the training data, unless --max-steps is given", 0)

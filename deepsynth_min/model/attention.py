@@ -7,7 +7,8 @@ only where padding stands to the left. The cache holds the keys and values of wh
 
 With a reference sliding window (`sliding_window`), a token of the answer sees the whole prompt and
 of the answer the last tokens alone, itself included. Neither training nor generation then costs
-more for each token of a long answer than for one of a short one.
+more for each token of a long answer than for one of a short one. A GPU has one kernel for it
+(window_blocks.py).
 
 Sources: Vaswani et al. 2017, Su et al. 2021 (rotary positions), Ainslie et al. 2023 (groups),
 arXiv 2606.23050 (the reference sliding window of Unlimited-OCR).
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from .rotary import rotate
 from .shape.config import DecoderConfig
+from .window_blocks import WindowBlocks, attend_in_blocks
 
 CHUNK = 512  # tokens of an answer that attend in one call, at least, where there is a window
 
@@ -175,7 +177,7 @@ class Attention(nn.Module):
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | WindowBlocks | None = None,
         cache: KVCache | None = None,
         lengths: Sequence[int] = (),
         prompts: Sequence[int] = (),
@@ -189,7 +191,9 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        if lengths or prompts:
+        if isinstance(mask, WindowBlocks):
+            out = attend_in_blocks(q, k, v, mask, self.shared_kv)
+        elif lengths or prompts:
             out = self._by_sample(q, k, v, lengths, prompts)
         else:
             out = attend(q, k, v, mask, self.shared_kv)  # [B, H, T, d]

@@ -24,6 +24,7 @@ from .experts import Experts
 from .norm import RMSNorm
 from .rotary import rotary_tables
 from .shape.config import DecoderConfig
+from .window_blocks import WindowBlocks, window_blocks
 
 
 class MLP(nn.Module):
@@ -137,7 +138,7 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | WindowBlocks | None,
         cache: KVCache | None,
         layout: Layout,
     ) -> tuple[Tensor, Tensor | None]:
@@ -162,11 +163,13 @@ def decode(
     layout: Layout = Layout(),
     cache: KVCache | None = None,
     recompute: int = 0,
+    in_blocks: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Embeddings x [B, T, D] -> (hidden states, [B, T, D] or as the layout asks; balance term).
 
     The activations of the first `recompute` layers are not kept but computed again in the backward
-    pass: the first, since theirs would wait the longest.
+    pass: the first, since theirs would wait the longest. in_blocks: a window is one kernel's work
+    (window_blocks.py).
     """
     B, T, _ = x.shape
     past = cache.length if cache is not None else 0
@@ -190,6 +193,9 @@ def decode(
     elif mask is not None:  # spelled out already: for looking at, not for training
         mask = mask & window_mask(torch.tensor(layout.prompts, device=x.device), T, window)
         layout = replace(layout, prompts=())
+    elif in_blocks:
+        mask = window_blocks(lengths, layout.prompts, T, window, x.device)
+        layout = replace(layout, lengths=(), prompts=())
     cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta)
     balance = None
     for number, layer in enumerate(layers):

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from .attention import KVCache
 from .batch import Batch
 from .decoder import DecoderLayer, Layout, Router, decode
+from .encoders.at_once import PagesAtOnce
 from .encoders.query_encoder import QueryEncoder
-from .encoders.sam_clip import ClipEncoder, Projector, SamAttention, SamEncoder
+from .encoders.sam_clip import ClipEncoder, Projector, SamAttention, SamEncoder, side_by_side
 from .experts import Experts
 from .loss import chunked_cross_entropy
 from .norm import RMSNorm
@@ -32,11 +33,6 @@ from .shape.config import ModelConfig
 from .shape.official import config_from_file
 from .shape.presets import find_checkpoint
 from .weights import PackedWeight, is_adapter, load_weights
-
-
-def side_by_side(sam: Tensor, clip: Tensor) -> Tensor:
-    """Each place's vectors of both towers, without CLIP's class token: [N, h*w, F]."""
-    return torch.cat([clip[:, 1:], sam.flatten(2).transpose(1, 2)], dim=-1)
 
 
 class Trunk(nn.Module):
@@ -71,6 +67,8 @@ class DeepseekOCR(nn.Module):
         super().__init__()
         self.config = config
         self.adapter = None  # a LoraConfig, once lora.attach has been here
+        self.at_once = PagesAtOnce(config.sam.patch)
+        self.window_in_blocks = False  # by a compiled kernel (training/compile.py)
         self.recompute = 0  # first layers whose activations the backward pass computes again
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
@@ -131,17 +129,17 @@ class DeepseekOCR(nn.Module):
         """uint8 [N, C, h*64, w*64] -> what the projector sees of them, [N, h, w, F]; of learned
         queries, which have no place on the page, the h*w one after the other.
 
-        What a page becomes in float32 must not depend on the pages beside it, to the last bit, lest
-        a cached page (feature_cache.py) differ from a fresh one. Matrix products of other sizes may
-        add up in another order; so an encoder in float32 reads one page at a time, unless it is
-        being trained. From 512 px on that costs nothing; where the last bit does not matter,
-        `together` says how many pages it may read at once.
+        In float32, unless the encoder trains, a page becomes the same to the last bit whatever
+        pages are beside it (at_once.py). `together`: pages read at once, where that may be lost.
         """
         trains = torch.is_grad_enabled() and self.encoder_trains
-        exact = self.model.sam_model.pos_embed.dtype == torch.float32 and not trains
-        pieces = pages.split(together or (1 if exact else max(1, len(pages))))
-        n, h, w = len(pages), pages.shape[2] // 64, pages.shape[3] // 64
-        return torch.cat([self._joined(*self._towers(piece)) for piece in pieces]).view(n, h, w, -1)
+        if not together and self.model.sam_model.pos_embed.dtype == torch.float32 and not trains:
+            together = self.at_once.size(pages, self._read)
+        return self._read(pages, together or max(1, len(pages)))
+
+    def _read(self, pages: Tensor, together: int) -> Tensor:
+        features = [self._joined(*self._towers(piece)) for piece in pages.split(together)]
+        return torch.cat(features).unflatten(1, (pages.shape[2] // 64, pages.shape[3] // 64))
 
     def _joined(self, sam: Tensor, second: Tensor) -> Tensor:
         """What the projector sees of both towers' features: [N, h*w, F]."""
@@ -228,7 +226,8 @@ class DeepseekOCR(nn.Module):
         """Embeddings [B, T, D] -> normed hidden states [B, T, D], or those [1, L, D] that the
         layout asks for, and the balance term or None."""
         trunk, config = self.model, self.config.decoder
-        return decode(trunk.layers, trunk.norm, config, x, layout, cache, self.recompute)
+        how = (self.recompute, self.window_in_blocks)
+        return decode(trunk.layers, trunk.norm, config, x, layout, cache, *how)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, T, V] of every position, for looking at; training uses `loss`."""

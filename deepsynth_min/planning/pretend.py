@@ -23,8 +23,9 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map_only
 
-from ..model import loss
+from ..model import attention, loss
 from ..model.encoders import relative_attention
+from ..model.window_blocks import WindowBlocks
 from ..training import compile as compiling, rounding
 from ..tuning import quant
 from .paper import Count, Kernel, extent, grouped_flops
@@ -35,7 +36,8 @@ CUDA = torch.device("cuda")
 class _Attention(torch.autograd.Function):
     """A fused kernel: q, k, v and a mask in, the output and a row's scale out; scores stay inside.
 
-    FLOPs of its two products, of which causality halves the work; backward takes five.
+    FLOPs of its two products, over the pairs of a query and a key of all heads; backward takes
+    five. share: of the usual rate of fused attention.
     """
 
     @staticmethod
@@ -45,8 +47,9 @@ class _Attention(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         mask: Tensor | None,
-        causal: bool,
+        pairs: int,
         count: Count,
+        share: float = 1.0,
     ) -> Tensor:
         # As torch lays it out: a head's rows apart, as in what usually came in.
         out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)
@@ -54,12 +57,11 @@ class _Attention(torch.autograd.Function):
             out = out[..., : v.shape[-1]]
         scales = q.new_empty(q.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, mask, out, scales)
-        ctx.count = count
-        whole = 2 * q.shape[:-1].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
-        ctx.flops = whole // 2 if causal else whole
+        ctx.count, ctx.share = count, share
+        ctx.flops = 2 * pairs * (q.shape[-1] + v.shape[-1])
         tensors = [t for t in (q, k, v, mask, out, scales) if t is not None]
         size = sum(map(extent, tensors))
-        count.add(Kernel("attention", "attention", size, ctx.flops, q.dtype))
+        count.add(Kernel("attention", "attention", size, ctx.flops, q.dtype, share=share))
         return out
 
     @staticmethod
@@ -70,8 +72,9 @@ class _Attention(torch.autograd.Function):
         kernel = Kernel(
             "attention backward", "attention", size, ctx.flops * 5 // 2, grad.dtype, launches=3
         )
+        kernel.share = ctx.share
         ctx.count.add(kernel)
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -131,6 +134,17 @@ def _flex(count: Count) -> Callable:
         kernel.share = FLEX
         count.add(kernel)
         return out
+
+    return attention
+
+
+def _window(count: Count) -> Callable:
+    """The same kernel with the blocks of a window, forward and backward: of the pairs it reads."""
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, blocks: WindowBlocks, enable_gqa: bool = False
+    ) -> Tensor:
+        return _Attention.apply(q, k, v, None, q.shape[1] * blocks.pairs, count, FLEX)
 
     return attention
 
@@ -202,7 +216,8 @@ class PretendCuda(TorchFunctionMode):
         d = q.shape[-1]
         if q.dtype != torch.float32 and (missing := -d % 8):  # as torch does before its kernels
             q, k, v = (F.pad(t, (0, missing)) for t in (q, k, v))
-        return _Attention.apply(q, k, v, attn_mask, is_causal, self.count)[..., : v.shape[-1]]
+        pairs = q.shape[:-1].numel() * k.shape[-2] // (2 if is_causal else 1)
+        return _Attention.apply(q, k, v, attn_mask, pairs, self.count)[..., : v.shape[-1]]
 
 
 def _on_meta(device: torch.device) -> torch.device:
@@ -243,6 +258,7 @@ def on_paper(
         stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0)))
         count = stack.enter_context(Count())
         stack.enter_context(patch.object(relative_attention, "_kernel", lambda: _flex(count)))
+        stack.enter_context(patch.object(attention, "attend_in_blocks", _window(count)))
         stack.enter_context(patch.object(compiling, "has_compiler", lambda device: True))
         # A GPU's generator cannot be made here; of this one no numbers are drawn.
         generator = torch.Generator()

@@ -8,7 +8,8 @@ activations; compiled, they become few. Compiled is what depends on the number o
 encoder's blocks, the decoder's norms, its MLPs and experts. The decoder's attention stays as it is:
 packed samples take a call each, and their lengths are new in every step.
 
-`--flex`, on by default on a GPU: a single kernel, SAM's attention, is compiled alone, in seconds.
+`--flex`, on by default on a GPU: single kernels, SAM's attention and the decoder's with a reference
+sliding window, are compiled alone, in seconds.
 What is chosen here was chosen by arithmetic (bench/roofline.py), not yet measured on a GPU.
 """
 
@@ -37,8 +38,9 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def use_flex(model: DeepseekOCR, device: torch.device) -> None:
-    """SAM adds its bias inside a compiled kernel, wherever it runs without gradients; does nothing
-    on a device without a compiler."""
+    """SAM adds its bias inside a compiled kernel, wherever it runs without gradients, and a
+    reference sliding window is one; does nothing on a device without a compiler."""
+    model.window_in_blocks = has_compiler(device)
     for block in model.model.sam_model.blocks:
         block.attn.by_score = has_compiler(device)
 

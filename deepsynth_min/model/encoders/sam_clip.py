@@ -115,6 +115,15 @@ class SamBlock(nn.Module):
         return y[:, :h, :w]  # [N, h, w, D]
 
 
+def _by_page(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution of x [N, C, h, w]. Of a small image alone torch's CPU kernel is another than
+    of several, and rounds otherwise; without gradients each is alone, and none depends on others.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return convolution(x)
+    return torch.cat([convolution(page) for page in x.split(1)])
+
+
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of an image [N, C, h, w]."""
 
@@ -158,7 +167,10 @@ class SamEncoder(nn.Module):
         x = x + _resized_table(self.pos_embed, x.shape[1:3])
         for block in self.blocks:
             x = block(x)
-        return self.net_3(self.net_2(self.neck(x.permute(0, 3, 1, 2))))  # [N, C, h, w]
+        x = x.permute(0, 3, 1, 2)
+        for layer in (*self.neck, self.net_2, self.net_3):
+            x = _by_page(layer, x) if isinstance(layer, nn.Conv2d) else layer(x)
+        return x  # [N, C, h, w]
 
 
 class ClipAttention(nn.Module):
@@ -241,6 +253,11 @@ class ClipEncoder(nn.Module):
         for layer in self.transformer.layers:
             x = layer(x)
         return x
+
+
+def side_by_side(sam: Tensor, clip: Tensor) -> Tensor:
+    """Each place's vectors of both towers, without CLIP's class token: [N, h*w, F]."""
+    return torch.cat([clip[:, 1:], sam.flatten(2).transpose(1, 2)], dim=-1)
 
 
 class Projector(nn.Module):
