@@ -1,4 +1,4 @@
-"""An adapted linear on a GPU: four products forward, and nothing beside them.
+"""An adapted linear in few passes: three products forward, and nothing beside them.
 
 In: x [..., in], a frozen weight W [out, in] as it is or packed (quant.py), its frozen bias b [out]
 if it has one, A [R, in], B [out, R]. Out: x W^T + b + scale (x A^T) B^T, [..., out], in the compute
