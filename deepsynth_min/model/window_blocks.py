@@ -92,8 +92,7 @@ def window_blocks(
 def _kernel():
     from torch.nn.attention.flex_attention import flex_attention
 
-    # One kernel for all T: packed batches are of another length in every step.
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(flex_attention)  # written for the first T, and once more for any other
 
 
 def attend_in_blocks(

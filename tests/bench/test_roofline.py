@@ -14,9 +14,11 @@ import train_step
 from small_model import SMALL
 from torch import nn
 
+from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.encoders import sam_clip as encoder
 from deepsynth_min.model.encoders.sam_clip import SamBlock
 from deepsynth_min.model.experts import Experts
+from deepsynth_min.model.window_blocks import window_blocks
 from deepsynth_min.planning.paper import Kernel
 from deepsynth_min.planning.pretend import CUDA, on_paper
 
@@ -162,6 +164,16 @@ def test_fused_attention_is_one_kernel_and_causality_halves_it():
     (whole,), (causal,) = attend(), attend(is_causal=True)
     assert whole.flops == 4 * 2 * 3 * 10 * 10 * 16 == 2 * causal.flops
     assert whole.bytes == 4 * (2 * 3 * 10 * 16 * 2) + 2 * 3 * 10 * 4  # and each row's scale
+
+
+def test_a_window_is_one_kernel_a_layer_with_the_flops_of_the_blocks_it_reads():
+    options = "--tune decoder --attention-window 8 --pack"
+    forward = [k for k in paper(options).kernels["forward"] if k.kind == "attention"]
+    config, prompt = SMALL.decoder, 1 + visual_tokens(128, 128) + train_step.PROMPT
+    lengths, prompts = (prompt + 24,) * 3, (prompt,) * 3
+    pairs = window_blocks(lengths, prompts, sum(lengths), 8, torch.device("cpu")).pairs
+    assert len(forward) == config.num_hidden_layers
+    assert {k.flops for k in forward} == {4 * pairs * config.hidden_size}
 
 
 def test_products_under_autocast_are_in_16_bit_and_a_weight_is_cast_once():

@@ -70,6 +70,19 @@ def test_no_pair_that_is_seen_lies_outside_the_blocks_and_none_unseen_in_those_s
     assert every.any()
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_kernel_is_given_these_blocks(name):
+    lengths, prompts, T = LAYOUTS[name]
+    some, every = seen_blocks(*bounds(lengths, prompts, T), 128)
+    made = window_blocks(lengths, prompts, T, 128, CPU)
+    whole = flex_attention.BlockMask.from_kv_blocks(
+        made.mask.full_kv_num_blocks, made.mask.full_kv_indices
+    )
+    assert made.mask.to_dense()[:, 0].bool().equal(some)
+    assert whole.to_dense()[:, 0].bool().equal(every)
+    assert made.pairs == some.sum() * BLOCK**2
+
+
 @pytest.mark.parametrize("window", [1, 4, 128])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_attention_in_blocks_is_attention_by_the_mask(name, window):
