@@ -24,6 +24,7 @@ from collections.abc import Iterator
 
 import encoder
 import gpu_checks
+import gpu_forms
 import profile_step
 import roofline
 import torch
@@ -154,7 +155,7 @@ def lines_of(request: dict, world: World, dry: bool) -> Iterator[dict]:
     elif work == "trace":
         yield from trace(world, options(words, world), request["file"])
     else:
-        check = getattr(gpu_checks, work)
+        check = getattr(gpu_forms, work, None) or getattr(gpu_checks, work)
         yield from check(world.device, dry, *words)
 
 

@@ -5,7 +5,7 @@ held as the `base` of a `LoraLinear` and each layer's stacked experts as that of
 
 The one idea: an adapter is a low-rank path beside a linear, whatever that linear is made of. It
 needs the base only as something that multiplies, so the base may be float32, bf16 or quantised
-(quant.py), and one class serves them all; on a GPU both products are fused (adapted_product.py).
+(quant.py), and one class serves them all; both products are fused (adapted_product.py).
 The experts of a layer have one A and B each, stacked like the experts themselves ([E, R, in],
 [E, out, R]) and multiplied by the same grouped product. B starts at zero, so an adapted model
 begins as exactly the base model.
