@@ -14,7 +14,6 @@ that the step needs over the rate of a square product, measured in the same turn
 
 import argparse
 
-import flops
 import peers
 import torch
 from common import SIZES, environment, finish, interleaved, median, product_rate, table
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.model.decoder import Layout, Router, decode
+from deepsynth_min.model.shape import flops
 from deepsynth_min.training.distributed import start
 from deepsynth_min.training.precision import autocast, set_parameter_types
 from deepsynth_min.tuning import LoraConfig, attach
@@ -151,7 +151,8 @@ def measure(modules, batch: int, scored: int, given, device: torch.device) -> di
     seconds = {name: median(values) for name, values in times.items()}
     rate = 2 * side**3 / seconds.pop("product")
     passes, rank = (2, given.rank) if given.tune == "lora" else (3, 0)
-    step_flops = flops.decoder_flops(config, [T] * batch, passes, rank=rank)
+    adapters = flops.adapter_weights(config, rank)
+    step_flops = flops.decoder_flops(config, [T] * batch, passes, adapters=adapters)
     step_flops -= flops.spared_flops(config, batch * (T - scored), passes)
     best = min(value for name, value in seconds.items() if name != "deepsynth_min")
     return {

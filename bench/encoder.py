@@ -17,7 +17,6 @@ Peak memory is taken in a process per contender: what a forward needs above what
 import argparse
 import json
 
-import flops
 import torch
 import torch.nn.functional as F
 from common import (
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 
 from deepsynth_min.model import DeepseekOCR
 from deepsynth_min.model.encoders import sam_clip as encoder
+from deepsynth_min.model.shape import flops
 from deepsynth_min.pages.modes import page_side
 from deepsynth_min.training.distributed import start
 

@@ -8,7 +8,7 @@ The step is the trainer's own: the same loss, reduction, clipping and optimizer.
 at the preset's true size; pages and tokens are random and change with every step. `step` is timed
 whole; the split comes from other steps, in which the device is waited for after each part, and
 begins with the wait for the batch on the device. Model FLOP utilisation is the step's FLOPs by
-formula (flops.py) over the rate of a large square product, measured in the same run.
+formula (model/shape/flops.py) over the rate of a large square product, measured in the same run.
 
 Peak memory per process: on a GPU what the step allocated at most, weights included, once it was
 built, and what was reserved; on a CPU resident memory, libraries included.
@@ -18,7 +18,6 @@ import argparse
 import time
 from dataclasses import replace
 
-import flops
 import torch
 from common import SIZES, environment, finish, interleaved, median, product_rate, table, wait
 
@@ -30,6 +29,7 @@ from deepsynth_min.pages.modes import page_side
 from deepsynth_min.planning import step as planning
 from deepsynth_min.planning.step import PARTS
 from deepsynth_min.runs.metrics import peak_memory
+from deepsynth_min.runs.utilisation import adapters_of, batch_flops
 from deepsynth_min.settings import Settings
 from deepsynth_min.training.distributed import World, start, stop
 from deepsynth_min.training.precision import autocast
@@ -122,17 +122,8 @@ class Step(planning.Step):
     def flops(self) -> int:
         """Of one step of this process, by formula."""
         given, batch = self.options, self.batches[0]
-        lengths = batch.attention_mask.sum(1).tolist()
-        return flops.step_flops(
-            self.config,
-            given.tune,
-            self.side,
-            len(batch.pages),
-            lengths,
-            batch.num_scored,
-            given.rank,
-            given.cached,
-        )
+        adapters, encoded = adapters_of(self.model), {} if given.cached else None
+        return batch_flops(self.config, given.tune, batch, adapters, encoded)
 
 
 def grid(text: str) -> tuple[int, int]:

@@ -49,9 +49,8 @@ def train(training: Training, stopper: Stopper, evidence: Evidence) -> dict[str,
     steps = training.settings.optim.max_steps
     parts = (training.rows, training.builder, training.settings)
     loader = Loader(*parts, world.rank, world.size, training.step, training.feed.prepare)
-    meter = Meter(
-        world, training.directory, training.facts["global_batch"], rows_per_epoch(training.rows)
-    )
+    counts = training.facts["global_batch"], rows_per_epoch(training.rows)
+    meter = Meter(world, training.directory, *counts, training.work)
     last = training.evaluate() if training.step == 0 else None
     shown = world.is_main and sys.stderr.isatty()
     bar = tqdm(total=steps, initial=training.step, desc="training", unit="step", disable=not shown)
@@ -93,7 +92,7 @@ def train(training: Training, stopper: Stopper, evidence: Evidence) -> dict[str,
                 loss = meter.log(
                     training.step, learning_rate(training, training.step - 1), training.scaler
                 )
-                bar.set_postfix(loss=f"{loss:.3f}")
+                bar.set_postfix_str(meter.brief(loss))
                 if world.is_main and not shown:  # a log file wants lines, not a bar
                     print(meter.line(training.step, steps, loss), flush=True)
                 training.status.write("running", training.step)

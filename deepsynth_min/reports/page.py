@@ -108,6 +108,8 @@ def curves(runs: list[Run], x: str) -> str:
             lines("Learning rate", ("train", "lr", "")),
             lines("Gradient norm, before clipping", ("train", "grad_norm", "")),
             lines("Samples per second", ("train", "samples_per_s", "")),
+            lines("Model FLOP utilisation, %", ("train", "mfu", ""), scale=100),
+            lines("Waiting for data, % of the time", ("train", "data_wait_share", ""), scale=100),
             lines("Peak memory of rank 0, MiB", ("train", "peak_memory_bytes", ""), scale=2.0**-20),
         )
     )

@@ -43,12 +43,14 @@ def announce(
     global_batch: int,
     world: World,
     directory: RunDirectory,
+    rate: float,
     space: str,
 ) -> None:
     """Prints the data, the parameters by part, how far the run will go, by which kernels,
     and what it will store.
 
-    space: a line about the latter, "" for a run that is finished.
+    rate: FLOP/s of this rank's device. space: a line about what is stored, "" for a run that is
+    finished.
     """
     name = settings.model.model
     print(
@@ -69,6 +71,7 @@ def announce(
     )
     by_flex = any(block.attn.by_score for block in model.model.sam_model.blocks)
     print(kernels(world.device, settings.optim.precision, by_flex))
+    print(f"MFU is counted by the rate of a large product: {rate / 1e9:,.0f} GFLOP/s")
     if global_batch > rows:
         print(
             f"warning: a step has {number_of(global_batch, 'sample')}, the data "

@@ -1,4 +1,4 @@
-"""What the loop measures: loss, rate, throughput, memory, time spent waiting for data.
+"""What the loop measures: loss, rate, throughput, utilisation, memory, time waiting for data.
 
 In: what each step found, as device tensors and host counts. Out: lines of metrics.jsonl.
 
@@ -21,6 +21,7 @@ from ..model.batch import Batch
 from ..training.distributed import World
 from ..training.optim import LossScaler
 from .storage.run_directory import RunDirectory, warn
+from .utilisation import Work
 
 
 def peak_memory(device: torch.device) -> int:
@@ -45,19 +46,23 @@ def time_text(seconds: float) -> str:
 class Meter:
     """Sums between two logging steps; nothing is read back from the device before `log`."""
 
-    def __init__(self, world: World, directory: RunDirectory, global_batch: int, rows: int):
-        self.world, self.directory = world, directory
+    def __init__(
+        self, world: World, directory: RunDirectory, global_batch: int, rows: int, work: Work
+    ):
+        self.world, self.directory, self.work = world, directory, work
         self.global_batch, self.rows = global_batch, rows
+        (self.device_rate,) = world.sum(work.rate)  # FLOP/s of all ranks
         self.warned = False
         self.all_idle, self.all_steps = 0.0, 0  # of this process until the last line
         self.rate = self.step_seconds = 0.0  # as of the last line: samples/s; with pauses
+        self.mfu = self.wait_share = 0.0  # as of it, too
 
     def start(self, unlogged: list[list[float]] = ()) -> None:
         """A new interval; `unlogged` are the steps of one that was interrupted."""
         self.began, self.wait, self.idle = time.perf_counter(), 0.0, 0.0
         self.known = [list(step) for step in unlogged]  # [global summed loss, label tokens]
         self.losses, self.counts = [], []  # of the steps after those, on this rank; [micro-steps]
-        self.tokens = self.missing = self.truncated = self.left_out = self.steps = 0
+        self.tokens = self.missing = self.truncated = self.left_out = self.steps = self.flops = 0
 
     def unlogged(self) -> list[list[float]]:
         """[summed loss, label tokens] over all ranks of each step since the last line."""
@@ -96,6 +101,7 @@ class Meter:
         self.norm = norm
         self.tokens += sum(batch.tokens for batch in batches)
         self.missing += sum(batch.missing for batch in batches)
+        self.flops += self.work.flops(batches)
 
     def log(self, step: int, rate: float, scaler: LossScaler) -> float:
         """Writes a line of metrics after `step` steps; returns the mean loss since the last.
@@ -110,9 +116,11 @@ class Meter:
         self.rate = self.steps * self.global_batch / seconds
         # Of the last steps, for the first ones are slow; but evaluations are rarer than lines.
         self.step_seconds = seconds / self.steps + self.all_idle / self.all_steps
-        tokens, wait, missing, truncated = self.world.sum(
-            self.tokens, self.wait, self.missing, self.truncated
+        tokens, wait, missing, truncated, flops = self.world.sum(
+            self.tokens, self.wait, self.missing, self.truncated, self.flops
         )
+        wait /= self.world.size
+        self.mfu, self.wait_share = flops / seconds / self.device_rate, wait / seconds
         samples = step * self.global_batch
         if self.world.is_main and missing and not self.warned:
             warn(
@@ -133,19 +141,27 @@ class Meter:
                 grad_norm=float(self.norm),
                 samples_per_s=self.rate,
                 tokens_per_s=tokens / seconds,
+                model_flops=int(flops),
+                mfu=self.mfu,
                 peak_memory_bytes=peak_memory(self.world.device),
                 missing_glyphs=int(missing),
                 truncated_samples=int(truncated),
                 left_out_samples=int(self.left_out),
-                data_wait_s=wait / self.world.size,
+                data_wait_s=wait,
+                data_wait_share=self.wait_share,
                 skipped_steps=int(scaler.skipped),
                 loss_scale=float(scaler.scale),
             )
         self.start()
         return loss
 
+    def brief(self, loss: float) -> str:
+        """What stands behind the progress bar after `log`."""
+        return f"loss={loss:.3f}, MFU={self.mfu:.0%}, data wait={self.wait_share:.0%}"
+
     def line(self, step: int, steps: int, loss: float) -> str:
         """What a log file shows after `log`: where the run is, its rate and the time left."""
         text = f"step {step:>6} of {steps}: loss {loss:.4f}, {self.rate:.3g} samples/s"
+        text += f", MFU {self.mfu:.0%}, data wait {self.wait_share:.0%}"
         left = time_text((steps - step) * self.step_seconds)
         return text + (f", {left} left" if step < steps else "")

@@ -47,6 +47,7 @@ from .storage.mirror import Mirror
 from .storage.run_directory import RunDirectory, default_name, warn
 from .storage.saving import CheckpointManager
 from .storage.status import Status
+from .utilisation import Work, device_rate
 
 CHECKS = (check_patience, check_augment, check_page_as, check_sinks, feature_cache.check)
 CHECKS += (shard.check, compiling.check)
@@ -227,6 +228,8 @@ class Training:
                 self.settings, self.model, world.device, world.size, warn
             )
         self.feed = Feed(world, self.builder, self.cache, self.autocast)
+        rate = device_rate(world.device, optim.precision)
+        self.work = Work(self.model, self.settings.model.tune, rate, self.cache)
         dtype = torch.bfloat16 if optim.reduce == "bf16" else None
         alone = dist.World(0, 1, world.device)  # shards have been summed already
         reduced_over = alone if self.sharded else world
@@ -250,7 +253,8 @@ class Training:
             keep_preset(self.model, self.settings, self.built_on, self.directory.path)
         self.directory.save_previews(self.held_out, self.builder)
         counts = len(self.rows), len(self.held_out), self.builder.side, self.facts["global_batch"]
-        announce(self.settings, self.model, *counts, self.world, self.directory, space[0])
+        own = self.world, self.directory, self.work.rate
+        announce(self.settings, self.model, *counts, *own, space[0])
         if space[1]:
             warn(space[1])
 

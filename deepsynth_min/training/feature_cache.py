@@ -18,6 +18,7 @@ needed last; when the bound is reached, no more is kept.
 
 import hashlib
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,7 @@ class FeatureCache:
         self.waiting: dict[str, Tensor] = {}  # those to be written with the next file
         self.stored: dict[str, tuple] = {}  # key -> (open file, digest)
         self.hits = self.misses = 0
+        self.encoded: Counter[int] = Counter()  # side in px -> views; runs/utilisation.py
         self.folder = None
         if data.feature_cache != "memory":
             root = Path(data.feature_cache)
@@ -197,6 +199,7 @@ class FeatureCache:
             rows = [keys.index(key) for key in missing]
             with torch.no_grad():
                 fresh = self.model.page_features(pages[rows])
+            self.encoded[pages.shape[2]] += len(missing)
             for key, entry in zip(missing, fresh.cpu()):
                 found[key] = entry
                 self._keep(key, entry)

@@ -18,12 +18,12 @@ from ..model.weights import is_adapter
 from ..settings import Settings
 from ..tuning.freeze import freeze
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Context in which matrix products are computed in `precision`."""
-    return torch.autocast(device.type, _TYPES[precision], enabled=precision != "fp32")
+    return torch.autocast(device.type, TYPES[precision], enabled=precision != "fp32")
 
 
 def check_device(device: torch.device, precision: str) -> None:
@@ -71,7 +71,7 @@ def set_parameter_types(model: nn.Module, precision: str, weights: str = "fp32")
         raise UserError(f"--weights bf16: cannot compute in {precision}; use --precision bf16")
     if weights == "bf16" and any(is_adapter(name) for name, _ in model.named_parameters()):
         raise UserError("--weights bf16: adapters are float32, and their base is bf16 already")
-    trained, frozen = _TYPES[weights], _TYPES["bf16" if precision == "bf16" else "fp32"]
+    trained, frozen = TYPES[weights], TYPES["bf16" if precision == "bf16" else "fp32"]
     for parameter in model.parameters():
         dtype = trained if parameter.requires_grad else frozen
         if parameter.dtype != dtype:

@@ -6,13 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flops
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from deepsynth_min.data.tokenizer import EMBEDDED
-from deepsynth_min.model.decoder import Layout, decode
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.training.checkpoint import save_model
@@ -25,84 +22,6 @@ CONFIG = PRESETS["tiny"]
 def model() -> DeepseekOCR:
     torch.manual_seed(0)
     return DeepseekOCR(CONFIG)
-
-
-def _attention(q, k, v, *_, out_shape=None, **__):
-    return sdpa_flop_count(q, k, v)
-
-
-def _attention_backward(grad, q, k, v, *_, out_shape=None, **__):
-    return sdpa_backward_flop_count(grad, q, k, v)
-
-
-def _grouped(a, b, *_, out_shape=None, **__):
-    """[M, I] by [E, I, O], or the weights' gradient [O, M] by [M, I]; each row meets one matrix."""
-    return 2 * a[0] * a[1] * b[-1]
-
-
-UNKNOWN_TO_TORCH = {  # kernels that its counter leaves out; attention as it counts the GPU's
-    torch.ops.aten._grouped_mm: _grouped,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-
-
-def counted(work) -> int:
-    with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-@pytest.mark.parametrize("passes", (1, 3))
-def test_the_decoders_formula_equals_torchs_counter(model, passes):
-    x = torch.randn(2, 24, CONFIG.decoder.hidden_size, requires_grad=True)
-
-    def work():
-        with torch.set_grad_enabled(passes > 1):
-            out, _ = decode(model.model.layers, model.model.norm, CONFIG.decoder, x)
-        if passes > 1:
-            out.backward(torch.ones_like(out))
-
-    formula = flops.decoder_flops(CONFIG.decoder, [24, 24], passes, as_done=True)
-    assert counted(work) == formula
-
-
-def test_the_mlp_that_only_scored_tokens_need_is_counted_as_torch_counts_it(model):
-    x, scored = torch.randn(2, 24, CONFIG.decoder.hidden_size), torch.arange(40, 48)
-
-    def work(layout=Layout()):
-        with torch.no_grad():
-            decode(model.model.layers, model.model.norm, CONFIG.decoder, x, layout)
-
-    spared = 2 * 40 * flops.mlp_weights(CONFIG.decoder, 3)
-    assert counted(work) - counted(lambda: work(Layout(output_index=scored))) == spared
-
-
-@pytest.mark.parametrize("trained", (False, True))
-def test_the_encoders_formula_equals_torchs_counter(model, trained):
-    pages = torch.randn(2, 3, 256, 256)
-    trunk = model.requires_grad_(trained).model
-    work = lambda: trunk.vision_model(trunk.sam_model(pages))  # noqa: E731
-    assert counted(work) == 2 * flops.encoder_flops(CONFIG, 256, as_done=trained)
-
-
-def test_the_formula_of_an_encoder_with_queries_equals_torchs_counter():
-    config = PRESETS["tiny-2"]
-    trunk, pages = DeepseekOCR(config).requires_grad_(False).model, torch.randn(2, 3, 192, 192)
-    sam, queries = trunk.towers
-    assert counted(lambda: queries(sam(pages))) == 2 * flops.encoder_flops(config, 192)
-
-
-def test_the_steps_formula_is_its_parts():
-    dec, common = CONFIG.decoder, {"side": 256, "pages": 2, "lengths": [50, 60], "scored": 20}
-    head, page = 2 * 20 * dec.hidden_size * dec.vocab_size, flops.encoder_flops(CONFIG, 256)
-    projector = 2 * 2 * 16 * CONFIG.feature_width * dec.hidden_size
-    whole = flops.step_flops(CONFIG, "decoder", **common)
-    spared = 3 * 2 * 90 * flops.mlp_weights(dec, 3)  # what is not scored, in the last layer
-    assert whole == flops.decoder_flops(dec, [50, 60]) - spared + 3 * head + 2 * page + projector
-    assert whole - flops.step_flops(CONFIG, "decoder", **common, cached=True) == 2 * page
-    adapted = flops.step_flops(CONFIG, "lora", **common)
-    assert whole - head - flops.decoder_linears(dec) * 2 * 110 < adapted < whole
 
 
 @torch.no_grad()

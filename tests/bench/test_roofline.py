@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import common
-import flops
 import pytest
 import roofline
 import torch
@@ -18,6 +17,7 @@ from deepsynth_min.model.batch import visual_tokens
 from deepsynth_min.model.encoders import sam_clip as encoder
 from deepsynth_min.model.encoders.sam_clip import SamBlock
 from deepsynth_min.model.experts import Experts
+from deepsynth_min.model.shape import flops
 from deepsynth_min.model.window_blocks import window_blocks
 from deepsynth_min.planning.paper import Kernel
 from deepsynth_min.planning.pretend import CUDA, on_paper

@@ -11,8 +11,10 @@ counted. With `as_done` it is, as torch's FlopCounterMode would count the kernel
 the tests hold the formulas to that counter.
 """
 
-from deepsynth_min.model import ModelConfig
-from deepsynth_min.model.shape.config import ClipConfig, DecoderConfig, QwenConfig, SamConfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .config import ClipConfig, DecoderConfig, ModelConfig, QwenConfig, SamConfig
 
 
 def sam_flops(config: SamConfig, side: int, as_done: bool = False) -> int:
@@ -76,8 +78,18 @@ def decoder_linears(config: DecoderConfig) -> int:
     return sum(2 * width * (width + kv) + mlp_weights(config, layer) for layer in layers)
 
 
+@dataclass(frozen=True)
+class Adapters:
+    """Weights of A and B that each place is multiplied with: a token of the decoder, a patch in
+    SAM, a place of what reads SAM's features."""
+
+    decoder: int = 0
+    sam: int = 0
+    second: int = 0
+
+
 def adapter_weights(config: DecoderConfig, rank: int) -> int:
-    """Weights of adapters on attention, dense MLP and shared experts (all tokens visit them)."""
+    """Of adapters on attention, dense MLP and shared experts, for one token."""
     width, total = config.hidden_size, 0
     kv = config.num_key_value_heads * config.head_dim
     for layer in range(config.num_hidden_layers):
@@ -87,15 +99,31 @@ def adapter_weights(config: DecoderConfig, rank: int) -> int:
     return total
 
 
+def attended(length: int, prompt: int, window: int) -> int:
+    """Twice the pairs of query and key of a sample, a token with itself being half a pair: its
+    square, or less where of the answer only `window` tokens are in sight."""
+    answer = length - prompt
+    if not window or answer <= window:
+        return length**2
+    return prompt**2 + 2 * answer * prompt + window**2 + (answer - window) * (2 * window - 1)
+
+
 def decoder_flops(
-    config: DecoderConfig, lengths: list[int], passes: int = 3, as_done: bool = False, rank: int = 0
+    config: DecoderConfig,
+    lengths: Sequence[int],
+    passes: int = 3,
+    as_done: bool = False,
+    adapters: int = 0,
+    prompts: Sequence[int] = (),
 ) -> int:
     """Layers over samples of some lengths. passes: 1 forward; 2 with the gradient of the input;
-    3 with that of the weights too. rank: adapters, which always train, on a frozen base.
+    3 with that of the weights too. adapters: their weights, which always train, on a frozen base.
+    prompts: tokens of each sample before its answer, which a sliding window needs.
     """
     linear = 2 * passes * sum(lengths) * decoder_linears(config)
-    linear += 6 * sum(lengths) * adapter_weights(config, rank)
-    square = sum(length**2 for length in lengths)
+    linear += 6 * sum(lengths) * adapters
+    window = config.sliding_window if prompts else 0
+    square = sum(attended(n, p, window) for n, p in zip(lengths, prompts or lengths, strict=True))
     attention = 4 * square * config.hidden_size * config.num_hidden_layers
     if as_done:  # whole squares, and the scores once more in backward
         return linear + int(attention * (3.5 if passes > 1 else 1))
@@ -108,25 +136,43 @@ def spared_flops(config: DecoderConfig, tokens: int, passes: int = 3) -> int:
     return 2 * passes * tokens * mlp_weights(config, config.num_hidden_layers - 1)
 
 
+def pages_flops(
+    config: ModelConfig, tune: str, views: dict[int, int], adapters: Adapters = Adapters()
+) -> int:
+    """The encoder over views (pages and tiles): side in px -> their number; with its backward."""
+    sam_passes = 3 if tune == "all" else 2 if adapters.sam else 1
+    after = 2 if adapters.sam or adapters.second else 1
+    second_passes = 3 if tune.startswith("all") else after
+    total = 0
+    for side, number in views.items():
+        places = (side // 64) ** 2
+        places = 2 * places if config.qwen else places + 1
+        total += number * sam_passes * sam_flops(config.sam, side)
+        total += number * second_passes * second_flops(config, side)
+        total += 6 * number * (side // config.sam.patch) ** 2 * adapters.sam
+        total += 6 * number * places * adapters.second
+    return total
+
+
 def step_flops(
     config: ModelConfig,
     tune: str,
-    side: int,
-    pages: int,
-    lengths: list[int],
+    views: dict[int, int],
+    lengths: Sequence[int],
     scored: int,
-    rank: int = 16,
-    cached: bool = False,
+    adapters: Adapters = Adapters(),
+    prompts: Sequence[int] = (),
+    encoded: dict[int, int] | None = None,
 ) -> int:
-    """One training step. cached: the encoder's features are known already."""
+    """One training step. views: pages and tiles, side in px -> their number; encoded: those that
+    the encoder must read, if the features of others are known already."""
     adapted, dec = "lora" in tune, config.decoder
     passes = 2 if adapted else 3
-    total = decoder_flops(dec, lengths, passes, rank=rank if adapted else 0)
+    total = decoder_flops(dec, lengths, passes, adapters=adapters.decoder, prompts=prompts)
     total -= spared_flops(dec, sum(lengths) - scored, passes)
     total += 2 * passes * scored * dec.hidden_size * dec.vocab_size
-    if not cached:
-        total += encoder_flops(config, side) * pages * (3 if tune == "all" else 1)
-        total += second_flops(config, side) * pages * (2 if tune == "all-but-sam" else 0)
-    places = pages * (side // 64) ** 2
-    trained = 2 if tune.startswith("all") or "projector" in tune else 0
-    return total + 2 * places * config.feature_width * dec.hidden_size * (1 + trained)
+    total += pages_flops(config, tune, views if encoded is None else encoded, adapters)
+    places = sum(number * (side // 64) ** 2 for side, number in views.items())
+    encoder_adapted = 1 if adapters.sam or adapters.second else 0
+    back = 2 if tune.startswith("all") or "projector" in tune else encoder_adapted
+    return total + 2 * places * config.feature_width * dec.hidden_size * (1 + back)
