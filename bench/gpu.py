@@ -70,6 +70,7 @@ def plan(dry: bool) -> list[Row]:
         Row("packed attention", "varlen", "", 30),
         Row("LoRA", "step", f"--tune lora {sixteen}", 90, speed(150)),
         Row("runs", "runs", "", 120),
+        Row("copies for a checkpoint", "copies", "", 20),
         Row("LoRA and its peer", "peer", f"--tune lora {sixteen}", 90, ratio),
         Row("LoRA, cached", "step", f"--tune lora --cached {sixteen}", 60, speed(350)),
         Row("decoder", "step", f"--tune decoder {sixteen}", 60, speed(90)),

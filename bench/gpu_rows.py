@@ -17,6 +17,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from argparse import Namespace
 from collections import Counter
@@ -34,6 +35,7 @@ from gpu_checks import line
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.training.distributed import World, start
+from deepsynth_min.training.host_copy import HostCopier
 
 LEFT_BEHIND = 2**28  # bytes of the GPU that a row may leave behind
 
@@ -137,10 +139,35 @@ def _paper(world: World, given: Namespace, measured: dict) -> Iterator[dict]:
     yield line(f"on paper ({name}): step", 1e3 * paper.step(gpu), "ms")
     rows = roofline.by_operation(paper, gpu, 10)
     print(table(rows, ("operation", "kernels", "time", "GB", "TFLOP")))
-    for operation, kernels, time, *_ in rows:
+    for operation, kernels, took, *_ in rows:
         seen = measured.get(operation.partition(" (")[0])
         note = f"{kernels} kernels" + (f"; measured {seen['us'] / 1e3:.1f} ms" if seen else "")
-        yield line(f"on paper: {operation}", float(time.removesuffix(" ms")), "ms", note=note)
+        yield line(f"on paper: {operation}", float(took.removesuffix(" ms")), "ms", note=note)
+
+
+def copies(world: World, dry: bool) -> Iterator[dict]:
+    """Copies for a checkpoint while the tensors are changed at once: as they were; and how long the
+    host waited for them."""
+    count, side = (4, 64) if dry else (16, 8192)  # 4 GiB in float32
+    tensors = {str(i): torch.randn(side, side, device=world.device) for i in range(count)}
+    before = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+    copier = HostCopier(world.device)
+    for number in ("first", "second"):  # the first allocates page-locked memory
+        began = time.perf_counter()
+        (found,), arrived = copier([tensors]), copier.arrived
+        asked = time.perf_counter() - began
+        copier.before_change()
+        for tensor in tensors.values():
+            tensor.add_(1)
+        if arrived is not None:
+            arrived.synchronize()
+        wrong = sum(not found[name].equal(before[name]) for name in before)
+        seconds = time.perf_counter() - began
+        note = f"the host waited {1e3 * asked:.1f} ms, the copies took {1e3 * seconds:.0f} ms"
+        what = f"{number} copies of {count} tensors: other than they were"
+        yield line(what, wrong, "tensors", ("<=", 0, "right"), note)
+        before = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        del found
 
 
 def lines_of(request: dict, world: World, dry: bool) -> Iterator[dict]:
@@ -150,6 +177,8 @@ def lines_of(request: dict, world: World, dry: bool) -> Iterator[dict]:
         yield from machine(world, Namespace())
     elif work in ("step", "peer"):
         yield from {"step": step, "peer": peer}[work](world, options(words, world))
+    elif work == "copies":
+        yield from copies(world, dry)
     elif work == "forms":
         yield from forms(world, encoder.parser().parse_args(words + at(world)))
     elif work == "trace":

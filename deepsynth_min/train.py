@@ -150,6 +150,7 @@ def train_step(
         _audit_gradients(training)
 
     # -- clip and step
+    training.checkpoints.before_change()
     norm = clip_and_step(
         training.optimizer, training.scaler, learning_rate(training, training.step), optim.clip
     )

@@ -37,7 +37,7 @@ def _rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     side = SIDE if device.type == "cuda" else SIDE_ON_CPU
     # Random, for zeros take a GPU less power; of its own generator, for the run's is the run's.
     generator = torch.Generator(device).manual_seed(0)
-    a, b = torch.randn(2, side, side, generator=generator, device=device).to(dtype)
+    a, b = torch.randn(2, side, side, generator=generator, device=device, dtype=dtype)
     small, out, seconds = a[:64, :64].contiguous(), torch.empty_like(a), []
     torch.mm(small, small)  # what a library does at its first call
     while len(seconds) < 2 or (len(seconds) < MOST and sum(seconds) < BUDGET):

@@ -48,6 +48,7 @@ from ..model.weights import (
 )
 from ..tuning.adapter import restore_adapter, trained_beside, write_adapter
 from ..tuning.lora import adapter_views
+from .host_copy import HostCopier
 from .optim import LossScaler, prepare_state, restore_state, state_tensors
 
 MANIFEST = "manifest.json"
@@ -70,6 +71,7 @@ class Snapshot:
     trained_beside: dict[str, torch.Tensor]  # what trained beside an adapter
     state: dict[str, torch.Tensor]  # of optimizer and scaler
     facts: dict  # training.json
+    arrived: torch.cuda.Event | None = None  # the copies are whole from then on; None: already
 
 
 def take_snapshot(
@@ -78,6 +80,7 @@ def take_snapshot(
     scaler: LossScaler,
     facts: dict,
     copied: bool = True,
+    copier: HostCopier = HostCopier(),
 ) -> Snapshot:
     """The training state of this moment. `copied`: to the host, so that training may go on while
     it is written; otherwise it must not, for the tensors are the run's own."""
@@ -88,8 +91,8 @@ def take_snapshot(
         optimizer_tensors(model, optimizer, scaler),
     )
     if copied:
-        parts = ({k: v.detach().to("cpu", copy=True) for k, v in part.items()} for part in parts)
-    return Snapshot(*parts, facts)
+        parts = copier(list(parts))
+    return Snapshot(*parts, facts, copier.arrived)
 
 
 def save(
@@ -99,6 +102,8 @@ def save(
 
     base: where config and tokenizer files lie; notes: texts of further files, by name.
     """
+    if snapshot.arrived is not None:
+        snapshot.arrived.synchronize()
     final = checkpoints / f"step-{snapshot.facts['step']:06}"
     with whole_directory(final) as partial:
         if model.adapter is None:

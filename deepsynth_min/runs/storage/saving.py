@@ -20,6 +20,7 @@ from ...files.disk import WriteError
 from ...settings import RunSettings
 from ...training import checkpoint, shard
 from ...training.distributed import World, barrier, broadcast_text
+from ...training.host_copy import HostCopier
 from ...training.optim import LossScaler
 from .mirror import Mirror
 from .run_directory import RunDirectory, warn
@@ -76,6 +77,7 @@ class CheckpointManager:
         self.writer = BackgroundWriter()
         self.sharded = eval_model is not model
         self.saving_world = world.apart(run.timeout) if self.sharded else world
+        self.copier = HostCopier(world.device)
 
     def going_on_from(self, checkpoint: Path, step: int) -> None:
         """The run starts with what this one holds; it need not be saved once more."""
@@ -108,9 +110,13 @@ class CheckpointManager:
             part = shard.take_part(model, *state, facts, self.world)
             return lambda: shard.save(folder, part, model, *beside, self.saving_world)
         snapshot = checkpoint.take_snapshot(
-            model, self.optimizer, self.scaler, facts, copied=settings.async_save
+            model, self.optimizer, self.scaler, facts, settings.async_save, self.copier
         )
         return lambda: checkpoint.save(folder, snapshot, model, *beside)
+
+    def before_change(self) -> None:
+        """To be called before the optimizer's step: of what is saved the copies come first."""
+        self.copier.before_change()
 
     def wait(self) -> None:
         """Until nothing is being written."""
