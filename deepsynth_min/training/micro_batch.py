@@ -11,9 +11,10 @@ Several processes must divide alike, and none may wait for a reduction that anot
 start. So a rank that ran out first frees what it held and joins the reductions that are left, with
 zeros (`GradientReducer.abandon`); every rank thus ends the step having started the same reductions
 in the same order, and only then do all ask each other, with one number, whether it is to be made
-again. Nothing of the optimizer has moved by then. Two things end the run as before: memory that
-ends elsewhere (in the optimizer's step, or in those zeros), and --shard, whose collectives are
-within forward and backward, where a rank that fails leaves the others waiting.
+again. Nothing of the optimizer has moved by then. Memory that ends elsewhere (in the optimizer's
+step, or in those zeros) ends the run. So does what ends within --shard, whose collectives are
+within forward and backward, where a rank that fails leaves the others waiting: the one that failed
+says with which micro-batch to go on.
 """
 
 import gc
@@ -55,10 +56,24 @@ def with_auto(optim: OptimSettings, processes: int, device_type: str) -> int:
 
 def smaller(settings: Settings) -> Settings:
     """Half the micro-batch, or less where that does not divide the step, and as many more."""
-    optim = settings.optim
-    size = largest(optim.batch_size * optim.accumulate, optim.batch_size // 2)
-    accumulate = optim.batch_size * optim.accumulate // size
+    size, accumulate = _halved(settings.optim)
     return change(settings, batch_size=size, accumulate=accumulate)
+
+
+def _halved(optim: OptimSettings) -> tuple[int, int]:
+    size = largest(optim.batch_size * optim.accumulate, optim.batch_size // 2)
+    return size, optim.batch_size * optim.accumulate // size
+
+
+def _in_shards(optim: OptimSettings, error: Exception) -> UserError:
+    """What to do about a step in shards for which memory did not last."""
+    size, accumulate = _halved(optim)
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"--batch-size {optim.batch_size}: out of memory, and with --shard no step is divided by "
+        f"itself; go on with --resume auto --batch-size {size} --accumulate {accumulate}, which "
+        f"changes no result ({first})"
+    )
 
 
 def attempt(
@@ -67,15 +82,19 @@ def attempt(
     """What `backward` returns, with the gradients reduced; None, on all ranks, if the step is to be
     made again in smaller micro-batches.
 
-    Raises torch.OutOfMemoryError, on all ranks, if they cannot be smaller.
+    Raises torch.OutOfMemoryError, on all ranks, if they cannot be smaller; with --shard UserError,
+    on the rank that ran out.
     """
     result, failed = None, None
     try:
         result = backward()
         reducer.finish()
     except (RuntimeError, MemoryError) as error:
-        if optim.shard or not is_out_of_memory(error):
+        in_shards = optim.shard and world.size > 1
+        if not is_out_of_memory(error) or (in_shards and optim.batch_size == 1):
             raise
+        if in_shards:
+            raise _in_shards(optim, error) from None
         failed = error.with_traceback(None)  # which held the tensors of all its frames
     if failed is not None:
         result = None

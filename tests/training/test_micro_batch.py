@@ -161,3 +161,25 @@ def test_a_rank_that_runs_out_of_memory_takes_the_others_with_it(folder, exact_m
     assert said.count("step 3: out of memory with micro-batches of 4; goes on with") == 1
     found, reference = losses(folder / "limited-2", "train"), losses(folder / "half-2", "train")
     assert len(found) == 4 and found == pytest.approx(reference, rel=1e-6)
+
+
+@linux
+@pytest.mark.slow
+def test_with_shards_it_ends_in_a_line_that_says_how_to_go_on_and_so_it_does(folder, exact_memory):
+    for name, size in (("whole-s", 4), ("half-s", 2)):
+        ranks(2, LIMITED, 0, 1, *arguments(folder, name, size), "--shard")
+    limit = (peak(folder, "whole-s", 1) + peak(folder, "half-s", 1)) // 2
+    often = ("--shard", "--save-every", "1")
+    with pytest.raises(AssertionError) as ended:
+        ranks(2, LIMITED, limit, 1, *arguments(folder, "limited-s", 4), *often)
+    said = [line for line in str(ended.value).splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, ended.value
+    assert said[0].startswith("error: --batch-size 4: out of memory, and with --shard no step is")
+    assert (
+        "go on with --resume auto --batch-size 2 --accumulate 2, which changes no result"
+        in (said[0])
+    )
+    smaller = [*arguments(folder, "limited-s", 2), *often, "--accumulate", "2"]
+    ranks(2, LIMITED, 0, 1, *smaller, "--resume", "auto")
+    found, reference = losses(folder / "limited-s", "train"), losses(folder / "half-s", "train")
+    assert len(found) == 4 and found == pytest.approx(reference, rel=1e-6)
