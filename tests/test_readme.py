@@ -24,7 +24,7 @@ OTHERS = """
 --standalone --nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --max-restarts
 --shutdown-timeout --signals-to-handle
 --help --config --run --run-dir --checkpoint --to --merge --dtype --preset --count --split
---style-json --recipe --dry-run --gpu --gpus --gpu-price --probes
+--style-json --recipe --dry-run --gpu --gpus --gpu-price --probes --steps --seeds
 """.split()
 
 
@@ -101,7 +101,7 @@ def test_the_memory_table_is_what_the_bench_counts():
     for tune, row in json.loads(done.stdout.splitlines()[-1])["rows"].items():
         parts = [row[name] for name in ("weights", "gradients", "optimizer")]
         sizes = [f"{size / 1e6:,.1f}" for size in (*parts, sum(parts), row["file"])]
-        assert f"| {tune} | {row['trainable']:,} | {' | '.join(sizes)} |" in README.splitlines()
+        assert f"| {tune} | {row['trainable']:,} | {' | '.join(sizes)} |" in CLUSTERS.splitlines()
 
 
 def test_the_mode_table_is_what_the_batch_counts():
