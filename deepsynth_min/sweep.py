@@ -205,7 +205,7 @@ def run(arguments: list[str]) -> list[dict]:
     cells = sweep.run()
     if opened.world.is_main:
         with writing("--out", given.out):
-            write_text(sweep.folder / "sweep.html", page(cells, str(opened.checkpoint)))
+            write_text(sweep.folder / "sweep.html", page(cells, given.run or given.model))
         print(table(cells))
         print(sweep.folder / "sweep.html")
     return cells

@@ -32,12 +32,10 @@ trap 'asked=yes; [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null' TERM INT HU
 "$@" &
 child=$!
 [ -z "$asked" ] || kill -USR1 "$child" 2>/dev/null
+# Not `wait` alone: a signal that comes just before it begins would be heard when it ends.
+while kill -0 "$child" 2>/dev/null; do sleep 1; done
 wait "$child"
 code=$?
-while kill -0 "$child" 2>/dev/null; do # a signal ends `wait`, not the command
-    wait "$child"
-    code=$?
-done
 
 # Another machine may have written how it came out, and file systems of several pass that on late.
 for _ in $(seq 60); do

@@ -36,12 +36,9 @@ done
 
 outcome=0
 for child in "${children[@]}"; do
+    while kill -0 "$child" 2>/dev/null; do sleep 1; done # as in launch.sh
     wait "$child"
     code=$?
-    while kill -0 "$child" 2>/dev/null; do # a signal ends `wait`, not the machine
-        wait "$child"
-        code=$?
-    done
     case $code in
     0) ;;
     75) [ $outcome != 0 ] || outcome=75 ;;
