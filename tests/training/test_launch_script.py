@@ -60,7 +60,8 @@ def test_each_signal_is_passed_on_as_sigusr1_and_waited_for(tmp_path, number):
     on."""
     text = "trap 'sleep 0.5; echo saved; exit 1' USR1; echo ready; while :; do sleep 0.05; done"
     given = ["bash", SCRIPT, tmp_path / "run", "bash", "-c", text]
-    process = subprocess.Popen(given, stdout=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731, under nohup too
+    process = subprocess.Popen(given, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(getattr(signal, f"SIG{number}"))
     began = time.monotonic()
