@@ -57,9 +57,16 @@ def default_of(f: Field) -> str:
 
 def controls() -> list[dict[str, Any]]:
     """Every setting that may be given there, and a recipe for a training, as the page draws it."""
-    recipe = {"name": "recipe", "option": "--recipe", "group": "recipe", "number": False}
-    recipe |= {"help": "settings for one purpose; those below come on top of it", "default": "none"}
-    recipe |= {"choices": recipes.names(), "tabs": []}
+    recipe = {
+        "name": "recipe",
+        "option": "--recipe",
+        "group": "recipe",
+        "help": "settings for one purpose; those below come on top of it",
+        "choices": recipes.names(),
+        "number": False,
+        "default": "none",
+        "tabs": [],
+    }
     return [recipe] + [
         {
             "name": f.name,
