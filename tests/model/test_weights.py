@@ -6,10 +6,11 @@ import pytest
 import torch
 from golden import GOLDEN
 from safetensors.torch import load_file, save_file
+from safetensors_bytes import file_size
 
 from deepsynth_min.errors import UserError
 from deepsynth_min.model.deepseek_ocr import DeepseekOCR
-from deepsynth_min.model.shape.presets import find_checkpoint
+from deepsynth_min.model.shape.presets import PRESETS, find_checkpoint
 from deepsynth_min.model.weights import load_weights, official_views, save_weights
 
 
@@ -28,6 +29,28 @@ def test_a_checkpoint_survives_reading_and_writing(tmp_path, shard_bytes, files)
     (tmp_path / "config.json").write_bytes((GOLDEN / "config.json").read_bytes())
     again = official_views(DeepseekOCR.from_pretrained(tmp_path))
     assert all(again[name].equal(original[name]) for name in original)
+
+
+@pytest.mark.parametrize(
+    "preset, size",
+    [
+        ("deepseek-ocr", 6_672_547_120),
+        ("unlimited-ocr", 6_672_547_120),
+        ("deepseek-ocr-2", 6_778_573_880),
+    ],
+)
+def test_a_preset_has_the_bytes_of_the_released_file(preset, size):
+    """model-00001-of-000001.safetensors as Hugging Face lists it: not one number is missing, too
+    many or of another type. (The index of DeepSeek-OCR-2 counts more: test_deepseek_ocr2.py.)"""
+    with torch.device("meta"):
+        views = official_views(DeepseekOCR(PRESETS[preset]).bfloat16())
+    assert file_size(views) == size
+
+
+def test_the_size_of_a_file_is_told_without_writing_it(tmp_path):
+    tensors = {f"layers.{n}.weight": torch.zeros(n, 3).bfloat16() for n in range(1, 12)}
+    save_file(tensors, tmp_path / "some.safetensors", {"format": "pt"})
+    assert file_size(tensors) == (tmp_path / "some.safetensors").stat().st_size
 
 
 def test_the_type_asked_for_is_the_type_loaded(tmp_path):
