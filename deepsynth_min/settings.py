@@ -65,7 +65,7 @@ class OptimSettings:
         "fp32", "type of the weights that train; bf16: with stochastic rounding"
     )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = fixed(
-        "adamw", "AdamW; 8bit ones: of bitsandbytes"
+        "adamw", "AdamW; adamw8bit: moments in 8 bits; paged: bitsandbytes', may leave the GPU"
     )
     batch_size: int = free(
         8,

@@ -65,8 +65,6 @@ def check(asked: DryRun, settings: Settings) -> Gpu | None:
             f"--adapter {settings.adapter.adapter}: a dry run reads no weights; give its rank "
             "with --lora-rank and its modules with --lora-targets instead"
         )
-    if settings.optim.checkpoint_layers:
-        raise UserError("--checkpoint-layers: a dry run cannot count what is computed again")
     for setting_check in CHECKS:
         setting_check(settings)
     return gpu
@@ -206,8 +204,13 @@ def time_lines(outlook: Outlook, asked: DryRun, gpu: Gpu) -> Iterator[str]:
 # -- what would help ------------------------------------------------------------------------------
 
 
-def candidates(settings: Settings, gpu: Gpu, gpus: int, fits: bool) -> list[tuple[str, dict]]:
-    """(in words, settings) of what is worth a try: to fit first of all, else to be faster."""
+def candidates(
+    settings: Settings, layers: int, gpu: Gpu, gpus: int, fits: bool
+) -> list[tuple[str, dict]]:
+    """(in words, settings) of what is worth a try: to fit first of all, else to be faster.
+
+    layers: of the decoder.
+    """
     optim, tune = settings.optim, settings.model.tune
     found: list[tuple[str, dict]] = []
     if optim.precision == "fp32":
@@ -221,11 +224,17 @@ def candidates(settings: Settings, gpu: Gpu, gpus: int, fits: bool) -> list[tupl
         size, micro = optim.batch_size // 2, optim.accumulate * 2
         words = f"--batch-size {size} --accumulate {micro}"
         found.append((words, {"batch_size": size, "accumulate": micro}))
+    if not optim.checkpoint_layers:
+        found.append((f"--checkpoint-layers {layers}", {"checkpoint_layers": layers}))
     if gpus > 1 and not optim.shard and "qlora" not in tune and optim.optimizer == "adamw":
         found.append(("--shard", {"shard": True}))
     if not is_adapted(tune):
         if optim.optimizer == "adamw" and not optim.shard and optim.weights == "fp32":
-            found.append(("--optimizer adamw8bit", {"optimizer": "adamw8bit"}))
+            small = {"optimizer": "adamw8bit"}
+            found.append(("--optimizer adamw8bit", small))
+            if optim.precision == "bf16":
+                both = "--weights bf16 --optimizer adamw8bit"
+                found.append((both, small | {"weights": "bf16"}))
         found.append(("--tune lora", {"tune": "lora"}))
     if "qlora" not in tune and not optim.shard:
         found.append(("--tune qlora", {"tune": "qlora"}))
@@ -239,7 +248,8 @@ def changed_lines(outlook: Outlook, asked: DryRun, gpu: Gpu) -> Iterator[str]:
     usual = epoch_seconds(outlook, outlook.usual.step(gpu), gpus)
     share = outlook.usual.step(gpu) / outlook.heavy.step(gpu)
     fits = outlook.heavy.fits(gpu)
-    for words, changes in candidates(settings, gpu, gpus, fits):
+    layers = outlook.config.decoder.num_hidden_layers
+    for words, changes in candidates(settings, layers, gpu, gpus, fits):
         other = resolve(change(settings, **changes), outlook.load.rows, _world(settings, gpus))
         plan = make(outlook.config, other, outlook.load.heaviest(other), gpus)
         rows.append((words, plan, epoch_seconds(outlook, plan.step(gpu) * share, gpus)))

@@ -13,7 +13,7 @@ products, one kernel that reads what comes from outside and writes what is still
 """
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,19 +231,30 @@ class Count(TorchDispatchMode):
         if written:
             self.kernels.append(Kernel("compiled", "memory", size))
 
+    def _enter(self, *_: Any) -> None:
+        self.flush()
+        self.region += 1
+
+    def _leave(self, *_: Any) -> None:
+        self.flush()
+        self.region -= 1
+
     def compiled(self, parts: Iterable[nn.Module]) -> None:
         """Counts these modules as compiled, forward and backward."""
-
-        def enter(*_: Any) -> None:
-            self.flush()
-            self.region += 1
-
-        def leave(*_: Any) -> None:
-            self.flush()
-            self.region -= 1
-
         for part in parts:
-            part.register_forward_pre_hook(enter)
-            part.register_forward_hook(leave)
-            part.register_full_backward_pre_hook(enter)
-            part.register_full_backward_hook(leave)
+            part.register_forward_pre_hook(self._enter)
+            part.register_forward_hook(self._leave)
+            part.register_full_backward_pre_hook(self._enter)
+            part.register_full_backward_hook(self._leave)
+
+    def compiled_function(self, function: Callable[..., None]) -> Callable[..., None]:
+        """It, counted as compiled: what it makes on the way is in no memory."""
+
+        def counted(*args: Any) -> None:
+            peak = self.peak
+            self._enter()
+            function(*args)
+            self._leave()
+            self.peak = max(peak, self.held)
+
+        return counted

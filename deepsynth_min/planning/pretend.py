@@ -10,7 +10,8 @@ there, is done here by its rules; what is one fused kernel on a GPU and in piece
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -22,11 +23,12 @@ from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
 
-from ..model import attention, loss
+from ..model import attention, decoder, loss
 from ..model.encoders import relative_attention
 from ..model.window_blocks import WindowBlocks
-from ..training import compile as compiling, rounding
+from ..training import adamw, compile as compiling
 from ..tuning import quant
 from .paper import Count, Kernel, extent, grouped_flops
 
@@ -66,8 +68,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = [t for t in (*ctx.saved_tensors, grad) if t is not None]
-        grads = [torch.empty_like(t) for t in ctx.saved_tensors[:3]]
+        saved = ctx.saved_tensors  # a layer that is computed again gives them once
+        tensors = [t for t in (*saved, grad) if t is not None]
+        grads = [torch.empty_like(t) for t in saved[:3]]
         size = sum(map(extent, tensors + grads))
         kernel = Kernel(
             "attention backward", "attention", size, ctx.flops * 5 // 2, grad.dtype, launches=3
@@ -90,8 +93,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        d_x, d_weight = torch.empty_like(grad), torch.empty_like(ctx.saved_tensors[1])
-        ctx.count.memory("rms_norm backward", [grad, *ctx.saved_tensors], [d_x, d_weight])
+        saved = ctx.saved_tensors
+        d_x, d_weight = torch.empty_like(grad), torch.empty_like(saved[1])
+        ctx.count.memory("rms_norm backward", [grad, *saved], [d_x, d_weight])
         return d_x, d_weight, None
 
 
@@ -237,6 +241,14 @@ def _forget_tables() -> None:
 
 
 @contextmanager
+def _computed_again(pretend: PretendCuda) -> Iterator[None]:
+    """A layer of --checkpoint-layers inside of backward, where no function mode is in force."""
+    with pretend:
+        yield
+    pretend.casts.clear()
+
+
+@contextmanager
 def on_paper(
     processes: int = 1, little_memory: bool = False
 ) -> Iterator[tuple[Count, Callable[[], None]]]:
@@ -260,10 +272,15 @@ def on_paper(
         stack.enter_context(patch.object(relative_attention, "_kernel", lambda: _flex(count)))
         stack.enter_context(patch.object(attention, "attend_in_blocks", _window(count)))
         stack.enter_context(patch.object(compiling, "has_compiler", lambda device: True))
-        # A GPU's generator cannot be made here; of this one no numbers are drawn.
-        generator = torch.Generator()
-        stack.enter_context(patch.object(rounding, "generator_on", lambda device, seed: generator))
+        move = count.compiled_function(adamw.move)
+        stack.enter_context(patch.object(adamw, "kernel", lambda device: move))
         pretend = stack.enter_context(PretendCuda(count))
+        again = partial(
+            checkpoint,
+            context_fn=lambda: (nullcontext(), _computed_again(pretend)),
+            determinism_check="none",  # it would see a device of another name
+        )
+        stack.enter_context(patch.object(decoder, "checkpoint", again))
         if little_memory:
             stack.enter_context(patch.object(loss, "_few_passes", loss._little_memory))
         yield count, pretend.casts.clear

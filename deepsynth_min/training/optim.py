@@ -4,14 +4,13 @@ In: gradients (scaled, summed over micro-steps and ranks). Out: moved parameters
 
 The one idea: an optimizer step never asks the device a question. Whether the gradients are finite
 is a number on the device; the fused AdamW kernel reads it there and does nothing if it says so, and
-the loss scale is halved or doubled there. The host learns of it when it logs. (bitsandbytes'
-kernels know no such number; with them, and only with them, each step waits for the answer.)
+the loss scale is halved or doubled there. The host learns of it when it logs. (bitsandbytes' paged
+AdamW knows no such number; with it, and only with it, each step waits for the answer.)
 
 Sources: Loshchilov & Hutter 2019 (AdamW), 2017 (cosine), Micikevicius et al. 2018 (loss scaling).
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model.deepseek_ocr import ENCODER, DeepseekOCR, place_of
-from ..model.weights import fill, is_adapter, local_part, local_rows
+from ..model.weights import fill, is_adapter, local_part
 from ..settings import OptimSettings
-from . import rounding
+from .adamw import LowBitAdamW
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup_ratio: float, min_ratio: float) -> float:
@@ -101,67 +100,25 @@ def make_adamw(
 ) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; the rate is set before each step.
 
-    kind adamw: torch's fused one, or for bf16 parameters `RoundingAdamW`; adamw8bit and
-    paged_adamw8bit: bitsandbytes', with moments in 8 bits, the latter's in memory that a GPU may
-    push out to the host; over bf16 parameters `RoundingAdamW8bit`.
+    kind adamw: torch's fused one, or for bf16 parameters `LowBitAdamW`; adamw8bit: that one with
+    moments in 8 bits; paged_adamw8bit: bitsandbytes', with moments in 8 bits and in memory that a
+    GPU may push out to the host. Raises UserError for the last with bf16 parameters.
     """
     groups = parameter_groups(model, weight_decay, lora_plus_ratio, rates)
     options = {"lr": 0.0, "betas": tuple(betas), "eps": 1e-8}
     in_bf16 = any(p.dtype == torch.bfloat16 for group in groups for p in group["params"])
-    if kind == "adamw" and in_bf16:
-        return RoundingAdamW(groups, **options, seed=seed)
-    if kind == "adamw":
-        return torch.optim.AdamW(groups, **options, fused=True)
-    if in_bf16:
-        from .optim_8bit import RoundingAdamW8bit
+    if kind == "paged_adamw8bit":
+        if in_bf16:
+            raise UserError(
+                "--optimizer paged_adamw8bit: would round bf16 weights to the nearest, and lose "
+                "small updates; with --weights bf16 use adamw8bit"
+            )
+        import bitsandbytes  # seconds, for which --help need not wait
 
-        return RoundingAdamW8bit(groups, seed, is_paged=kind.startswith("paged"), **options)
-    import bitsandbytes  # seconds, for which --help need not wait
-
-    kinds = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit"}
-    return getattr(bitsandbytes.optim, kinds[kind])(groups, **options)
-
-
-class RoundingAdamW(torch.optim.Optimizer):
-    """AdamW over bf16 parameters without float32 copies of them.
-
-    bf16 has 8 binary digits: an update below 1/512 of its weight would be rounded away each time.
-    So moments and arithmetic are float32, and the new weight is rounded to bf16 at random. The
-    generator is seeded the same on every rank, so the ranks stay equal. Like the fused kernel it
-    reads `found_inf` on the device and changes nothing where that is 1.
-    """
-
-    def __init__(self, groups: list[dict], lr: float, betas: tuple, eps: float, seed: int):
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        device = self.param_groups[0]["params"][0].device
-        self.generator = rounding.generator_on(device, seed)
-        self.found_inf = torch.zeros((), device=device)
-
-    @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> None:
-        prepare_state(self)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group, self.found_inf > 0)
-
-    def _update(self, parameter: Tensor, group: dict, bad: Tensor) -> None:
-        state, (beta1, beta2) = self.state[parameter], group["betas"]
-        state = {name: local_part(value) for name, value in state.items()}
-        shape, rows = parameter.shape, local_rows(parameter)
-        gradient = torch.where(bad, 0.0, local_part(parameter.grad).float())
-        parameter = local_part(parameter)
-        good = (~bad).float()
-        state["step"] += good
-        state["exp_avg"].lerp_(gradient, (1 - beta1) * good)
-        state["exp_avg_sq"].lerp_(gradient.square(), (1 - beta2) * good)
-        mean = state["exp_avg"] / (1 - beta1 ** state["step"])
-        spread = (state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
-        new = parameter.float() * (1 - group["lr"] * group["weight_decay"])
-        new.addcdiv_(mean, spread, value=-group["lr"])
-        parameter.copy_(
-            torch.where(bad, parameter, rounding.round_at_random(new, self.generator, shape, rows))
-        )
+        return bitsandbytes.optim.PagedAdamW8bit(groups, **options)
+    if kind == "adamw8bit" or in_bf16:
+        return LowBitAdamW(groups, **options, seed=seed, in_8_bits=kind == "adamw8bit")
+    return torch.optim.AdamW(groups, **options, fused=True)
 
 
 def prepare_state(optimizer: torch.optim.Optimizer) -> None:
@@ -170,7 +127,7 @@ def prepare_state(optimizer: torch.optim.Optimizer) -> None:
         for p, parameter in enumerate(group["params"]):
             if len(optimizer.state[parameter]):
                 continue
-            if hasattr(optimizer, "init_state"):  # bitsandbytes
+            if hasattr(optimizer, "init_state"):  # all but torch's
                 optimizer.init_state(group, parameter, g, p)
                 continue
             optimizer.state[parameter] = {
@@ -187,8 +144,6 @@ def state_tensors(optimizer: torch.optim.Optimizer, named: dict[str, Tensor]) ->
         for key, value in optimizer.state.get(parameter, {}).items():
             if not key.startswith("qmap"):  # bitsandbytes' table of levels, the same for all
                 tensors[f"{name}/{key}"] = torch.as_tensor(value)
-    if generator := getattr(optimizer, "generator", None):  # of those that round at random
-        tensors["rounding/generator"] = generator.get_state()
     return tensors
 
 
@@ -203,8 +158,6 @@ def restore_state(
                 fill(value, stored)
             elif stored is not None:
                 optimizer.state[parameter][key] = stored.item()
-    if generator := getattr(optimizer, "generator", None):
-        generator.set_state(tensors["rounding/generator"])
 
 
 class LossScaler:
@@ -255,10 +208,9 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
 
 
 def _scales_in_kernel(optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> bool:
-    """Whether the optimizer's own kernel scales gradients, on a GPU: no pass of its own for it."""
+    """Whether the optimizer's own kernel scales gradients, so that no pass is needed for it."""
     whole = local_part(gradients[0]) is gradients[0]
-    is_fused = isinstance(optimizer, torch.optim.AdamW)
-    return is_fused and whole and gradients[0].device.type == "cuda"
+    return isinstance(optimizer, LowBitAdamW) or isinstance(optimizer, torch.optim.AdamW) and whole
 
 
 @torch.no_grad()
@@ -281,7 +233,7 @@ def clip_and_step(
         torch._foreach_mul_(gradients, factor / scaler.scale)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_factor", 1.0)
-    if isinstance(optimizer, torch.optim.AdamW | RoundingAdamW):
+    if isinstance(optimizer, torch.optim.AdamW | LowBitAdamW):
         optimizer.found_inf = overflow  # read on the device: skip the step where it is 1
         optimizer.step()
     elif not overflow.item():  # bitsandbytes cannot be told there: the host waits for the gradients

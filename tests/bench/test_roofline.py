@@ -64,6 +64,8 @@ def test_the_step_runs_without_reading_a_number_back(tune):
         "--precision fp16",
         "--precision fp32",
         "--tune all --compile --pack",
+        "--tune decoder --weights bf16",
+        "--tune decoder --optimizer adamw8bit",
         "--tune qlora --attention-window 8 --grid 2x1 --pack",
     ),
 )

@@ -53,11 +53,14 @@ def plan(processes: int = 1, size: int = 4, **changes) -> Plan:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("again", (0, 3))
 @pytest.mark.parametrize("tune", ("decoder", "lora", "qlora"))
-def test_the_peak_is_within_a_tenth_of_what_a_step_on_the_cpu_takes(same_rows, tmp_path, tune):
+def test_the_peak_is_within_a_tenth_of_what_a_step_on_the_cpu_takes(
+    same_rows, tmp_path, tune, again
+):
     """Measured by torch's profiler, which counts what the allocator gives, in a new process."""
     given = "--model tiny --tune {} --data {} --val-fraction 0 --batch-size 8 --device cpu"
-    given = words(f"{given} --threads 1", tune, same_rows)
+    given = words(f"{given} --threads 1 --checkpoint-layers {again}", tune, same_rows)
     run = [*given, *words("--ablation-samples 0 --answer-samples 0 --out {}", tmp_path / "run")]
     done = python(HELPERS / "real_peak.py", json.dumps([run]), check=True)
     (measured,) = json.loads(done.stdout.splitlines()[-1])
@@ -99,9 +102,20 @@ def test_shards_hold_a_share_of_the_moments_and_less_in_all():
     assert shared.peak < whole.peak
 
 
-def test_layers_that_are_computed_again_cannot_be_counted(capsys):
-    assert train.main(words("--dry-run --model tiny --checkpoint-layers 2")) == 2
-    assert "--checkpoint-layers: a dry run cannot count" in capsys.readouterr().err
+@pytest.mark.parametrize("changes", ({}, {"tune": "lora"}, {"weights": "bf16"}, {"pack": True}))
+def test_layers_that_are_computed_again_cost_a_forward_and_keep_little(changes):
+    """Their FLOPs, and not those of head and loss."""
+    changes = {"precision": "bf16"} | changes
+    kept, again = (
+        plan(**changes),
+        plan(**changes, checkpoint_layers=SMALL.decoder.num_hidden_layers),
+    )
+    forward, *backward = (
+        sum(kernel.flops for kernel in of.paper.kernels[part])
+        for of, part in ((kept, "forward"), (kept, "backward"), (again, "backward"))
+    )
+    assert 0.1 * forward < backward[1] - backward[0] < 0.2 * forward
+    assert again.paper.activations < 0.6 * kept.paper.activations
 
 
 @pytest.mark.parametrize(
