@@ -181,8 +181,12 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         lengths: Sequence[int] = (),
         prompts: Sequence[int] = (),
+        output_index: Tensor | None = None,
     ) -> Tensor:
-        """x [B, T, D] -> the same. lengths, prompts: as in decoder.Layout."""
+        """x [B, T, D] -> the same; of the positions of output_index alone, [1, L, D].
+
+        lengths, prompts, output_index: as in decoder.Layout.
+        """
         B, T, D = x.shape
         q, k, v = (
             project(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, H, T, d]
@@ -197,7 +201,8 @@ class Attention(nn.Module):
             out = self._by_sample(q, k, v, lengths, prompts)
         else:
             out = attend(q, k, v, mask, self.shared_kv)  # [B, H, T, d]
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, D))
+        out = out.transpose(1, 2).reshape(B, T, D)
+        return self.o_proj(out if output_index is None else rows_at(out, output_index))
 
     def _by_sample(
         self, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], prompts: Sequence[int]
@@ -212,6 +217,11 @@ class Attention(nn.Module):
             for own, prompt in zip(parts, prompts or repeat(None))
         ]
         return torch.cat(out, axis)
+
+
+def rows_at(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, T, D] at flat positions index [L] in B*T: [1, L, D]."""
+    return x.flatten(0, 1).index_select(0, index)[None]
 
 
 def causal_mask(valid: Tensor, length: int) -> Tensor:

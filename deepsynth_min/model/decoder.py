@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, KVCache, causal_mask, window_mask
+from .attention import Attention, KVCache, causal_mask, rows_at, window_mask
 from .experts import Experts
 from .norm import RMSNorm
 from .rotary import rotary_tables
@@ -106,7 +106,8 @@ class Layout:
                   ones; empty: all of x is prompt, or goes on with what the cache knows of it
     token_mask    [B, T] bool: asks for the balance term over these tokens
     output_index  flat positions [L] in [B*T] whose hidden states alone are asked for, [1, L, D]: no
-                  other needs the last layer's MLP (not with token_mask, which looks at all)
+                  other needs the last layer's output projection and MLP (not with token_mask, which
+                  looks at all)
     """
 
     valid: Tensor | None = None
@@ -143,10 +144,10 @@ class DecoderLayer(nn.Module):
         layout: Layout,
     ) -> tuple[Tensor, Tensor | None]:
         """x [B, T, D] -> the same (of the last layer what the layout asks for), balance term."""
-        where = (mask, cache, layout.lengths, layout.prompts)
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, *where)
-        if self.is_last and layout.output_index is not None:
-            x = x.flatten(0, 1).index_select(0, layout.output_index)[None]  # [1, L, D]
+        wanted = layout.output_index if self.is_last else None
+        where = (mask, cache, layout.lengths, layout.prompts, wanted)
+        given = x if wanted is None else rows_at(x, wanted)
+        x = given + self.self_attn(self.input_layernorm(x), cos, sin, *where)
         y = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MixtureOfExperts):
             y, balance = self.mlp(y, layout.token_mask)

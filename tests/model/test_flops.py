@@ -63,14 +63,14 @@ def test_the_decoders_formula_equals_torchs_counter(model, passes):
     assert counted(work) == formula
 
 
-def test_the_mlp_that_only_scored_tokens_need_is_counted_as_torch_counts_it(model):
+def test_what_only_scored_tokens_need_is_counted_as_torch_counts_it(model):
     x, scored = torch.randn(2, 24, CONFIG.decoder.hidden_size), torch.arange(40, 48)
 
     def work(layout=Layout()):
         with torch.no_grad():
             decode(model.model.layers, model.model.norm, CONFIG.decoder, x, layout)
 
-    spared = 2 * 40 * flops.mlp_weights(CONFIG.decoder, 3)
+    spared = flops.spared_flops(CONFIG.decoder, 40, passes=1)
     assert counted(work) - counted(lambda: work(Layout(output_index=scored))) == spared
 
 
@@ -94,7 +94,8 @@ def test_the_steps_formula_is_its_parts():
     head, page = 2 * 20 * dec.hidden_size * dec.vocab_size, flops.encoder_flops(CONFIG, 256)
     projector = 2 * 2 * 16 * CONFIG.feature_width * dec.hidden_size
     whole = flops.step_flops(CONFIG, "decoder", **common)
-    spared = 3 * 2 * 90 * flops.mlp_weights(dec, 3)  # what is not scored, in the last layer
+    weights = dec.hidden_size**2 + flops.mlp_weights(dec, 3)
+    spared = 3 * 2 * 90 * weights  # what is not scored, in the last layer
     assert whole == flops.decoder_flops(dec, [50, 60]) - spared + 3 * head + 2 * page + projector
     assert whole - flops.step_flops(CONFIG, "decoder", **common, encoded={}) == 2 * page
     adapters = flops.Adapters(flops.adapter_weights(dec, 16))

@@ -131,9 +131,10 @@ def decoder_flops(
 
 
 def spared_flops(config: DecoderConfig, tokens: int, passes: int = 3) -> int:
-    """What decoder_flops counts too much for tokens that are not scored: the last layer's MLP (its
-    adapters are counted all the same)."""
-    return 2 * passes * tokens * mlp_weights(config, config.num_hidden_layers - 1)
+    """What decoder_flops counts too much for tokens that are not scored: the last layer's output
+    projection and MLP (their adapters are counted all the same)."""
+    weights = config.hidden_size**2 + mlp_weights(config, config.num_hidden_layers - 1)
+    return 2 * passes * tokens * weights
 
 
 def pages_flops(
