@@ -67,6 +67,7 @@ def plan(dry: bool) -> list[Row]:
         Row("forms of the encoder", "encoder_forms", "", 90),
         Row("forms of the decoder", "decoder_forms", "", 45),
         Row("forms of the window", "window_forms", "", 60),
+        Row("forms of the optimizer", "optimizer_forms", "", 60),
         Row("packed attention", "varlen", "", 30),
         Row("LoRA", "step", f"--tune lora {sixteen}", 90, speed(150)),
         Row("runs", "runs", "", 120),

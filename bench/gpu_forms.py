@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+from common import wait
 from gpu_checks import APART, PRECISIONS, distance, line, off, worst
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from deepsynth_min.model.experts import mixture_of_experts, mixture_of_experts_g
 from deepsynth_min.model.loss import chunked_cross_entropy, cross_entropy
 from deepsynth_min.model.shape.presets import PRESETS
 from deepsynth_min.model.window_blocks import attend_in_blocks, window_blocks
+from deepsynth_min.training.adamw import LowBitAdamW
 
 
 def _sam(device: torch.device, dry: bool, dtype: torch.dtype) -> tuple[SamAttention, Tensor]:
@@ -132,6 +134,33 @@ def window_forms(device: torch.device, dry: bool) -> Iterator[dict]:
             one = attend_in_blocks(*row, packed)[0].unflatten(1, (2, T)).transpose(0, 1)
             apart = worst([one, *_grads(one, given)], exact)
             yield off(f"{what}: flex, packed", apart, APART[precision])
+
+
+def optimizer_forms(device: torch.device, dry: bool) -> Iterator[dict]:
+    """AdamW over bf16 weights and with 8-bit moments: as it stands, and on a GPU one kernel; how
+    far the sums of three updates are apart, and the time of a step."""
+    count = 2**16 if dry else 2**26
+    for dtype in (torch.float32, torch.bfloat16):
+        moved, seconds = [], []
+        for plainly in (True, False):
+            torch.manual_seed(0)
+            weight = torch.nn.Parameter(torch.randn(count, device=device).to(dtype))
+            before, groups = weight.detach().clone(), [{"params": [weight], "weight_decay": 0.1}]
+            optimizer = LowBitAdamW(groups, 1e-3, (0.9, 0.95), 1e-8, 0, in_8_bits=True)
+            optimizer.kernel = None if plainly else optimizer.kernel
+            for _ in range(3):
+                weight.grad = torch.randn(count, device=device).to(dtype)
+                wait(device)
+                began = time.perf_counter()
+                optimizer.step()
+                wait(device)
+            seconds.append(time.perf_counter() - began)
+            moved.append(weight.detach().float() - before.float())
+        what = f"AdamW, 8-bit moments, {str(dtype).removeprefix('torch.')} weights"
+        if device.type == "cuda":
+            yield off(f"{what}: one kernel", distance(*moved), 1e-2)
+            yield line(f"{what}, {count:,} numbers: one kernel", 1e3 * seconds[1], "ms")
+        yield line(f"{what}, {count:,} numbers: plain", 1e3 * seconds[0], "ms")
 
 
 def varlen(device: torch.device, dry: bool) -> Iterator[dict]:
