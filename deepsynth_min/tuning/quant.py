@@ -29,6 +29,7 @@ too.
 Source: Dettmers et al. 2023 (QLoRA), Dettmers et al. 2022 (LLM.int8: rows).
 """
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 
@@ -51,6 +52,8 @@ class QuantConfig:
 
 @cache
 def _library():
+    # On some CPUs it asks for a kernel from the hub, for a product that is not used here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import bitsandbytes.functional  # seconds, for which --help need not wait
 
     return bitsandbytes.functional
