@@ -1,1 +1,1 @@
-"""The page to try a model on: its server, what may be asked, and what the tabs show."""
+"""The page to try a model on: what may be asked, what its tabs show, and their controls."""

@@ -1,7 +1,7 @@
 """The tabs Runs, Data and Train: what is there, and commands that are run as they stand.
 
-In: names below the root, settings. Out: what the commands print, line by line; a training that goes
-on when the page is closed.
+In: names below the root, settings. Out: what the commands print; a training that goes on when the
+page is closed.
 
 The one idea: a training holds a lock on one file of this machine as long as it lives, by a handle
 that it inherits. So there is one at a time, whoever started it, and its end frees the lock whatever
@@ -11,26 +11,27 @@ the end was; the file says which it is, for the page that comes back.
 import json
 import os
 import select
-import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, Popen
 from typing import IO, Any
+
+import gradio as gr
 
 from .. import command_line
 from ..config_file import is_run
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files.disk import lock
+from ..model.shape.presets import TINY_READER
 from ..reports.page import page
 from ..runs.storage import status
 from ..runs.storage.run_directory import default_name
-from .safety import arguments, inside, settings_of
-from .server import Session
+from .safety import fenced, inside, sent, settings_of
 
 MOST_RUNS, DEEP = 200, 3  # runs that are listed; folders below the root
 LOCK = Path(tempfile.gettempdir()) / f"deepsynth-min-training-{os.getuid()}.lock"
@@ -38,39 +39,26 @@ GUARD = threading.Lock()  # a look at the lock takes it for a moment
 LOG = ".deepsynth-training.log"  # below the root: what the newest training has printed
 
 
-def command(name: str, words: list[str]) -> list[str]:
-    return [sys.executable, "-u", "-m", f"deepsynth_min.{name}", *words]
-
-
-def environment() -> dict[str, str]:
-    """Where this package is found, from any folder."""
+def started(name: str, words: list[str], out: IO[bytes] | int, *held: int) -> Popen:
+    """A command of this package, in a session of its own; held: handles that it inherits."""
+    words = [sys.executable, "-u", "-m", f"deepsynth_min.{name}", *words]
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    own = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    own = {"env": own, "stdin": DEVNULL, "start_new_session": True, "pass_fds": held}
+    return Popen(words, stdout=out, stderr=STDOUT, **own)
 
 
-def followed(name: str, words: list[str], root: Path) -> Iterator[dict[str, Any]]:
-    """A command's lines, as it prints them; it ends if nobody listens any more."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command(name, words), cwd=root, env=environment(), stdin=subprocess.DEVNULL,
-        stdout=pipe, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    rest, begun = b"", time.monotonic()
+def followed(name: str, words: list[str]) -> Iterator[str]:
+    """What a command has printed so far; it ends if nobody listens any more."""
+    process, text, piece = started(name, words, PIPE), b"", b" "
     try:
-        while True:
-            ready, _, _ = select.select([process.stdout], [], [], 1.0)
-            if not ready:
-                yield {"progress": f"{time.monotonic() - begun:.0f} s"}
-                continue
-            piece = os.read(process.stdout.fileno(), 1 << 16)
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in lines:  # a carriage return begins a progress bar anew
-                yield {"line": line.rpartition(b"\r")[2].decode("utf-8", "replace")}
-            if bars := [part for part in rest.split(b"\r") if part.strip()]:
-                yield {"progress": bars[-1].decode("utf-8", "replace")}
-            if not piece:
-                break
-        yield {"code": process.wait()}
+        while piece:
+            if select.select([process.stdout], [], [], 1.0)[0]:
+                piece = os.read(process.stdout.fileno(), 1 << 16)
+                text += piece
+            yield console(text)
+        if process.wait():
+            yield f"{console(text)}\n(exit code {process.returncode})"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -78,135 +66,149 @@ def followed(name: str, words: list[str], root: Path) -> Iterator[dict[str, Any]
         process.stdout.close()
 
 
+def console(text: bytes) -> str:
+    """What a terminal would show: a carriage return begins a progress bar anew."""
+    lines = text.decode("utf-8", "replace").rstrip().split("\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+
+
 class Jobs:
-    """root: the folder below which all of it happens."""
+    """root: the folder below which all of it happens, where this process is."""
 
     def __init__(self, root: Path):
         self.root = root
         self.parser = command_line.make_parser("python -m deepsynth_min.train", "")
 
-    # -- runs
-
-    def _runs(self) -> Iterator[Path]:
-        """Run directories, the newest first."""
-        found = []
-        for top, folders, _ in os.walk(self.root):
-            path = Path(top)
-            if is_run(path):
-                found.append(path)
-            depth = len(path.relative_to(self.root).parts)
-            keep = depth < DEEP and not is_run(path)
-            folders[:] = [name for name in folders if keep and not name.startswith(".")]
-        yield from sorted(found, key=lambda path: -path.stat().st_mtime)[:MOST_RUNS]
-
-    def runs(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Each run with its status and when its figures last changed."""
-        listed = []
-        for run in self._runs():
-            figures = run / "metrics.jsonl"
-            changed = figures.stat().st_mtime if figures.is_file() else 0.0
-            listed.append(
-                {"run": str(run.relative_to(self.root)), "changed": changed, **status.read(run)}
-            )
-        yield {"runs": listed}
-
-    def report(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The report of one run, or of several side by side."""
-        names = given.get("runs")
-        if not isinstance(names, list) or not 0 < len(names) <= 6:
-            raise UserError("runs: choose one to six")
-        paths = [inside(self.root, str(name), "run") for name in names]
-        for path in paths:
-            if not (path / "metrics.jsonl").is_file():
-                raise UserError(f"{path}: not a run directory (no metrics.jsonl)")
-        try:
-            yield {"html": page(*paths)}
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{names[0]}: damaged metrics or settings ({error})") from None
-
-    # -- data
-
-    def check(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """`check` on a file that was sent or lies below the root: its lines, then its page."""
-        words = self._words(session, given)
-        out = session.folder / "data-check.html"
-        out.unlink(missing_ok=True)
-        for told in followed("check", [*words, f"--html={out}"], self.root):
-            if str(out) not in told.get("line", ""):  # where it lies here is nothing to a browser
-                yield told
-        if out.is_file():
-            yield {"html": out.read_text("utf-8")}
-
-    def table(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """`render --data X --to FILE`: the pages of the rows as Parquet, below the root."""
-        to = str(given.get("to", ""))
-        inside(self.root, to, "--to", there=False)
-        yield from followed("render", [*self._words(session, given), f"--to={to}"], self.root)
-
-    def _words(self, session: Session, given: dict[str, Any]) -> list[str]:
+    def _words(self, given: dict[str, str], file: str | None = None) -> list[str]:
         """The command line of the settings; of a file that was sent, with it as --data."""
-        words = arguments(given.get("settings", {}))
-        settings_of(self.root, words, self.parser)
-        if given.get("file"):
-            words = [word for word in words if not word.startswith("--data=")]
-            words.append(f"--data={session.file(given['file'])}")
+        words, _ = settings_of(self.root, given, self.parser)
+        if file and sent(file):
+            words = [word for word in words if not word.startswith("--data=")] + [f"--data={file}"]
         return words
 
-    # -- training
+    def runs(self, names: list[str], seen: tuple) -> tuple:
+        """What there is to choose from, the newest first; the report of what was chosen; and both
+        as they are now, so that only what has changed is drawn."""
+        found = {}
+        for top, folders, _ in os.walk(self.root):
+            path = Path(top)
+            name = path.relative_to(self.root)
+            if is_run(path):
+                figures = path / "metrics.jsonl"
+                changed = figures.stat().st_mtime if figures.is_file() else 0.0
+                found[str(name)] = changed, f"{name}: {progress(status.read(path))}"
+            deeper = not is_run(path) and len(name.parts) < DEEP
+            folders[:] = [name for name in folders if deeper and not name.startswith(".")]
+        newest = sorted(found, key=found.get, reverse=True)[:MOST_RUNS]
+        choices, chosen = [(found[n][1], n) for n in newest], [n for n in names if n in found]
+        now = choices, [(n, found[n][0]) for n in chosen]
+        drawn = gr.skip() if now[1] == seen[1] else self.report(chosen) if chosen else ""
+        return gr.skip() if choices == seen[0] else gr.CheckboxGroup(choices), drawn, now
 
-    def plan(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The command line that the settings stand for, or what is wrong with them."""
-        words = arguments(given.get("settings", {}))
-        settings_of(self.root, words, self.parser)
-        yield {"command": shlex.join(["python", "-m", "deepsynth_min.train", *words])}
+    def report(self, names: list[str]) -> str:
+        """The report of one run, or of several side by side, framed; or what is wrong with it."""
+        try:
+            if len(names) > 6:
+                raise UserError("runs: choose one to six")
+            return framed(page(*(inside(self.root, name, "run") for name in names)))
+        except UserError as error:
+            text = str(error)
+        except (ValueError, KeyError, OSError) as error:
+            text = f"{names[0]}: damaged metrics or settings ({error})"
+        return f'<p class="note" role="alert">{escape(one_line(text))}</p>'
 
-    def train(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Starts a training, or goes on with one that was stopped."""
-        words = arguments(given.get("settings", {}))
-        if run := given.get("resume"):
-            if not is_run(inside(self.root, str(run), "--out")):
-                raise UserError(f"--out {run}: not a run directory (no config.toml)")
-            words = [f"--out={run}", "--resume=auto"]
-        values = settings_of(self.root, words, self.parser)
-        out = values.get("out") or default_name(str(values.get("model", "tiny-reader")))
-        words = [*words, *([] if "out" in values else [f"--out={out}"])]
+    def check(self, given: dict[str, str], file: str | None) -> Iterator[tuple[str, str]]:
+        """`check` on a file that was sent or lies below the root: what it says, then its page."""
+        words, said = self._words(given, file), ""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "data-check.html"
+            for text in followed("check", [*words, f"--html={out}"]):
+                said = "\n".join(line for line in text.split("\n") if str(out) not in line)
+                yield said, ""
+            if out.is_file():
+                yield said, framed(out.read_text("utf-8"))
+
+    def table(self, given: dict[str, str], file: str | None, to: str) -> Iterator[tuple[str, str]]:
+        """`render --data X --to FILE`: the pages of the rows as Parquet, below the root."""
+        inside(self.root, to, "--to", there=False)
+        for said in followed("render", [*self._words(given, file), f"--to={to}"]):
+            yield said, ""
+
+    def plan(self, given: dict[str, str]) -> str:
+        """The command line that the settings stand for, as Markdown. Raises UserError."""
+        return fenced(["python", "-m", "deepsynth_min.train", *self._words(given)])
+
+    def train(self, given: dict[str, str]) -> None:
+        """Starts a training. Raises UserError."""
+        words, values = settings_of(self.root, given, self.parser)
+        out = values.get("out") or default_name(str(values.get("model", TINY_READER)))
+        self._start(out, words if "out" in values else [*words, f"--out={out}"])
+
+    def go_on(self) -> None:
+        """Goes on with the newest training, which was stopped. Raises UserError."""
+        out = self._newest().get("out", "")
+        if not is_run(inside(self.root, out, "--out")):
+            raise UserError("no training of this folder can go on")
+        self._start(out, [f"--out={out}", "--resume=auto"])
+
+    def stop(self) -> None:
+        """Ctrl-C: the training saves a checkpoint and ends. Raises UserError."""
+        newest = self._newest()
+        if not newest["running"] or "pid" not in newest:
+            raise UserError("no training of this folder is running")
+        os.kill(newest["pid"], signal.SIGINT)  # it holds the lock: the number is still its own
+
+    def _start(self, out: str, words: list[str]) -> None:
         with GUARD, locked() as held, open(self.root / LOG, "wb") as log:
-            process = subprocess.Popen(
-                command("train", words), cwd=self.root, env=environment(), stdout=log,
-                stdin=subprocess.DEVNULL, stderr=log, start_new_session=True,
-                pass_fds=[held.fileno()],
-            )  # fmt: skip
-            facts = {"pid": process.pid, "root": str(self.root), "out": out, "words": words}
+            process = started("train", words, log, held.fileno())
             held.truncate(0)
+            facts = {"pid": process.pid, "root": str(self.root), "out": out}
             held.write(json.dumps(facts).encode())
         threading.Thread(target=process.wait, daemon=True).start()  # leaves no zombie
-        yield {"out": out}
 
-    def training(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """What the newest training of this root does, or how it ended."""
-        running, facts = is_running(), newest()
-        if facts.get("root") != str(self.root):
-            elsewhere = "" if not running else "a training from another folder is running"
-            yield {"running": False, "note": elsewhere, "log": []}
-            return
-        log, out = self.root / LOG, inside(self.root, facts["out"], "--out", there=False)
-        text = log.read_text("utf-8", "replace")[-20_000:] if log.is_file() else ""
-        yield {
-            "running": running,
-            "out": facts["out"],
-            "command": shlex.join(["python", "-m", "deepsynth_min.train", *facts["words"]]),
-            "log": text.replace("\r", "\n").splitlines()[-30:],
-            "can_go_on": not running and is_run(out) and status.read(out)["status"] != "done",
-            **status.read(out),
-        }
+    def _newest(self) -> dict[str, Any]:
+        """Whether a training is running, and what the lock says of this folder's newest one."""
+        try:
+            with GUARD, locked():
+                running = False
+        except UserError:
+            running = True
+        try:
+            facts = json.loads(LOCK.read_bytes())
+        except (OSError, ValueError):  # there was none
+            facts = {}
+        own = facts if facts.get("root") == str(self.root) else {}
+        return {"running": running} | own
 
-    def stop(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Ctrl-C: the training saves a checkpoint and ends."""
-        facts = newest()
-        if not is_running() or facts.get("root") != str(self.root):
-            raise UserError("no training of this folder is running")
-        os.kill(facts["pid"], signal.SIGINT)  # it holds the lock: the number is still its own
-        yield {"stopping": facts["out"]}
+    def training(self, seen: dict[str, Any]) -> list:
+        """Of the newest training what is known, its state, log and report, and which buttons can
+        be pressed; only if it differs from what was seen."""
+        found = self._newest()
+        is_own, log, drawn, goes_on = "out" in found, "", gr.skip(), False
+        said = "a training from another folder is running" if found["running"] else ""
+        if is_own:
+            out = inside(self.root, found["out"], "--out", there=False)
+            found |= status.read(out)
+            said = f"{found['out']}: {progress(found)}"
+            log = console((self.root / LOG).read_bytes()[-20_000:])
+            goes_on = not found["running"] and is_run(out) and found["status"] != "done"
+        if (now := found | {"log": log}) == seen:
+            return [gr.skip()] * 7
+        if is_own and found["of"] and found["updated"] != seen.get("updated"):
+            drawn = self.report([found["out"]])
+        can = (not found["running"], found["running"] and is_own, goes_on)
+        buttons = [gr.Button(interactive=one) for one in can]
+        return [now, f'<p role="status">{escape(said)}</p>', log, drawn, *buttons]
+
+
+def progress(run: dict[str, Any]) -> str:
+    reason = f" ({run['reason']})" if run.get("reason") else ""
+    return f"{run['status'] or 'starting'}{reason}, step {run['step']} of {run['of']}"
+
+
+def framed(page: str) -> str:
+    """A page of ours as HTML in which no script runs."""
+    return f'<iframe title="report" sandbox srcdoc="{escape(page)}"></iframe>'
 
 
 def locked() -> IO[bytes]:
@@ -218,20 +220,3 @@ def locked() -> IO[bytes]:
         handle.close()
         raise
     return handle
-
-
-def is_running() -> bool:
-    try:
-        with GUARD:
-            locked().close()
-    except UserError:
-        return True
-    return False
-
-
-def newest() -> dict[str, Any]:
-    """What the lock says of the newest training; {} if there was none."""
-    try:
-        return json.loads(LOCK.read_bytes())
-    except (OSError, ValueError):
-        return {}

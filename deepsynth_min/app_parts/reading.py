@@ -1,18 +1,18 @@
 """The tabs Pages and Read: a document's pages, its answer, where the answer looked.
 
-In: a session's text or file, and settings. Out: what the page shows, as dictionaries.
+In: a text or a file, and settings, as a browser gave them. Out: HTML with all texts escaped.
 
 The one idea: nothing is computed here that a command does not compute: prompts, answers, ablations
 and attention are those of runs/reader.py and evaluation/.
 """
 
 import base64
-import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from html import escape
 from pathlib import Path
-from typing import Any
 
+import gradio as gr
 import numpy as np
 import torch
 
@@ -34,24 +34,28 @@ from ..runs.open_model import OpenModel
 from ..runs.reader import Reader
 from ..settings import DataSettings, GenerationSettings, ModelSettings, PageSettings
 from ..tiny_reader.guide import HEADS
-from .safety import arguments, settings_of
-from .server import Session
+from .safety import fenced, sent, settings_of
 
 PAGE = ("mode", *(f.name for f in fields(PageSettings)))
 ANSWER = ("instruction", *(f.name for f in fields(GenerationSettings)))
 MOST_TEXT, MOST_PAGES = 200_000, 24  # characters of a document; pages that are shown
-CONCERNS = (ModelSettings, DataSettings, PageSettings, GenerationSettings)
+FACTS = "pages", "visual tokens", "characters per token", "compression"
 COSTS = {"blank": "an empty page", "without": "no page", "tail": "as many tokens of its text's end"}
+ORANGE = np.array([255, 102, 0])[:, None, None]  # RGB of where a token looks
 
 
 @dataclass
 class Document:
-    """What a session has read: the row, its sample, with the answer once there is one."""
+    """What a session has read: the row, its sample with the answer, the answer's tokens as text;
+    of each picture its HTML and, once asked for, each token's map [A, rows, columns]."""
 
     row: Row
     sample: Sample
     opened: OpenModel
-    answered: bool = False
+    pieces: list[str]
+    note: str
+    images: list[str] = field(default_factory=list)
+    maps: list[np.ndarray] = field(default_factory=list)
 
 
 class Reading:
@@ -60,132 +64,143 @@ class Reading:
     def __init__(self, opened: OpenModel, root: Path, words: list[str]):
         """words: how the command line names the model."""
         self.opened, self.root, self.words = opened, root, words
-        self.parser = options.make_parser(
-            {concern.__name__: concern for concern in CONCERNS}, "page", "", ()
-        )
+        own = (ModelSettings, DataSettings, PageSettings, GenerationSettings)
+        self.parser = options.make_parser({c.__name__: c for c in own}, "page", "", ())
+        # whether the first heads of the last layer were trained to attend to what is copied
+        guided = opened.settings.model.model == TINY_READER
+        guided = [("guided to copied words", "guided")] if guided else []
+        layers = [(f"layer {i + 1}", str(i)) for i in range(len(opened.model.model.layers))]
+        self.heads = [*guided, ("mean of all", "all"), *layers]
 
-    def _opened(self, given: dict[str, Any], allowed: tuple[str, ...]) -> OpenModel:
-        """The model with the settings of the page. Raises UserError."""
-        words = arguments(given.get("settings", {}), allowed)
-        values = settings_of(self.root, words, self.parser)
+    def _document(
+        self, given: dict[str, str], text: str | None, file: str | None
+    ) -> tuple[Row, OpenModel, list[str]]:
+        """The text, or what is first in the file; the model with the settings of the page; these as
+        a command line. Raises UserError."""
+        words, values = settings_of(self.root, given, self.parser)
         settings = change(self.opened.settings, **{"beams": 1, **values})
-        tokenizer = self.opened.builder.tokenizer
-        builder = SampleBuilder(settings, self.opened.model.config, tokenizer)
+        builder = SampleBuilder(settings, self.opened.model.config, self.opened.builder.tokenizer)
         if max(1, settings.page.max_pages) > builder.most_pages:
             most = f"{builder.context} tokens has place for {number_of(builder.most_pages, 'page')}"
             raise UserError(f"--mode, --max-pages: the model's context of {most} of this size")
-        return replace(self.opened, settings=settings, builder=builder)
-
-    def _row(self, session: Session, given: dict[str, Any], opened: OpenModel) -> Row:
-        """The text that was sent, or what is first in the file. Raises UserError."""
-        if given.get("file"):
-            path = session.file(given["file"])
+        row = Row("the text", "", text or "")
+        if file:
+            name = sent(file)
             try:
-                row = open_inputs([str(path)], opened.settings)[0].row()
+                row = replace(open_inputs([file], settings)[0].row(), where=name)
             except UserError as error:
-                raise UserError(str(error).replace(str(path), path.name)) from None
-            row = replace(row, where=path.name)
-        else:
-            row = Row("the text", "", str(given.get("text", "")))
+                raise UserError(str(error).replace(file, name)) from None
         if len(row.text or "") > MOST_TEXT:
             raise UserError(f"{len(row.text):,} characters: this page takes {MOST_TEXT:,}")
         if row.text is not None and not row.text.strip():
             raise UserError("there is no text yet")
-        return row
+        return row, replace(self.opened, settings=settings, builder=builder), words
 
-    def pages(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The pages, what they cost, and the command that reads such a document."""
-        opened = self._opened(given, PAGE)
-        row, builder = self._row(session, given, opened), opened.builder
+    def pages(self, given: dict[str, str], text: str, file: str | None) -> tuple[str, str]:
+        """The pages and what they cost, and the command that reads such a document."""
+        if not file and not (text or "").strip():
+            return "", ""
+        row, opened, words = self._document(given, text, file)
+        builder = opened.builder
         sample = builder.prompt(row)
-        found = {
-            "pages": [picture(page) for page in sample.pages[:MOST_PAGES]],
-            "facts": [f"{len(sample.pages)} of {builder.side} px", f"{sample.visual:,}"],
-            "marks": [],
-            "complaints": [],
-            "command": shlex.join(
-                ["python", "-m", "deepsynth_min.generate", *self.words]
-                + arguments(given.get("settings", {}), PAGE)
-                + [session.file(given["file"]).name if given.get("file") else "paper.txt"]
-            ),
-        }
+        facts, notes = [f"{len(sample.pages)} of {builder.side} px", f"{sample.visual:,}"], ""
         if row.text is not None and sample.visual:
             tokens = len(encode(builder.tokenizer, row.text))
-            found["facts"] += [
-                f"{len(row.text) / sample.visual:.2f}",
-                f"{tokens / sample.visual:.2f} ({tokens:,} text tokens)",
-            ]
-            found["complaints"] = complaints([row.text], builder.style)
-            if found["complaints"]:
-                found["marks"] = marked(row.text, np.concatenate(undrawn(row.text, builder.style)))
-        yield found
+            facts += [f"{len(row.text) / sample.visual:.2f}"]
+            facts += [f"{tokens / sample.visual:.2f} ({tokens:,} text tokens)"]
+            if found := complaints([row.text], builder.style):
+                bad = set(np.concatenate(undrawn(row.text, builder.style)).tolist())
+                notes = "".join(f'<p class="note">{escape(line)}</p>' for line in found)
+                notes += f'<p class="said">{marked(row.text[:20_000], bad)}</p>'
+        told = zip(FACTS, facts)
+        told = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in told)
+        shown = figures([picture(page, "page") for page in sample.pages[:MOST_PAGES]])
+        words = [*self.words, *words, Path(file).name if file else "paper.txt"]
+        command = fenced(["python", "-m", "deepsynth_min.generate", *words])
+        return f'<dl class="facts">{told}</dl>{notes}{shown}', command
 
-    def read(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The answer, piece by piece; afterwards it can be looked at (`look`, `costs`)."""
-        opened = self._opened(given, PAGE + ANSWER)
-        row, reader = self._row(session, given, opened), Reader(opened)
-        sample, pieces = reader.prompt(row), []
-        session.last = Document(row, sample, opened)
-        yield {"progress": "reading the pages"}
+    def read(self, given: dict[str, str], text: str, file: str | None) -> Iterator[tuple]:
+        """The answer so far as HTML, and again; at last with what can be looked at."""
+        yield "", None, "", ""
+        row, opened, _ = self._document(given, text, file)
+        reader, pieces = Reader(opened), []
+        sample = reader.prompt(row)
         if opened.settings.generation.beams > 1:
             (answer,) = reader.answers([sample], [0])
             pieces = [reader.decode([id]) for id in answer.ids]
-            yield {"text": reader.decode(answer.ids)}
         else:
             for piece, answer in reader.stream(sample):  # noqa: B007, used below
                 pieces.append(piece)
-                yield {"text": piece}
-            last = pieces.pop()  # what is left of a character, after the last token
-            pieces[-1:] = [piece + last for piece in pieces[-1:]]
+                yield said(pieces), None, "", ""
+            rest = pieces.pop()  # what is left of a character, after the last token
+            pieces[-1:] = [piece + rest for piece in pieces[-1:]]
         ids = [*sample.ids, *answer.ids, *([opened.builder.special.eos] if answer.ended else [])]
-        session.last = Document(row, replace(sample, ids=ids), opened, bool(answer.ids))
         cut = "" if answer.ended else "cut off here (--max-new-tokens, or the context is full)"
-        yield {"tokens": pieces, "note": cut}
+        last = Document(row, replace(sample, ids=ids), opened, pieces, cut)
+        yield said(pieces, cut), last, "", ""
 
-    def look(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Where each token of the answer looked: the maps, by the heads that are asked for."""
-        last = answered(session)
-        seen = views(last.sample, last.opened.builder)
-        yield {"progress": "looking where it looked"}
+    def look(self, last: Document | None, which: str, number: int) -> tuple:
+        """Where each token of the answer looked, by the heads that are asked for."""
+        seen = views(answered(last).sample, last.opened.builder)
         weights = attention_weights(last.opened.model, last.sample, last.opened.builder)
-        which = given.get("heads") or ("guided" if self.guided else "all")
-        if which == "guided" and self.guided:
-            weights = weights[-1, :HEADS].mean(0)
-        elif which == "all":
-            weights = weights.mean((0, 1))
-        elif str(which).isdecimal() and 0 < int(which) <= len(weights):
-            weights = weights[int(which) - 1].mean(0)
-        else:
-            raise UserError(f"heads: {which!r} is none of guided, all, or a layer's number")
-        maps = over_views(weights, seen)  # of each view [A, rows, columns]
-        yield {
-            "views": [
-                {"image": picture(view.image), "maps": values.round(4).tolist()}
-                for view, values in zip(seen, maps)
-            ]
-        }
+        if which == "guided":
+            weights = weights[-1:, :HEADS]
+        elif which != "all":
+            weights = weights[int(which)][None]
+        last.images = [picture(view.image, "page") for view in seen]
+        last.maps = over_views(weights.mean((0, 1)), seen)
+        most = len(last.pieces)
+        slider = gr.Slider(maximum=max(2, most), value=min(number, most))
+        return last, slider, *step(last, number)
 
-    @property
-    def guided(self) -> bool:
-        """Whether the first heads of the last layer were trained to attend to what is copied."""
-        return self.opened.settings.model.model == TINY_READER
-
-    def costs(self, session: Session, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def costs(self, last: Document | None) -> Iterator[str]:
         """The loss of the answer, and how much it rises with something else in the page's place."""
-        last = answered(session)
-        base = loss(last.opened, last.sample)
-        yield {"cost": "this page", "loss": base, "rise": 0.0}
-        for kind, name in COSTS.items():
-            changed = instead(last, kind)
+        base = loss(answered(last).opened, last.sample)
+        table = '<table class="costs"><tr><th>in the page\'s place<th>nats per token<th>rise</tr>'
+        for kind, name in {"": "this page", **COSTS}.items():
+            changed = instead(last, kind) if kind else last.sample
             if changed is not None and len(changed.ids) <= last.opened.builder.context:
-                found = loss(last.opened, changed)
-                yield {"cost": name, "loss": found, "rise": found - base}
+                found = loss(last.opened, changed) if kind else base
+                table += f'<tr><th>{name}<td class="number">{found:.3f}'
+                table += f'<td class="number">{found - base:.3f}</tr>'
+                yield table + "</table>"
 
 
-def answered(session: Session) -> Document:
-    if session.last is None or not session.last.answered:
+def step(last: Document | None, number: int) -> tuple:
+    """The answer with one token marked; the pages with its attention, and a line about it."""
+    if last is None or not last.maps:
+        return gr.skip(), gr.skip()
+    i, shown = min(max(number, 1), len(last.pieces)) - 1, []
+    most = max(maps[i].max() for maps in last.maps) or 1
+    for image, maps in zip(last.images, last.maps):
+        white = 255 - 0.75 * maps[i] / most * (255 - ORANGE)  # [3, rows, columns]
+        shown.append(image + picture(white.round().astype(np.uint8), "its attention", "map"))
+    page = max(range(len(shown)), key=lambda n: last.maps[n][i].max())
+    y, x = np.unravel_index(last.maps[page][i].argmax(), last.maps[page][i].shape)
+    share = 100 * sum(maps[i].sum() for maps in last.maps)
+    where = f"token {i + 1} of {len(last.pieces)}, “{escape(last.pieces[i])}”: {share:.0f} % of "
+    where += f"its attention lies on the pages; the heaviest place is page {page + 1}, "
+    where = f'<p class="where" role="status">{where}row {y + 1}, column {x + 1}</p>'
+    return said(last.pieces, last.note, i), where + figures(shown)
+
+
+def before(last: Document | None, number: int) -> int:
+    return max(1, number - 1)
+
+
+def after(last: Document | None, number: int) -> int:
+    return min(number + 1, len(last.pieces) if last else 1)
+
+
+def said(pieces: list[str], note: str = "", now: int = -1) -> str:
+    each = (f"<b>{escape(p)}</b>" if i == now else escape(p) for i, p in enumerate(pieces))
+    return f'<p class="said spoken">{"".join(each)}</p><p class="what">{note}</p>'
+
+
+def answered(last: Document | None) -> Document:
+    if last is None or not last.pieces:
         raise UserError("there is no answer yet: press Read first")
-    return session.last
+    return last
 
 
 def instead(last: Document, kind: str) -> Sample | None:
@@ -208,17 +223,19 @@ def loss(opened: OpenModel, sample: Sample) -> float:
     return float(total) / count
 
 
-def picture(image: np.ndarray) -> str:
-    """uint8 [C, H, W] as an address of its own."""
-    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+def picture(image: np.ndarray, what: str, css: str = "") -> str:
+    """uint8 [C, H, W] as HTML that needs no other file."""
+    data = base64.b64encode(png(image)).decode()
+    return f'<img class="{css}" alt="{what}" src="data:image/png;base64,{data}">'
 
 
-def marked(text: str, positions: np.ndarray) -> list[list]:
-    """The text in pieces [piece, whether its characters are not drawn as they should be]."""
-    bad, pieces = set(positions.tolist()), []
-    for place, letter in enumerate(text[:20_000]):
-        if pieces and pieces[-1][1] == (place in bad):
-            pieces[-1][0] += letter
-        else:
-            pieces.append([letter, place in bad])
-    return pieces
+def figures(shown: list[str]) -> str:
+    texts = (f"</div><figcaption>page {n + 1}</figcaption>" for n in range(len(shown)))
+    each = (f"<figure><div>{one}{text}</figure>" for one, text in zip(shown, texts))
+    return f'<div class="thumbs">{"".join(each)}</div>'
+
+
+def marked(text: str, bad: set[int]) -> str:
+    """The text, with those of its characters marked that are not drawn as they should be."""
+    pieces = (f"<mark>{escape(c)}</mark>" if i in bad else escape(c) for i, c in enumerate(text))
+    return "".join(pieces).replace("</mark><mark>", "")

@@ -7,9 +7,7 @@ path that, with every link followed, lies below the folder. So a hub id or an ad
 a file that is not there.
 """
 
-import ipaddress
-import socket
-from collections.abc import Collection
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import get_origin
@@ -18,6 +16,7 @@ from .. import command_line, options, recipes
 from ..data.sources import weighted
 from ..errors import UserError
 from ..files.disk import check_name
+from ..files.unpack import PACKED
 from ..model.shape.presets import PRESETS, TINY_READER
 from ..options import option_of
 from ..pages import vary
@@ -25,12 +24,8 @@ from ..pages.fonts.font_file import parse
 from ..settings import CONCERNS, Settings
 
 KNOWN = {"", "off", "memory", "none", "auto", TINY_READER, *PRESETS}
-REFUSED = {
-    "push_to_hub": "",
-    "mirror": "",
-    "wandb": "",
-    "images_anywhere": False,
-}  # and what they must be
+# and what they must be:
+REFUSED = {"push_to_hub": "", "mirror": "", "wandb": "", "images_anywhere": False}
 FIELDS = {f.name: f for concern in CONCERNS.values() for f in fields(concern)}
 
 
@@ -47,6 +42,19 @@ def inside(root: Path, name: str, option: str, there: bool = True) -> Path:
     if there and not found:
         raise UserError(f"{option} {name}: nothing of that name below {root}")
     return path
+
+
+def sent(file: str) -> str:
+    """The name of a file that a browser sent. Raises UserError for a compressed one."""
+    name = Path(file).name
+    if name.lower().endswith(PACKED):
+        raise UserError(f"{name}: compressed files are not taken; unpack it first")
+    return name
+
+
+def fenced(words: list[str]) -> str:
+    """A command as Markdown, which Gradio shows with a button to copy it."""
+    return f"### As a command\n```\n{shlex.join(words)}\n```"
 
 
 def check_settings(root: Path, settings: Settings) -> None:
@@ -76,46 +84,32 @@ def check_settings(root: Path, settings: Settings) -> None:
             raise UserError(f"{option_of(name)}: not from this page; use the command line")
 
 
-def arguments(values: dict[str, str], allowed: Collection[str] = FIELDS) -> list[str]:
+def arguments(values: dict[str, str]) -> list[str]:
     """{setting: text of its control} -> a command line; empty controls are left out. A value cannot
     become another option: both are one word. Raises UserError."""
     words = []
-    if not isinstance(values, dict):
-        raise UserError("settings: not an object")
     for name, text in values.items():
-        if name == "recipe" and allowed is FIELDS and isinstance(text, str):
-            words.append(f"--recipe={recipes.find(text).stem}")
-            continue
-        if name not in allowed or not isinstance(text, str):
+        if name not in FIELDS and name != "recipe":
             raise UserError(f"{name}: not a setting of this page")
-        option, kind = option_of(name), FIELDS[name].type
-        if kind is bool and text:
+        option, kind = option_of(name), str if name == "recipe" else FIELDS[name].type
+        if not text:
+            continue
+        if kind is bool:
             words.append(option if text == "yes" else f"--no-{option[2:]}")
-        elif get_origin(kind) is tuple:
-            words += [f"{option}={word}" for word in text.split()]
-        elif text:
-            words.append(f"{option}={text}")
+        else:
+            several = text.split() if get_origin(kind) is tuple else [text]
+            words += [f"{option}={word}" for word in several]
     return words
 
 
-def settings_of(root: Path, words: list[str], parser: options.OneLineParser) -> dict[str, object]:
-    """A command line of settings -> the settings given, checked. Raises UserError."""
+def settings_of(
+    root: Path, values: dict[str, str], parser: options.OneLineParser
+) -> tuple[list[str], dict[str, object]]:
+    """{setting: text of its control} -> a command line, and the settings given, checked. Raises
+    UserError."""
+    words = arguments(values)
     given = vars(parser.parse_args(words))
     own = {name: value for name, value in given.items() if name in FIELDS}
-    check_settings(
-        root, command_line.complete({k: given[k] for k in given if k in (*own, "recipe")})
-    )
-    return options.checked(own, CONCERNS.values())
-
-
-def is_allowed(header: str, host: str) -> bool:
-    """Whether a Host header is one by which this page is called; where it listens on all addresses,
-    each of them. A page elsewhere whose name is made to point here (DNS rebinding) has its own."""
-    name, colon, port = header.rpartition(":")
-    name = name if colon and port.isdigit() else header
-    if name.lower() in {"127.0.0.1", "localhost", "[::1]", host, socket.gethostname().lower()}:
-        return True
-    try:
-        return host in ("0.0.0.0", "::") and bool(ipaddress.ip_address(name.strip("[]")))
-    except ValueError:
-        return False
+    layers = own | ({"recipe": recipes.find(given["recipe"]).stem} if "recipe" in given else {})
+    check_settings(root, command_line.complete(layers))
+    return words, options.checked(own, CONCERNS.values())

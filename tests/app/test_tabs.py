@@ -1,22 +1,27 @@
 """What the tabs of the app show is what the commands say."""
 
-import http.client
-import json
+import base64
+import html
+import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from app_page import Client, folder_of_rows, started, ticks
 from commands import words
+from PIL import Image
 
 from deepsynth_min import command_line
 from deepsynth_min.app import parser
-from deepsynth_min.app_parts.reading import Document, instead
+from deepsynth_min.app_parts.jobs import Jobs
+from deepsynth_min.app_parts.reading import Document, instead, step
 from deepsynth_min.check import main as check
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.tokenizer import encode
@@ -54,52 +59,83 @@ def until(client: Client, holds, seconds: float = 300) -> dict:
     """The state of the newest training once it is as it should be."""
     end = time.monotonic() + seconds
     while True:
-        (found,) = client.ask("training")
-        if holds(found):
-            return found
-        assert time.monotonic() < end, found
+        _, state, log, _, start, stop, go_on = client.ask("training").data
+        if isinstance(start, dict) and "interactive" in start:
+            client.seen = {"state": state, "log": log, "running": stop["interactive"]}
+            client.seen |= {"can_go_on": go_on["interactive"]}
+            step = re.search(r"step ([0-9]+) of ([0-9]+)", state)
+            client.seen |= {"step": int(step[1]), "of": int(step[2])} if step else {}
+        if holds(client.seen):
+            return client.seen
+        assert time.monotonic() < end, client.seen
         time.sleep(0.2)
 
 
+def text(shown: str) -> str:
+    """What a browser shows of HTML."""
+    return html.unescape(re.sub(r"<[^>]*>", "", shown))
+
+
 def test_a_text_s_pages_come_with_what_they_cost(client):
-    (found,) = client.ask("pages", {"text": TEXT})
-    assert len(found["pages"]) == 1 and found["facts"][:2] == ["1 of 256 px", "21"]
-    assert found["facts"][2] == f"{len(TEXT) / 21:.2f}"
+    shown, _ = client.ask("pages", {"Text": TEXT}).data
+    facts = re.findall(r"<dd>(.*?)</dd>", shown)
+    assert shown.count("<figure>") == 1 and facts[:2] == ["1 of 256 px", "21"]
+    assert facts[2] == f"{len(TEXT) / 21:.2f}"
 
 
 def test_a_smaller_type_is_in_the_command_to_copy(client):
-    (found,) = client.ask("pages", {"text": TEXT, "settings": {"font_size": "12"}})
-    assert found["command"].endswith("generate --model=tiny-reader --font-size=12 paper.txt")
+    command = client.command("pages", {"Text": TEXT, "--font-size": "12"})
+    assert command.endswith("generate --model=tiny-reader --font-size=12 paper.txt")
 
 
 def test_characters_that_no_font_has_are_marked(client):
-    (found,) = client.ask("pages", {"text": "a\u4e00b"})
-    assert found["marks"] == [["a", False], ["\u4e00", True], ["b", False]]
-    assert found["complaints"]
+    shown, _ = client.ask("pages", {"Text": "a\u4e00\u4e00b"}).data
+    assert '<p class="note">' in shown and "a<mark>\u4e00\u4e00</mark>b" in shown
 
 
 def test_the_answer_is_the_command_s(client, root, capsys, monkeypatch):
     (root / "paper.txt").write_text(TEXT)
     generate(words("--model tiny-reader --beams 1 --max-new-tokens 200 {}", root / "paper.txt"))
-    told = client.ask("read", {"text": TEXT})
-    answer = "".join(line.get("text", "") for line in told)
-    assert answer == capsys.readouterr().out.strip("\n")
-    assert "".join(told[-1]["tokens"]) == answer and len(told) > 5  # it came in pieces
+    told = client.ask("read", {"Text": TEXT})
+    assert text(told.data[0]) == capsys.readouterr().out.strip("\n")
+    assert told.pieces > 5  # it came in pieces
 
 
 def test_an_answer_can_be_looked_at(client):
-    client.ask("read", {"text": TEXT, "settings": {"max_new_tokens": "5"}})
-    for heads in ("guided", "all", "4"):
-        (view,) = client.ask("look", {"heads": heads})[-1]["views"]
-        assert len(view["maps"]) == 5
-        assert all(0 < sum(map(sum, of_token)) <= 1.001 for of_token in view["maps"])
-    assert "none of guided, all" in client.error("look", {"heads": "9"})
+    client.ask("read", {"Text": TEXT, "--max-new-tokens": "5"})
+    seen = set()
+    for heads in ("guided", "all", "3"):
+        _, slider, said, looked = client.ask("look", {"heads": heads}).data
+        assert slider["maximum"] == 5 and said.count("<b>") == 1
+        assert "token 1 of 5" in looked and looked.count("<img") == 2  # a page and its map
+        seen.add(looked)
+    assert len(seen) == 3
+    for number in (2, 5):
+        said, looked = client.ask("step", {"token": number}).data
+        assert f"token {number} of 5" in looked and looked not in seen
+    assert "choices" in client.error("look", {"heads": "9"})
+
+
+def test_the_marked_place_is_where_the_attention_is():
+    maps = np.zeros((2, 2, 3), np.float32)  # two tokens over 2 rows and 3 columns
+    maps[0, 1, 2], maps[1, 0, 0] = 0.5, 0.25
+    last = Document(None, None, None, ["a", "<b>"], "", ["PAGE"], [maps])
+    said, looked = step(last, 1)
+    assert said.startswith('<p class="said spoken"><b>a</b>&lt;b&gt;</p>')
+    assert "50 % of its attention" in looked and "page 1, row 2, column 3" in looked
+    painted = Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]*)', looked)[1])))
+    values = np.asarray(painted)  # [2, 3, RGB]
+    assert (values[1, 2] < 255).any() and (values.reshape(6, 3)[:5] == 255).all()
+    assert "25 % of its attention" in step(last, 9)[1]  # the last one, at most
 
 
 def test_an_answer_costs_more_without_its_page(client):
-    client.ask("read", {"text": TEXT})
-    found = {line["cost"]: line["rise"] for line in client.ask("costs")}
+    client.ask("read", {"Text": TEXT})
+    (table,) = client.ask("costs").data
+    rows = [text(row.replace("<td", " | <td")) for row in table.split("<tr>")[2:]]
+    found = {name: float(rise) for name, _, rise in (row.split(" | ") for row in rows)}
     assert found["this page"] == 0 and found["an empty page"] > 0 and found["no page"] > 0
+    assert found["as many tokens of its text's end"] > 0
 
 
 def test_the_text_s_end_stands_in_the_page_s_place_token_for_token():
@@ -107,60 +143,72 @@ def test_the_text_s_end_stands_in_the_page_s_place_token_for_token():
     row = Row("the text", "Hull.", TEXT * 3)
     sample, text = opened.builder(row), encode(opened.builder.tokenizer, row.text)
     assert len(text) > sample.visual > 0
-    changed = instead(Document(row, sample, opened, answered=True), "tail")
+    changed = instead(Document(row, sample, opened, ["Hull."], ""), "tail")
     assert changed.ids == [sample.ids[0], *text[-sample.visual :], *sample.ids[1 + sample.visual :]]
 
 
 def test_ten_readers_see_their_places_and_are_served_in_turn(port):
     """A first one reads for seconds, so that all ten wait."""
-    slow = {"text": TEXT * 3, "settings": {"beams": "8", "max_new_tokens": "200"}}
+    slow = {"Text": TEXT * 3, "--beams": "8", "--max-new-tokens": "200"}
     told, clients, first = [], [Client(port) for _ in range(10)], Client(port)
 
     def read(client: Client):
-        asked = {"text": TEXT, "settings": {"max_new_tokens": "40"}}
+        asked = {"Text": TEXT, "--max-new-tokens": "40"}
         told.append(client.ask("read", asked))  # in the order in which they are done
 
     threads = [threading.Thread(target=first.ask, args=("read", slow))]
     threads += [threading.Thread(target=read, args=(client,)) for client in clients]
     for thread in threads:
         thread.start()
-        time.sleep(0.05)
+        time.sleep(0.1)
     for thread in threads:
         thread.join()
-    assert all(lines[-1].get("tokens") for lines in told)
-    waits = [[line["progress"] for line in lines if "waiting" in str(line)] for lines in told]
-    places = [[int(re.search(r"(\d+) request", text)[1]) for text in texts] for texts in waits]
-    assert [one[0] for one in places] == list(range(1, 11))  # the first to come is the first done
-    assert all(one == sorted(one, reverse=True) and one[-1] == 1 for one in places)
+    assert all(one.data and not one.error for one in told)
+    assert [one.places[0] for one in told] == list(range(10))  # the first to come is the first done
+    assert all(one.places == sorted(one.places, reverse=True) for one in told)
 
 
 def test_a_bad_file_is_told_in_the_words_of_check(client, root, capsys, monkeypatch):
     monkeypatch.chdir(root)
     assert check(["--data=bad.jsonl", "--html=none"]) == 2
     said = capsys.readouterr().err.strip().split("\r")[-1]  # after the bar
-    told = client.ask("check", {"settings": {"data": "bad.jsonl"}})
-    assert said in [line.get("line") for line in told] and {"code": 2} in told
-    assert "Training would stop" in told[-1]["html"]
+    told = client.ask("check", {"--data": "bad.jsonl"})
+    lines = told.data[0].split("\n")
+    assert said in lines and lines[-1] == "(exit code 2)" and told.pieces > 1
+    assert "Training would stop" in html.unescape(told.data[1])
 
 
 def test_a_file_that_is_sent_is_checked(client, root):
-    key = client.send("rows.jsonl", (root / "rows.jsonl").read_bytes())
-    told = client.ask("check", {"file": key})
-    assert {"line": "training would start"} in told and "<h2>Rows</h2>" in told[-1]["html"]
+    file = client.sent("rows.jsonl", (root / "rows.jsonl").read_bytes())
+    said, shown = client.ask("check", {"a file of rows": file}).data
+    assert "training would start" in said and "<h2>Rows</h2>" in html.unescape(shown)
+    assert "sandbox" in shown and "deepsynth-app-" not in said.replace(file["path"], "")
 
 
 def test_pages_are_written_as_a_table(client, root):
-    told = client.ask("table", {"settings": {"data": "rows.jsonl"}, "to": "pages.parquet"})
-    assert told[-1] == {"code": 0} and (root / "pages.parquet").is_file()
+    asked = {"--data": "rows.jsonl", "write pages": "pages.parquet"}
+    said, _ = client.ask("table", asked).data
+    assert "exit code" not in said and (root / "pages.parquet").is_file()
+
+
+def test_seven_runs_and_a_damaged_one_are_told_in_one_line(root):
+    """Every two seconds, while the tab is looked at: where the report would be, not as an alarm."""
+    (root / "bad").mkdir()
+    (root / "bad" / "config.toml").write_text("= 1")
+    (root / "bad" / "metrics.jsonl").write_text("")
+    jobs = Jobs(root.resolve())
+    for names, why in ((["bad"] * 7, "choose one to six"), (["bad"], "bad"), (["gone"], "nothing")):
+        told = jobs.report(names)
+        assert why in told and 'role="alert"' in told and "\n" not in told
+    shutil.rmtree(root / "bad")
 
 
 def test_a_check_that_nobody_waits_for_ends(app, client):
     port, pid = app
-    link = http.client.HTTPConnection("127.0.0.1", port)
-    head = {"Cookie": client.cookie, "Host": "localhost"}
-    link.request("POST", "/check", json.dumps({"settings": {"data": "rows.jsonl"}}), head)
-    answer = link.getresponse()
-    answer.readline()  # it has begun
+    assert not client.join("check", {"--data": "rows.jsonl"})
+    link, answer = client.open("GET", f"/gradio_api/queue/data?session_hash={client.session}")
+    while b"process_generating" not in answer.readline():  # until it has begun
+        pass
     assert children(pid)
     answer.close()
     link.close()
@@ -176,71 +224,78 @@ def children(pid: int) -> list[int]:
     return [int(number) for number in found.stdout.split()]
 
 
-@pytest.mark.parametrize("wrong", [{"lr": "x"}, {"tune": "no"}, {"accumulate": "0"}])
+@pytest.mark.parametrize("wrong", [{"lr": "x"}, {"accumulate": "0"}])
 def test_a_training_is_refused_in_the_words_of_the_command_line(client, wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(UserError) as refused:
         command_line.parse([f"--{name.replace('_', '-')}={value}"])
-    assert client.error("train", {"settings": wrong}) == str(refused.value)
+    assert html.unescape(client.settings("train", wrong).error) == str(refused.value)
+    assert html.unescape(client.settings("plan", wrong).error) == str(refused.value)
 
 
 def test_a_recipe_is_planned_as_the_command_line_has_it_and_stays_below_the_root(client):
-    (planned,) = client.ask("plan", {"settings": {"recipe": "arms-study", "max_steps": "3"}})
-    assert planned["command"].endswith("deepsynth_min.train --recipe=arms-study --max-steps=3")
-    for name, said in (("list", "no such recipe"), ("ocr-lora-24gb", "--model deepseek-ai/")):
-        assert said in client.error("plan", {"settings": {"recipe": name}})
+    asked = {"--recipe": "arms-study", "--max-steps": "3"}
+    planned = client.command("plan", asked)
+    assert planned.endswith("deepsynth_min.train --recipe=arms-study --max-steps=3")
+    assert "--model deepseek-ai/" in client.error("plan", {"--recipe": "ocr-lora-24gb"})
+    for wrong in ({"--recipe": "list"}, {"--tune": "no"}):
+        assert "is not in the list of choices" in client.error("plan", wrong)
 
 
 @pytest.mark.slow
 def test_a_training_is_watched_stopped_and_goes_on(port, client):
-    asked = {"settings": SHORT | {"max_steps": "400", "out": "runs/one", "eval_every": "0"}}
-    client.ask("train", asked)
-    assert "a training is running" in client.error("train", asked)
+    asked = SHORT | {"max_steps": "400", "out": "runs/one", "eval_every": "0"}
+    assert client.settings("train", asked).error == ""
+    assert "a training is running" in client.settings("train", asked).error
     other = Client(port)  # the page was closed and is opened again
     running = until(other, lambda found: found.get("step", 0) >= 2)
     assert running["running"] and running["of"] == 400
-    other.ask("stop")
+    assert other.ask("stop").error == ""
     stopped = until(other, lambda found: not found["running"])
-    assert stopped["status"] == "stopped" and stopped["can_go_on"] and 2 <= stopped["step"] < 400
-    assert "no training" in other.error("stop")
-    other.ask("train", {"resume": "runs/one"})
-    further = until(other, lambda found: found["step"] > stopped["step"])
-    assert "--resume=auto" in further["command"]
+    assert "runs/one: stopped" in stopped["state"] and 2 <= stopped["step"] < 400
+    assert stopped["can_go_on"] and "no training" in other.error("stop")
+    assert other.ask("go_on").error == ""
+    until(other, lambda found: found["step"] > stopped["step"])
     other.ask("stop")
     until(other, lambda found: not found["running"])
-    (listed,) = other.ask("runs")
-    assert [run["run"] for run in listed["runs"]] == ["runs/one"]
-    assert "runs/one" not in other.ask("report", {"runs": ["runs/one"]})[0].get("error", "")
+    chooses, _, _ = other.ask("runs", {"Runs": []}).data
+    ((line, name),) = chooses["choices"]
+    assert name == "runs/one" and line.startswith("runs/one: stopped")
+    assert "Loss, nats per token" in html.unescape(other.ask("runs", {"Runs": [name]}).data[1])
 
 
 @pytest.mark.slow
 def test_a_training_outlives_the_app(root):
     with started(root) as (port, _):
-        Client(port).ask(
-            "train",
-            {"settings": SHORT | {"max_steps": "400", "out": "runs/two", "eval_every": "0"}},
-        )
+        asked = SHORT | {"max_steps": "400", "out": "runs/two", "eval_every": "0"}
+        assert Client(port).settings("train", asked).error == ""
     with started(root) as (port, _):
         client = Client(port)
         found = until(client, lambda found: found.get("step", 0) >= 1)
-        assert found["running"] and found["out"] == "runs/two"
+        assert found["running"] and "runs/two" in found["state"]
         client.ask("stop")
-        assert until(client, lambda found: not found["running"])["status"] == "stopped"
+        assert "stopped" in until(client, lambda found: not found["running"])["state"]
 
 
-def test_idle_it_takes_no_processor(root):
-    with started(root) as (port, pid):
-        Client(port).ask("pages", {"text": TEXT})
-        before = ticks(pid)
-        time.sleep(3)
-        assert ticks(pid) - before <= 1  # a hundredth of a second
+@pytest.fixture(scope="module")
+def idle(root):
+    """(port, process number) of a page that two tests share, the last of which ends it."""
+    with started(root) as found:
+        yield found
 
 
-def test_ctrl_c_ends_it(root):
-    with started(root) as (port, pid):
-        Client(port)
-        os.kill(pid, signal.SIGINT)
-        end = time.monotonic() + 60
-        while Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z":  # has ended
-            assert time.monotonic() < end
-            time.sleep(0.05)
+def test_idle_it_takes_little_of_a_processor(idle):
+    """Gradio looks for work at intervals, of which serve() makes longer ones."""
+    port, pid = idle
+    Client(port).ask("pages", {"Text": TEXT})
+    before = ticks(pid)
+    time.sleep(3)
+    assert ticks(pid) - before <= 3  # hundredths of a second: 1 % of a core
+
+
+def test_ctrl_c_ends_it(idle):
+    os.kill(idle[1], signal.SIGINT)
+    end = time.monotonic() + 60
+    while Path(f"/proc/{idle[1]}/stat").read_text().rpartition(") ")[2][0] != "Z":  # has ended
+        assert time.monotonic() < end
+        time.sleep(0.05)
