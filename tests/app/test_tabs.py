@@ -150,17 +150,17 @@ def test_the_text_s_end_stands_in_the_page_s_place_token_for_token():
 def test_ten_readers_see_their_places_and_are_served_in_turn(port):
     """A first one reads for seconds, so that all ten wait."""
     slow = {"Text": TEXT * 3, "--beams": "8", "--max-new-tokens": "200"}
+    asked = {"Text": TEXT, "--max-new-tokens": "40"}
     told, clients, first = [], [Client(port) for _ in range(10)], Client(port)
-
-    def read(client: Client):
-        asked = {"Text": TEXT, "--max-new-tokens": "40"}
-        told.append(client.ask("read", asked))  # in the order in which they are done
-
     threads = [threading.Thread(target=first.ask, args=("read", slow))]
-    threads += [threading.Thread(target=read, args=(client,)) for client in clients]
-    for thread in threads:
+    threads[0].start()
+    time.sleep(0.3)
+    for client in clients:
+        assert not client.join("read", asked)  # once it has come back, it stands in the queue
+        # noted in the order in which they are done
+        thread = threading.Thread(target=lambda client=client: told.append(client.answer()))
+        threads.append(thread)
         thread.start()
-        time.sleep(0.1)
     for thread in threads:
         thread.join()
     assert all(one.data and not one.error for one in told)
