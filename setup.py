@@ -59,8 +59,8 @@ setup(
         "scripts": ["manimgx-fonts>=2026.9.26", "uharfbuzz>=0.40", "python-bidi>=0.6"],
         "emoji": ["manimgx-fonts>=2026.9.26"],  # 3.5 MB: Noto Emoji in outlines, and `scripts`
         "cjk": ["manimgx-fonts-cjk>=2026.9.26"],  # 20 MB: Noto Sans CJK
-        # `python -m deepsynth_min.app`. Optional: 23 packages of 196 MB, which nothing else needs. One
-        # minor version: app_parts/guard.py lets through the routes that this one has.
+        # `python -m deepsynth_min.app`. Optional: 23 packages of 196 MB, which nothing else needs.
+        # One minor version: app_parts/guard.py lets through the routes that this one has.
         "app": ["gradio~=6.31.0"],
         "log": ["tensorboard>=2.15", "wandb>=0.17"],  # other places for the figures
         "remote": ["s3fs>=2024.2", "gcsfs>=2024.2"],  # --mirror s3://..., gs://...

@@ -12,7 +12,7 @@ from deepsynth_min.errors import UserError
 
 NAMES = (
     *("arms-study", "glyph-style", "needle-in-pages", "ocr-lora-24gb", "ocr-qlora-12gb"),
-    *("summaries-decoder-8xh100", "unlimited-from-deepseek-ocr"),
+    *("summaries-decoder-24gb", "summaries-decoder-8xh100", "unlimited-from-deepseek-ocr"),
 )
 # What makes ten steps of a recipe a matter of seconds, on a CPU with the tokenizer that is here.
 SMALL = words(

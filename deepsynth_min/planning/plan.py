@@ -28,7 +28,6 @@ from .step import Step, with_features
 USABLE = 0.92
 OF_LINK = 0.75
 ONCE = ("reduce", "optimizer")  # in a step, however many micro-steps it has
-EIGHT_BIT = 2 + 2 * 4 / 256  # bytes of both moments of a number, with the scales of their blocks
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,9 @@ def make(
 ) -> Plan:
     """Runs the step on paper. cached: the encoder's features are known already."""
     optim, divided = settings.optim, settings.optim.shard and processes > 1
-    eight_bit = optim.optimizer != "adamw"  # its step asks the device, which paper cannot answer
-    plain = change(settings, compile=False, optimizer="adamw")
+    # bitsandbytes' step asks the device, which paper cannot answer; ours keeps as much.
+    kind = optim.optimizer.removeprefix("paged_")
+    plain = change(settings, compile=False, optimizer=kind)
     several, on_cpu = (1 if divided else processes), settings.run.device == "cpu"
     with on_paper(several, on_cpu) as (count, forget):
         micro = min(2, optim.accumulate)
@@ -85,8 +85,6 @@ def make(
             count.compiled(parts_to_compile(step.model, optim.precision))
         paper = counted(step.run, count, forget, step.model, step.optimizer)
         sent = _sent(step.model, settings, processes)
-        if eight_bit:
-            paper = lighter(paper, moments=int(paper.held["moments"] * EIGHT_BIT / 8))
         if divided:
             paper = _divided(paper, step.model, processes)
         trains = step.model.encoder_trains

@@ -33,7 +33,7 @@ from ..reports.sinks import check_sinks
 from ..settings import OptimSettings, Settings
 from ..training import checkpoint, compile as compiling, distributed as dist, feature_cache, shard
 from ..training.build import as_before, build_model, keep_preset, resolve
-from ..training.optim import LossScaler, make_adamw, own_rates, prepare_state
+from ..training.optim import LossScaler, check as check_adamw, make_adamw, own_rates, prepare_state
 from ..training.precision import autocast, check_device, set_parameter_types
 from ..tuning import freeze
 from . import same_run
@@ -50,7 +50,7 @@ from .storage.status import Status
 from .utilisation import Work, device_rate
 
 CHECKS = (check_patience, check_augment, check_page_as, check_sinks, feature_cache.check)
-CHECKS += (shard.check, compiling.check)
+CHECKS += (shard.check, compiling.check, check_adamw)
 
 
 class Training:

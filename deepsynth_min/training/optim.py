@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..model.deepseek_ocr import ENCODER, DeepseekOCR, place_of
 from ..model.weights import fill, is_adapter, local_part
-from ..settings import OptimSettings
+from ..settings import OptimSettings, Settings
 from .adamw import LowBitAdamW
 
 
@@ -89,6 +89,16 @@ def parameter_groups(
     ]
 
 
+def check(settings: Settings) -> None:
+    """Raises UserError for an optimizer that would lose updates."""
+    optim = settings.optim
+    if optim.optimizer == "paged_adamw8bit" and optim.weights == "bf16":
+        raise UserError(
+            "--optimizer paged_adamw8bit: rounds bf16 weights to the nearest, and small updates "
+            "are lost; with --weights bf16 use adamw8bit"
+        )
+
+
 def make_adamw(
     model: DeepseekOCR,
     betas: tuple[float, float],
@@ -101,18 +111,13 @@ def make_adamw(
     """AdamW over the trainable parameters; the rate is set before each step.
 
     kind adamw: torch's fused one, or for bf16 parameters `LowBitAdamW`; adamw8bit: that one with
-    moments in 8 bits; paged_adamw8bit: bitsandbytes', with moments in 8 bits and in memory that a
-    GPU may push out to the host. Raises UserError for the last with bf16 parameters.
+    moments in 8 bits; paged_adamw8bit: bitsandbytes', over float32 parameters alone, with moments
+    in 8 bits and in memory that a GPU may push out to the host.
     """
     groups = parameter_groups(model, weight_decay, lora_plus_ratio, rates)
     options = {"lr": 0.0, "betas": tuple(betas), "eps": 1e-8}
     in_bf16 = any(p.dtype == torch.bfloat16 for group in groups for p in group["params"])
     if kind == "paged_adamw8bit":
-        if in_bf16:
-            raise UserError(
-                "--optimizer paged_adamw8bit: would round bf16 weights to the nearest, and lose "
-                "small updates; with --weights bf16 use adamw8bit"
-            )
         import bitsandbytes  # seconds, for which --help need not wait
 
         return bitsandbytes.optim.PagedAdamW8bit(groups, **options)

@@ -139,9 +139,11 @@ CASES = [(kind, weights) for kind in KINDS[:2] for weights in ("fp32", "bf16")]
 CASES += [("paged_adamw8bit", "fp32")]
 
 
-def test_bf16_weights_in_paged_moments_are_refused(small_config):
-    with pytest.raises(UserError, match="with --weights bf16 use adamw8bit"):
-        prepared(small_config, "paged_adamw8bit", "bf16")
+def test_bf16_weights_in_paged_moments_are_refused(capsys):
+    given = "--precision bf16 --weights bf16 --optimizer paged_adamw8bit"
+    for more in ("", "--dry-run"):
+        assert train.main(words(f"{given} {more}")) == 2
+        assert "with --weights bf16 use adamw8bit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind, weights", CASES)
