@@ -165,8 +165,8 @@ class LowBitAdamW(torch.optim.Optimizer):
 
     def _move(self, parameter: Tensor, key: Tensor, *scalars: object) -> None:
         step, *kept = (local_part(value) for value in self.state[parameter].values())
-        begin = (local_rows(parameter).start or 0) * parameter[0].numel()
-        weight, gradient = (local_part(t).reshape(-1) for t in (parameter, parameter.grad))
+        begin = (local_rows(parameter).start or 0) * parameter.shape[1:].numel()
+        weight, gradient = local_part(parameter).view(-1), local_part(parameter.grad).reshape(-1)
         kept = [value.view(-1) for value in kept]
         if self.kernel is not None:
             self.kernel(weight, gradient, kept, begin, key, step, *scalars)
