@@ -6,7 +6,6 @@ The one idea: nothing is computed here that a command does not compute: prompts,
 and attention are those of runs/reader.py and evaluation/.
 """
 
-import base64
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from html import escape
@@ -27,7 +26,7 @@ from ..evaluation.ablations import ablate
 from ..evaluation.attention_map import attention_weights, over_views, views
 from ..model.shape.presets import TINY_READER
 from ..options import change
-from ..pages.png import png
+from ..pages.png import in_html, png
 from ..pages.renderer import undrawn
 from ..pages.scripts import complaints
 from ..runs.open_model import OpenModel
@@ -114,7 +113,7 @@ class Reading:
                 notes += f'<p class="said">{marked(row.text[:20_000], bad)}</p>'
         told = zip(FACTS, facts)
         told = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in told)
-        shown = figures([picture(page, "page") for page in sample.pages[:MOST_PAGES]])
+        shown = figures([in_html(png(page), "page") for page in sample.pages[:MOST_PAGES]])
         words = [*self.words, *words, Path(file).name if file else "paper.txt"]
         command = fenced(["python", "-m", "deepsynth_min.generate", *words])
         return f'<dl class="facts">{told}</dl>{notes}{shown}', command
@@ -147,7 +146,7 @@ class Reading:
             weights = weights[-1:, :HEADS]
         elif which != "all":
             weights = weights[int(which)][None]
-        last.images = [picture(view.image, "page") for view in seen]
+        last.images = [in_html(png(view.image), "page") for view in seen]
         last.maps = over_views(weights.mean((0, 1)), seen)
         most = len(last.pieces)
         slider = gr.Slider(maximum=max(2, most), value=min(number, most))
@@ -174,7 +173,7 @@ def step(last: Document | None, number: int) -> tuple:
     most = max(maps[i].max() for maps in last.maps) or 1
     for image, maps in zip(last.images, last.maps):
         white = 255 - 0.75 * maps[i] / most * (255 - ORANGE)  # [3, rows, columns]
-        shown.append(image + picture(white.round().astype(np.uint8), "its attention", "map"))
+        shown.append(image + in_html(png(white.round().astype(np.uint8)), "its attention", "map"))
     page = max(range(len(shown)), key=lambda n: last.maps[n][i].max())
     y, x = np.unravel_index(last.maps[page][i].argmax(), last.maps[page][i].shape)
     share = 100 * sum(maps[i].sum() for maps in last.maps)
@@ -221,12 +220,6 @@ def loss(opened: OpenModel, sample: Sample) -> float:
     with opened.precision():
         total, count = opened.model.loss(batch)
     return float(total) / count
-
-
-def picture(image: np.ndarray, what: str, css: str = "") -> str:
-    """uint8 [C, H, W] as HTML that needs no other file."""
-    data = base64.b64encode(png(image)).decode()
-    return f'<img class="{css}" alt="{what}" src="data:image/png;base64,{data}">'
 
 
 def figures(shown: list[str]) -> str:

@@ -6,13 +6,12 @@ report about runs (page.py): no script, light and dark. `python -m deepsynth_min
 The one idea: the strangest rows are shown as the model will see them, each with why it was picked.
 """
 
-import base64
 import html
 
 from ..data.row import Row, RowError
 from ..data.samples import SampleBuilder
 from ..files.disk import PAGE_HEAD
-from ..pages.png import png
+from ..pages.png import in_html, png
 from ..reports.answers import visible
 from ..reports.charts import histogram
 from ..reports.page import STYLE
@@ -86,8 +85,7 @@ def _picture(row: Row, builder: SampleBuilder) -> str:
         return html.escape(error.reason)
     if not len(pages):
         return "no page"
-    data = base64.b64encode(png(pages[0].mean(0).round().astype("uint8"))).decode()
-    return f'<img alt="page of {html.escape(row.where)}" src="data:image/png;base64,{data}">'
+    return in_html(png(pages[0].mean(0).round().astype("uint8")), f"page of {row.where}")
 
 
 def _excerpt(text: str) -> str:

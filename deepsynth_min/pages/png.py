@@ -4,6 +4,8 @@ In: uint8 [height, width] or [C, height, width], C = 1 (grey) or 3 (RGB). Out: b
 smallest valid file, filter 0 in each row and one IDAT chunk. Source: the PNG specification (W3C).
 """
 
+import base64
+import html
 import struct
 import zlib
 
@@ -26,3 +28,10 @@ def png(image: np.ndarray) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 6))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+def in_html(file: bytes, alt: str, css: str = "") -> str:
+    """A PNG file as part of an HTML page, which then needs no other file. css: its class."""
+    named = f' class="{css}"' if css else ""
+    data = base64.b64encode(file).decode()
+    return f'<img alt="{html.escape(alt)}"{named} src="data:image/png;base64,{data}">'

@@ -7,12 +7,12 @@ character error rate counts. Each text stays whole and readable: in the referenc
 the answer lacks are marked, in the answer those that the reference does not have.
 """
 
-import base64
 import html
 import unicodedata
 from pathlib import Path
 
 from ..evaluation.text_metrics import alignment
+from ..pages.png import in_html
 
 OPEN = 4  # answers that are shown at once; the others unfold
 LISTED = 100  # answers that are in the page at all
@@ -55,8 +55,7 @@ def image(path: Path) -> str:
     """A PNG file as part of the page; "" if it is not there."""
     if not path.exists():
         return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(path.name)}" src="data:image/png;base64,{data}">'
+    return in_html(path.read_bytes(), path.name)
 
 
 def _mark(tag: str, piece: str) -> str:
