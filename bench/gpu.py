@@ -31,6 +31,7 @@ from common import commit
 from gpu_table import table_of, write_readme
 
 from deepsynth_min.errors import UserError, exit_code
+from deepsynth_min.files import disk
 
 HERE = Path(__file__).parent
 OFFICIAL = "--preset deepseek-ocr --mode base --precision bf16 --warmup 3 --repeats 5"
@@ -157,6 +158,8 @@ class Journal:
         self.directory, self.path = directory, directory / "rows.jsonl"
         directory.mkdir(parents=True, exist_ok=True)
         self.entries = entries_of(directory) if self.path.exists() else []
+        # Without a last line that a kill cut off: the next one would be written behind it.
+        disk.write_text(self.path, "".join(json.dumps(e) + "\n" for e in self.entries))
         if self.entries and self.entries[0] != begun:
             raise UserError(
                 f"--out {directory}: holds rows of another kind or commit; take another"
@@ -171,7 +174,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         text = table_of(self.entries)
-        (self.directory / "table.md").write_text(text, encoding="utf-8")
+        disk.write_text(self.directory / "table.md", text)
 
     def is_done(self, row: Row) -> bool:
         ends = [e for e in self.entries if e.get("row") == row.name and "end" in e]
