@@ -12,6 +12,7 @@ of files are found from any directory, and after run and data were moved togethe
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
@@ -25,6 +26,8 @@ from .options import as_toml, option_of
 
 # The settings whose values may be names of files or folders.
 FILES = ("model", "data", "val_data", "feature_cache", "main_font", "font", "adapter")
+# Among whose values fonts may be: font=a.ttf|b.ttf,invert=0.1
+_VARIED, _VALUE = ("vary", "unseen_style"), re.compile(r"(?<=[=|])[^|]+?(?=$|\||,[a-z_-]+=)")
 _ENDS = (
     ":",
     "@",
@@ -108,10 +111,12 @@ def _places(started: Any, path: Path) -> dict[str, tuple[str, str]]:
 
 def _found(name: str, value: object, places: dict[str, tuple[str, str]]) -> object:
     """A setting's value with the names of files by which they are found from here."""
-    if name not in FILES or not places:
+    if name not in FILES + _VARIED or not places:
         return value
     if isinstance(value, tuple):
         return tuple(_found(name, text, places) for text in value)
+    if name in _VARIED:
+        return _VALUE.sub(lambda found: _found("font", found[0], places), value)
     key = max((key for key in places if _names(value, key)), key=len, default=None)
     if key is None:
         return value

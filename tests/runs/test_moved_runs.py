@@ -20,6 +20,10 @@ OPTIONS = words(
     "--main-font font.ttf --font font.ttf@x=1 --adapter first/checkpoints/step-000001 "
     "--feature-cache cache --out runs/a --max-steps 1"
 )
+VARIED = words(
+    "--model tiny --data rows.jsonl --out runs/varied --max-steps 1 "
+    "--vary font=font.ttf|figo,invert=0.1 --unseen-style font=other,name.ttf|more/../font.ttf@x=1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,7 @@ def started(tmp_path_factory):
     (tree / "val.jsonl").write_text("".join(whole[5:9]), "utf-8")
     (tree / "font.ttf").write_bytes(font_bytes("figo"))
     (tree / "font.ttf@x=1").write_bytes(font_bytes("figo"))
+    (tree / "other,name.ttf").write_bytes(font_bytes("math"))
     (tree / "text.txt").write_text("A text.", "utf-8")
     before = os.getcwd()
     os.chdir(tree)
@@ -41,6 +46,7 @@ def started(tmp_path_factory):
         first = words("--model base --data rows.jsonl --tune lora --out first --max-steps 1")
         assert train.main([*QUICK, *first]) == 0
         assert train.main([*QUICK, *OPTIONS]) == 0
+        assert train.main([*QUICK, *VARIED]) == 0
     finally:
         os.chdir(before)
     return tree
@@ -82,6 +88,20 @@ def test_a_run_and_its_data_are_moved_together(started, tmp_path, monkeypatch, c
     figures = use(Path("tree/runs/a"), tmp_path, capsys)
     assert figures["loss"] == pytest.approx(losses(started / "runs" / "a")[-1], abs=1e-6)
     assert not Path(gone).exists()
+
+
+def test_a_run_finds_the_fonts_that_its_styles_are_drawn_from(started, tmp_path, monkeypatch):
+    tree = shutil.copytree(started, tmp_path / "tree")
+    run = tree / "runs" / "varied"
+    config = (run / "config.toml").read_text("utf-8").replace(str(started), str(tmp_path / "gone"))
+    (run / "config.toml").write_text(config, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    settings = command_line.load_of_run(run)
+    assert settings.augment.vary == (f"font={tree}/font.ttf|figo,invert=0.1",)
+    fonts = f"{tree}/other,name.ttf|{tree}/font.ttf@x=1"
+    assert settings.evaluation.unseen_style == (f"font={fonts}",)
+    assert evaluate.main(["--run", str(run)]) == 0
+    assert train.main(["--out", str(run), "--resume", "auto", "--max-steps", "2"]) == 0
 
 
 def test_in_the_directory_where_it_was_started_names_stay_as_given(started, monkeypatch):

@@ -30,17 +30,15 @@ from ... import config_file
 from ...command_line import load
 from ...data.row import Row, RowError
 from ...data.samples import SampleBuilder
-from ...data.sources import weighted
 from ...errors import UserError, read_text
 from ...files.disk import append_whole, lock, undo_all_unfinished, write_bytes, write_text, writing
-from ...model.shape.presets import PRESETS
-from ...pages.fonts.font_file import parse
 from ...pages.png import png
 from ...reports import page as report
 from ...reports.runs import metric_lines
 from ...reports.sinks import numbers_of, open_sinks
 from ...settings import Settings
 from ...training import checkpoint
+from .named_files import places
 
 PREVIEWS = 4  # documents of which pages are kept, and answers of an evaluation in metrics.jsonl
 PREVIEW_WIDTH, PREVIEW_ROWS = 512, 3  # px; rows of small pages side by side
@@ -53,17 +51,6 @@ def warn(text: str) -> None:
 
 def default_name(model: str) -> str:
     return f"runs/{Path(model).name}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-def files_of(settings: Settings) -> dict[str, str]:
-    """Name as given -> absolute path, of the files and folders that settings name; no hub ids."""
-    model, data, page = settings.model.model, settings.data, settings.page
-    names = [settings.adapter.adapter, *(weighted(name)[0] for name in data.data), data.val_data]
-    names += [parse(font).file for font in (page.main_font, *page.font) if font]
-    names += [model] if model not in PRESETS else []
-    found = [name for name in names if name and os.path.lexists(name)]
-    found += [data.feature_cache] if data.feature_cache not in ("off", "memory") else []
-    return {name: os.path.abspath(name) for name in found}
 
 
 def _check_writable(path: Path) -> None:
@@ -144,7 +131,7 @@ class RunDirectory:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.claim()
             if self.before is None or not has_ended:
-                text = config_file.to_text(asked, resolved, self.path, files_of(resolved))
+                text = config_file.to_text(asked, resolved, self.path, places(resolved))
                 write_text(self.path / "config.toml", text)
             self.sinks = open_sinks(resolved.run, self.path)
         except OSError as error:
