@@ -65,8 +65,12 @@ def peer_paper(given: argparse.Namespace) -> Paper:
 
 
 def _plain(given: argparse.Namespace) -> argparse.Namespace:
-    """The step's options, without what this file does itself."""
-    return argparse.Namespace(**vars(given) | {"cached": False, "compile": False})
+    """The step's options, without what this file does itself. bitsandbytes' paged optimizer asks
+    the device in its step: ours with 8-bit moments is counted in its place."""
+    kind = given.optimizer.removeprefix("paged_")
+    return argparse.Namespace(
+        **vars(given) | {"cached": False, "compile": False, "optimizer": kind}
+    )
 
 
 # -- what is said ---------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def test_the_step_runs_without_reading_a_number_back(tune):
         "--tune all --compile --pack",
         "--tune decoder --weights bf16",
         "--tune decoder --optimizer adamw8bit",
+        "--tune decoder --optimizer paged_adamw8bit",
         "--tune qlora --attention-window 8 --grid 2x1 --pack",
     ),
 )
