@@ -4,16 +4,13 @@ In: run directories. Out: report.html in the run, or comparison.html here (repor
 the page).
 """
 
-import json
-import os
 import sys
-import tomllib
 from pathlib import Path
 
-from .errors import UserError, exit_code
+from .errors import exit_code
 from .files.disk import check_page, write_text, writing
 from .options import OneLineParser
-from .reports.page import page
+from .reports.page import page_of_any
 
 
 def run(arguments: list[str]) -> None:
@@ -32,18 +29,10 @@ def run(arguments: list[str]) -> None:
         help="default: report.html in the run; for several, comparison.html in this folder",
     )
     given = parser.parse_args(arguments)
-    for directory in given.runs:
-        if not os.path.isfile(directory / "metrics.jsonl"):
-            raise UserError(f"{directory}: not a run directory (no metrics.jsonl)")
+    text = page_of_any(*given.runs)
     usual = given.runs[0] / "report.html" if len(given.runs) == 1 else Path("comparison.html")
     out = given.out or usual
     check_page("--out", out)
-    try:
-        text = page(*given.runs)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{given.runs[0]}: damaged metrics or settings ({error})") from None
-    except OSError as error:
-        raise UserError(f"{error.filename or given.runs[0]}: {error.strerror}") from None
     with writing("--out", out):
         write_text(out, text)
     print(out)

@@ -6,13 +6,12 @@ The one idea: Gradio knows a browser by a word its script makes up, and a file b
 both belong to the cookie that they came with: no other may name them. No route gives out a file.
 """
 
-import ipaddress
 import json
 import re
 import secrets
-import socket
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +24,7 @@ OPEN = re.compile(
     r"gradio_api/(startup-events|app_id))"
 )
 OWN = re.compile(r"/gradio_api/(upload|upload_progress|queue/join|queue/data|cancel|heartbeat/\w+)")
+SCHEMES = "http://", "https://"  # the latter of what stands before this page
 ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 # eval: Gradio's frontend makes functions of its templates, in which there is no data
 ALWAYS["Content-Security-Policy"] = (
@@ -33,28 +33,11 @@ ALWAYS["Content-Security-Policy"] = (
 )
 
 
-def is_allowed(header: str, host: str) -> bool:
-    """Whether a Host header is one by which this page is called; where it listens on all addresses,
-    each of them. A page elsewhere whose name is made to point here (DNS rebinding) has its own."""
-    name, colon, port = header.rpartition(":")
-    name = name if colon and port.isdigit() else header
-    if name.lower() in {"127.0.0.1", "localhost", "[::1]", host, socket.gethostname().lower()}:
-        return True
-    try:
-        return host in ("0.0.0.0", "::") and bool(ipaddress.ip_address(name.strip("[]")))
-    except ValueError:
-        return False
-
-
-class Refused(Exception):
-    """(status, why) of a request that gets no answer."""
-
-
 class Guard:
-    """ASGI middleware around Gradio. host: the address that is listened on."""
+    """ASGI middleware around Gradio."""
 
-    def __init__(self, app: ASGIApp, host: str):
-        self.app, self.host, self.cookies = app, host, dict[str, None]()
+    def __init__(self, app: ASGIApp):
+        self.app, self.cookies = app, dict[str, None]()
         self.owners: dict[str, set[str]] = {}  # of sessions and files: the cookies they came with
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,9 +63,9 @@ class Guard:
 
         try:
             body = await self.checked(request, cookie)
-        except Refused as error:
-            status, why = error.args
-            return await JSONResponse({"detail": why}, status)(scope, receive, answer)
+        except HTTPException as error:
+            refused = JSONResponse({"detail": error.detail}, error.status_code)
+            return await refused(scope, receive, answer)
         read = iter([{"type": "http.request", "body": body}] if body else [])
 
         async def again() -> Message:
@@ -91,29 +74,24 @@ class Guard:
         await self.app(scope, again, answer)
 
     async def checked(self, request: Request, cookie: str) -> bytes:
-        """The request's JSON, if it is one. Raises Refused."""
+        """The request's JSON, if it is one. Raises HTTPException."""
         path, head, body, files = request.url.path, request.headers, b"", []
-        host = head.get("host", "")
-        if not is_allowed(host, self.host):
-            raise Refused(403, f"host {one_line(host, 80)}: not an address of this page")
-        if head.get("origin") not in (None, f"http://{host}"):
-            raise Refused(403, f"origin {one_line(head['origin'], 80)}: not this page")
+        if head.get("origin") not in (None, *(f"{s}{head.get('host')}" for s in SCHEMES)):
+            raise HTTPException(403, f"origin {one_line(head['origin'], 80)}: not this page")
         if OPEN.fullmatch(path) and "deep_link" not in request.query_params:
             return body
         if not OWN.fullmatch(path):
-            raise Refused(404, f"{one_line(path, 80)}: there is no such thing here")
+            raise HTTPException(404, f"{one_line(path, 80)}: there is no such thing here")
         if cookie not in self.cookies:
-            raise Refused(403, "no session of this page; load it again")
+            raise HTTPException(403, "no session of this page; load it again")
         name = request.query_params.get("session_hash") or path.rpartition("/heartbeat/")[2]
         if request.method == "POST":
             is_file, length = path.endswith("/upload"), head.get("content-length", "")
             if not length.isdecimal():
-                raise Refused(411, "no Content-Length")
+                raise HTTPException(411, "no Content-Length")
             most = MOST_UPLOAD if is_file else MOST_JSON
             if int(length) > most + (1 << 12) * is_file:  # around the file in its form
-                raise Refused(
-                    413, f"{int(length):,} bytes are more than the {most:,} that are taken"
-                )
+                raise HTTPException(413, f"{int(length):,} bytes, where {most:,} are taken at most")
             if is_file:
                 return body
             try:
@@ -121,9 +99,9 @@ class Guard:
                 given = json.loads(inner, object_hook=lambda d: files.append(d.get("path")) or d)
                 name, body = given["session_hash"], json.dumps(given).encode()  # as read here
             except (ValueError, RecursionError, KeyError, TypeError) as error:
-                raise Refused(400, f"not an object of settings ({one_line(error, 80)})") from None
+                raise HTTPException(400, f"not an object ({one_line(error, 80)})") from None
         if any(cookie not in self.owners.get(str(file), ()) for file in files if file is not None):
-            raise Refused(403, "this file is not of this session; choose it again")
+            raise HTTPException(403, "this file is not of this session; choose it again")
         if cookie not in self.owners.setdefault(f"session {name}", {cookie}):
-            raise Refused(403, "this session is another browser's")
+            raise HTTPException(403, "this session is another browser's")
         return body

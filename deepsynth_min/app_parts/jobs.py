@@ -23,12 +23,11 @@ from typing import IO, Any
 
 import gradio as gr
 
-from .. import command_line
 from ..config_file import is_run
 from ..errors import UserError, one_line
 from ..files.disk import lock
 from ..model.shape.presets import TINY_READER
-from ..reports.page import page
+from ..reports.page import page_of_any
 from ..runs.storage import status
 from ..runs.storage.run_directory import default_name
 from .safety import fenced, inside, sent, settings_of
@@ -50,20 +49,19 @@ def started(name: str, words: list[str], out: IO[bytes] | int, *held: int) -> Po
 
 def followed(name: str, words: list[str]) -> Iterator[str]:
     """What a command has printed so far; it ends if nobody listens any more."""
-    process, text, piece = started(name, words, PIPE), b"", b" "
-    try:
-        while piece:
-            if select.select([process.stdout], [], [], 1.0)[0]:
-                piece = os.read(process.stdout.fileno(), 1 << 16)
-                text += piece
-            yield console(text)
-        if process.wait():
-            yield f"{console(text)}\n(exit code {process.returncode})"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        process.stdout.close()
+    text, piece = b"", b" "
+    with started(name, words, PIPE) as process:
+        try:
+            while piece:
+                if select.select([process.stdout], [], [], 1.0)[0]:
+                    piece = os.read(process.stdout.fileno(), 1 << 16)
+                    text += piece
+                yield console(text)
+            if process.wait():
+                yield f"{console(text)}\n(exit code {process.returncode})"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def console(text: bytes) -> str:
@@ -77,11 +75,10 @@ class Jobs:
 
     def __init__(self, root: Path):
         self.root = root
-        self.parser = command_line.make_parser("python -m deepsynth_min.train", "")
 
     def _words(self, given: dict[str, str], file: str | None = None) -> list[str]:
         """The command line of the settings; of a file that was sent, with it as --data."""
-        words, _ = settings_of(self.root, given, self.parser)
+        words, _ = settings_of(self.root, given)
         if file and sent(file):
             words = [word for word in words if not word.startswith("--data=")] + [f"--data={file}"]
         return words
@@ -89,16 +86,12 @@ class Jobs:
     def runs(self, names: list[str], seen: tuple) -> tuple:
         """What there is to choose from, the newest first; the report of what was chosen; and both
         as they are now, so that only what has changed is drawn."""
-        found = {}
-        for top, folders, _ in os.walk(self.root):
-            path = Path(top)
-            name = path.relative_to(self.root)
-            if is_run(path):
-                figures = path / "metrics.jsonl"
+        found, depths = {}, ("*/" * deep + "config.toml" for deep in range(DEEP + 1))
+        for run in (file.parent for name in depths for file in self.root.glob(name)):
+            if is_run(run) and run.resolve() == run:  # and no link
+                figures, name = run / "metrics.jsonl", str(run.relative_to(self.root))
                 changed = figures.stat().st_mtime if figures.is_file() else 0.0
-                found[str(name)] = changed, f"{name}: {progress(status.read(path))}"
-            deeper = not is_run(path) and len(name.parts) < DEEP
-            folders[:] = [name for name in folders if deeper and not name.startswith(".")]
+                found[name] = changed, f"{name}: {progress(status.read(run))}"
         newest = sorted(found, key=found.get, reverse=True)[:MOST_RUNS]
         choices, chosen = [(found[n][1], n) for n in newest], [n for n in names if n in found]
         now = choices, [(n, found[n][0]) for n in chosen]
@@ -110,12 +103,9 @@ class Jobs:
         try:
             if len(names) > 6:
                 raise UserError("runs: choose one to six")
-            return framed(page(*(inside(self.root, name, "run") for name in names)))
+            return framed(page_of_any(*(inside(self.root, name, "run") for name in names)))
         except UserError as error:
-            text = str(error)
-        except (ValueError, KeyError, OSError) as error:
-            text = f"{names[0]}: damaged metrics or settings ({error})"
-        return f'<p class="note" role="alert">{escape(one_line(text))}</p>'
+            return f'<p class="note" role="alert">{escape(one_line(error))}</p>'
 
     def check(self, given: dict[str, str], file: str | None) -> Iterator[tuple[str, str]]:
         """`check` on a file that was sent or lies below the root: what it says, then its page."""
@@ -140,7 +130,7 @@ class Jobs:
 
     def train(self, given: dict[str, str]) -> None:
         """Starts a training. Raises UserError."""
-        words, values = settings_of(self.root, given, self.parser)
+        words, values = settings_of(self.root, given)
         out = values.get("out") or default_name(str(values.get("model", TINY_READER)))
         self._start(out, words if "out" in values else [*words, f"--out={out}"])
 
@@ -173,12 +163,8 @@ class Jobs:
                 running = False
         except UserError:
             running = True
-        try:
-            facts = json.loads(LOCK.read_bytes())
-        except (OSError, ValueError):  # there was none
-            facts = {}
-        own = facts if facts.get("root") == str(self.root) else {}
-        return {"running": running} | own
+        facts = json.loads(LOCK.read_bytes() or b"{}")  # empty: there was none
+        return {"running": running} | (facts if facts.get("root") == str(self.root) else {})
 
     def training(self, seen: dict[str, Any]) -> list:
         """Of the newest training what is known, its state, log and report, and which buttons can

@@ -13,13 +13,11 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
-import torch
 
-from .. import options
 from ..data.inputs import open_inputs
 from ..data.row import Row
-from ..data.sample import Sample, page_as
-from ..data.samples import SampleBuilder, collate
+from ..data.sample import Sample
+from ..data.samples import SampleBuilder
 from ..data.tokenizer import encode
 from ..errors import UserError, number_of
 from ..evaluation.ablations import ablate
@@ -29,17 +27,19 @@ from ..options import change
 from ..pages.png import in_html, png
 from ..pages.renderer import undrawn
 from ..pages.scripts import complaints
+from ..reports.tables import table
 from ..runs.open_model import OpenModel
 from ..runs.reader import Reader
-from ..settings import DataSettings, GenerationSettings, ModelSettings, PageSettings
+from ..settings import GenerationSettings, PageSettings
 from ..tiny_reader.guide import HEADS
 from .safety import fenced, sent, settings_of
 
 PAGE = ("mode", *(f.name for f in fields(PageSettings)))
 ANSWER = ("instruction", *(f.name for f in fields(GenerationSettings)))
 MOST_TEXT, MOST_PAGES = 200_000, 24  # characters of a document; pages that are shown
-FACTS = "pages", "visual tokens", "characters per token", "compression"
-COSTS = {"blank": "an empty page", "without": "no page", "tail": "as many tokens of its text's end"}
+COSTS = {"": "this page", "blank": "an empty page", "without": "no page"}
+COSTS |= {"tail": "as many tokens of its text's end"}
+BEFORE, NEXT = "◀ token before", "next token ▶"
 ORANGE = np.array([255, 102, 0])[:, None, None]  # RGB of where a token looks
 
 
@@ -50,7 +50,7 @@ class Document:
 
     row: Row
     sample: Sample
-    opened: OpenModel
+    reader: Reader
     pieces: list[str]
     note: str
     images: list[str] = field(default_factory=list)
@@ -63,8 +63,6 @@ class Reading:
     def __init__(self, opened: OpenModel, root: Path, words: list[str]):
         """words: how the command line names the model."""
         self.opened, self.root, self.words = opened, root, words
-        own = (ModelSettings, DataSettings, PageSettings, GenerationSettings)
-        self.parser = options.make_parser({c.__name__: c for c in own}, "page", "", ())
         # whether the first heads of the last layer were trained to attend to what is copied
         guided = opened.settings.model.model == TINY_READER
         guided = [("guided to copied words", "guided")] if guided else []
@@ -76,7 +74,7 @@ class Reading:
     ) -> tuple[Row, OpenModel, list[str]]:
         """The text, or what is first in the file; the model with the settings of the page; these as
         a command line. Raises UserError."""
-        words, values = settings_of(self.root, given, self.parser)
+        words, values = settings_of(self.root, given)
         settings = change(self.opened.settings, **{"beams": 1, **values})
         builder = SampleBuilder(settings, self.opened.model.config, self.opened.builder.tokenizer)
         if max(1, settings.page.max_pages) > builder.most_pages:
@@ -102,17 +100,17 @@ class Reading:
         row, opened, words = self._document(given, text, file)
         builder = opened.builder
         sample = builder.prompt(row)
-        facts, notes = [f"{len(sample.pages)} of {builder.side} px", f"{sample.visual:,}"], ""
+        facts, notes = {"pages": f"{len(sample.pages)} of {builder.side} px"}, ""
+        facts["visual tokens"] = f"{sample.visual:,}"
         if row.text is not None and sample.visual:
             tokens = len(encode(builder.tokenizer, row.text))
-            facts += [f"{len(row.text) / sample.visual:.2f}"]
-            facts += [f"{tokens / sample.visual:.2f} ({tokens:,} text tokens)"]
+            facts["characters per token"] = f"{len(row.text) / sample.visual:.2f}"
+            facts["compression"] = f"{tokens / sample.visual:.2f} ({tokens:,} text tokens)"
             if found := complaints([row.text], builder.style):
                 bad = set(np.concatenate(undrawn(row.text, builder.style)).tolist())
                 notes = "".join(f'<p class="note">{escape(line)}</p>' for line in found)
                 notes += f'<p class="said">{marked(row.text[:20_000], bad)}</p>'
-        told = zip(FACTS, facts)
-        told = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in told)
+        told = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in facts.items())
         shown = figures([in_html(png(page), "page") for page in sample.pages[:MOST_PAGES]])
         words = [*self.words, *words, Path(file).name if file else "paper.txt"]
         command = fenced(["python", "-m", "deepsynth_min.generate", *words])
@@ -135,13 +133,13 @@ class Reading:
             pieces[-1:] = [piece + rest for piece in pieces[-1:]]
         ids = [*sample.ids, *answer.ids, *([opened.builder.special.eos] if answer.ended else [])]
         cut = "" if answer.ended else "cut off here (--max-new-tokens, or the context is full)"
-        last = Document(row, replace(sample, ids=ids), opened, pieces, cut)
+        last = Document(row, replace(sample, ids=ids), reader, pieces, cut)
         yield said(pieces, cut), last, "", ""
 
     def look(self, last: Document | None, which: str, number: int) -> tuple:
         """Where each token of the answer looked, by the heads that are asked for."""
-        seen = views(answered(last).sample, last.opened.builder)
-        weights = attention_weights(last.opened.model, last.sample, last.opened.builder)
+        seen = views(answered(last).sample, last.reader.builder)
+        weights = attention_weights(last.reader.model, last.sample, last.reader.builder)
         if which == "guided":
             weights = weights[-1:, :HEADS]
         elif which != "all":
@@ -154,15 +152,14 @@ class Reading:
 
     def costs(self, last: Document | None) -> Iterator[str]:
         """The loss of the answer, and how much it rises with something else in the page's place."""
-        base = loss(answered(last).opened, last.sample)
-        table = '<table class="costs"><tr><th>in the page\'s place<th>nats per token<th>rise</tr>'
-        for kind, name in {"": "this page", **COSTS}.items():
-            changed = instead(last, kind) if kind else last.sample
-            if changed is not None and len(changed.ids) <= last.opened.builder.context:
-                found = loss(last.opened, changed) if kind else base
-                table += f'<tr><th>{name}<td class="number">{found:.3f}'
-                table += f'<td class="number">{found - base:.3f}</tr>'
-                yield table + "</table>"
+        sample, reader, base, rows = answered(last).sample, last.reader, 0.0, []
+        for kind, name in COSTS.items():
+            changed = ablate(sample, kind, last.row, None, reader.builder) if kind else sample
+            if changed is not None and len(changed.ids) <= reader.builder.context:
+                found = reader.loss(changed)
+                base = base if kind else found
+                rows.append([name, f"{found:.3f}", f"{found - base:.3f}"])
+                yield table(["in the page's place", "nats per token", "rise"], rows, number=True)
 
 
 def step(last: Document | None, number: int) -> tuple:
@@ -177,18 +174,15 @@ def step(last: Document | None, number: int) -> tuple:
     page = max(range(len(shown)), key=lambda n: last.maps[n][i].max())
     y, x = np.unravel_index(last.maps[page][i].argmax(), last.maps[page][i].shape)
     share = 100 * sum(maps[i].sum() for maps in last.maps)
-    where = f"token {i + 1} of {len(last.pieces)}, “{escape(last.pieces[i])}”: {share:.0f} % of "
-    where += f"its attention lies on the pages; the heaviest place is page {page + 1}, "
-    where = f'<p class="where" role="status">{where}row {y + 1}, column {x + 1}</p>'
+    where = f"token {i + 1} of {len(last.pieces)}, “{escape(last.pieces[i])}”: {share:.0f} % of"
+    where += f" its attention lies on pages; most: page {page + 1}, row {y + 1}, column {x + 1}"
+    where = f'<p class="where" role="status">{where}</p>'
     return said(last.pieces, last.note, i), where + figures(shown)
 
 
-def before(last: Document | None, number: int) -> int:
-    return max(1, number - 1)
-
-
-def after(last: Document | None, number: int) -> int:
-    return min(number + 1, len(last.pieces) if last else 1)
+def beside(last: Document | None, number: int, button: str) -> int:
+    """The token after this one, or the one before it."""
+    return min(max(1, number + (1 if button == NEXT else -1)), len(last.pieces) if last else 1)
 
 
 def said(pieces: list[str], note: str = "", now: int = -1) -> str:
@@ -202,29 +196,9 @@ def answered(last: Document | None) -> Document:
     return last
 
 
-def instead(last: Document, kind: str) -> Sample | None:
-    """The sample with something else in the page's place; None of an image, which has no text."""
-    builder = last.opened.builder
-    if kind != "tail":
-        return ablate(last.sample, kind, last.row, None, builder)
-    if last.row.text is None:
-        return None
-    text = encode(builder.tokenizer, last.row.text)
-    return page_as(last.sample, kind, text, builder.special.image)
-
-
-@torch.no_grad()
-def loss(opened: OpenModel, sample: Sample) -> float:
-    """Nats per token of the answer."""
-    batch = collate([sample], opened.builder.special).to(opened.world.device)
-    with opened.precision():
-        total, count = opened.model.loss(batch)
-    return float(total) / count
-
-
 def figures(shown: list[str]) -> str:
-    texts = (f"</div><figcaption>page {n + 1}</figcaption>" for n in range(len(shown)))
-    each = (f"<figure><div>{one}{text}</figure>" for one, text in zip(shown, texts))
+    text = "<figure><div>{}</div><figcaption>page {}</figcaption></figure>"
+    each = [text.format(one, n) for n, one in enumerate(shown, 1)]
     return f'<div class="thumbs">{"".join(each)}</div>'
 
 

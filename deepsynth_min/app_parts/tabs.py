@@ -15,22 +15,20 @@ from typing import Any, get_origin
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .. import recipes
 from ..errors import UserError, one_line
 from ..options import choices_of, option_of
-from ..reports.page import COLOURS
+from ..reports.page import SHARED
 from ..settings import CONCERNS
 from .guard import MOST_UPLOAD, Guard
 from .jobs import Jobs
-from .reading import ANSWER, PAGE, Reading, after, before, step
+from .reading import ANSWER, BEFORE, NEXT, PAGE, Reading, beside, step
 from .safety import FIELDS, REFUSED
 
-GROUPS = {
-    title: [f for f in fields(concern) if f.name not in REFUSED]
-    for title, concern in CONCERNS.items()
-}
-EVERY = 2  # seconds between looks at runs and trainings, while their tab is looked at
+GROUPS = {t: [f for f in fields(c) if f.name not in REFUSED] for t, c in CONCERNS.items()}
+EVERY = 4  # seconds between looks at runs and trainings, while their tab is open; 15 to 20 ms each
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one after the other
 LAST = {"trigger_mode": "always_last", "show_progress": "hidden"}  # of many changes
 CSS = """
@@ -40,12 +38,10 @@ CSS = """
 .thumbs img { width: 100%; margin: 0; border: 1px solid var(--line); }
 .thumbs img.map { position: absolute; inset: 0; height: 100%; image-rendering: pixelated;
   mix-blend-mode: multiply; }
-figcaption, .what, .facts dt { color: var(--soft); font-size: .85rem; }
+figcaption, .facts dt { color: var(--soft); font-size: .85rem; }
 .facts { display: flex; flex-wrap: wrap; gap: .3rem 1.6rem; } .facts dd { margin: 0; }
-.note { border-left: 4px solid var(--c1); padding-left: .8rem; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; } .said mark { background: var(--less); }
 .said b { background: var(--c1); color: var(--paper); font-weight: inherit; }
-.costs :is(td, th) { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; }
 textarea:disabled { font-family: monospace; white-space: pre; overflow: auto; }
 iframe { width: 100%; height: 80vh; border: 1px solid var(--line); }
 """
@@ -137,9 +133,9 @@ def read_tab(reading: Reading, document: list, own: dict[str, Any]) -> None:
         button, stop = gr.Button("Read", variant="primary"), gr.Button("Stop reading")
     answer, last, first = html(), gr.State(), gr.State(1)
     with gr.Row():
-        back = gr.Button("◀ token before", min_width=120, scale=0)
+        back = gr.Button(BEFORE, min_width=120, scale=0)
         token = gr.Slider(1, 2, 1, step=1, label="token of the answer", buttons=[])
-        on = gr.Button("next token ▶", min_width=120, scale=0)
+        on = gr.Button(NEXT, min_width=120, scale=0)
         heads = gr.Dropdown(reading.heads, label="heads", filterable=False)
     looked, costs = html(), html()
     views = [last, token, answer, looked]
@@ -150,8 +146,8 @@ def read_tab(reading: Reading, document: list, own: dict[str, Any]) -> None:
     stop.click(None, cancels=[reads, looks, prices])
     does(heads.input, reading.look, [last, heads, token], views, **MODEL)
     does(token.change, step, [last, token], [answer, looked], **LAST)
-    does(back.click, before, [last, token], token, **LAST)
-    does(on.click, after, [last, token], token, **LAST)
+    for button in (back, on):
+        does(button.click, beside, [last, token, button], token, **LAST)
 
 
 def runs_tab(jobs: Jobs, timer: gr.Timer) -> None:
@@ -217,17 +213,17 @@ def build(reading: Reading, jobs: Jobs) -> gr.Blocks:
 
 def serve(page: gr.Blocks, host: str, port: int, password: str) -> None:
     """Starts the server and comes back."""
-
-    def asked(_: str, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), password.encode())
-
     page.queue(api_open=False)
     # Gradio looks for work every millisecond, which takes a tenth of a core.
     page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = 0.1, 10
     off = ("share", "run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa")
     about = dict.fromkeys(off, False) | {"quiet": True, "prevent_thread_lock": True}
-    about |= {"app_kwargs": {"middleware": [Middleware(Guard, host=host)]}, "footer_links": []}
-    about |= {"theme": THEME, "css": CSS, "head": f"<style>{COLOURS}</style>"}
-    about |= {"auth": asked if password else None, "max_file_size": MOST_UPLOAD}
+    # A page elsewhere whose name is made to point here (DNS rebinding) has no password.
+    names = Middleware(TrustedHostMiddleware, ["*"] if password else [host, "localhost"])
+    about |= {"app_kwargs": {"middleware": [names, Middleware(Guard)]}, "footer_links": []}
+    about |= {"theme": THEME, "css": CSS, "head": f"<style>{SHARED}</style>"}
+    if password:
+        about["auth"] = lambda _, word: hmac.compare_digest(word.encode(), password.encode())
+    about |= {"max_file_size": MOST_UPLOAD}
     about |= {"state_session_capacity": 200}  # the oldest session's answer gives way
     page.launch(server_name=host, server_port=port, **about)

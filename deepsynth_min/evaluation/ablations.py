@@ -5,6 +5,7 @@ In: a sample as training sees it. Out: the sample with
     shuffled   the pages of another held-out document
     without    no page at all
     text       the document's own text, cut to as many text tokens as the page has visual tokens
+    tail       the same of its end (not one of ABLATIONS: only the page to try a model on asks)
 
 The one idea: a model can lower its loss without looking at the page, by learning what answers are
 like. Then nothing changes when the page does. How much the loss per scored token rises
@@ -17,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.row import Row
-from ..data.sample import Sample, in_place_of_pages
+from ..data.sample import Sample, in_place_of_pages, page_as
 from ..data.samples import SampleBuilder
 from ..data.tokenizer import encode
 from ..pages.vary import BASE
@@ -39,7 +40,8 @@ def ablate(
 ) -> Sample | None:
     """The changed sample; None where `kind` says nothing about this row (text of an image, say).
 
-    kind: one of ABLATIONS; row: what the sample was made of; other: whose pages `shuffled` takes.
+    kind: one of ABLATIONS, or tail; row: what the sample was made of; other: whose pages `shuffled`
+    takes.
     """
     image = [builder.special.image]
     if kind == "blank":
@@ -58,12 +60,12 @@ def ablate(
         return in_place_of_pages(
             sample, image * page.visual, page.visual, page.pages, page.tiles, page.grids
         )
-    ids = []
-    if kind == "text":
-        if row.text is None:
-            return None
-        ids = encode(builder.tokenizer, row.text)[: sample.visual]
-    return in_place_of_pages(sample, ids)
+    if kind == "without":
+        return in_place_of_pages(sample, [])
+    if row.text is None:
+        return None
+    document = encode(builder.tokenizer, row.text)
+    return page_as(sample, {"text": "head"}.get(kind, kind), document, image[0])
 
 
 def warning(result: dict[str, float]) -> str | None:

@@ -10,8 +10,10 @@ side.
 """
 
 import html
+import os
 from pathlib import Path
 
+from ..errors import UserError
 from ..evaluation import ablations
 from ..evaluation.figures import DEFINITIONS, WITH_INTERVAL, best_beside_last
 from ..evaluation.needles import PREFIX
@@ -23,7 +25,8 @@ from .needles import needles
 from .runs import Run
 from .tables import table
 
-COLOURS = """
+# What other pages have too.
+SHARED = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5d6878; --line: #d5dae3; --paper: #fff;
   --more: #bbf7d0; --less: #fecaca;
   --c0: #2563c9; --c1: #c2410c; --c2: #15803d; --c3: #9333ea; --c4: #b45309; --c5: #0e7490; }
@@ -31,9 +34,13 @@ COLOURS = """
   :root { --ink: #e6e9f0; --soft: #98a2b3; --line: #343b4a; --paper: #14171f;
     --more: #14532d; --less: #7f1d1d;
     --c0: #6ea8ff; --c1: #ff9a62; --c2: #5fd38d; --c3: #c792ff; --c4: #f2b84b; --c5: #4fd0e0; } }
+.note { border-left: 4px solid var(--c1); padding: .2rem .8rem; }
+table { border-collapse: collapse; } td, th { border: 1px solid var(--line); padding: .3rem .6rem;
+  text-align: left; vertical-align: top; } td.number { text-align: right; }
+.what { color: var(--soft); font-size: .85rem; font-weight: 400; max-width: 34rem; }
 """
 STYLE = (
-    COLOURS
+    SHARED
     + """body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 1340px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
@@ -47,12 +54,9 @@ svg text.value { fill: var(--ink); }
 polyline { fill: none; stroke-width: 1.8; } .dashed { stroke-dasharray: 5 4; }
 .band { fill-opacity: .13; }
 .hit { fill: transparent; stroke: none; } .seen { fill: var(--paper); stroke-width: 1.4; }
-.point:hover .seen { r: 5; } .note { border-left: 4px solid var(--c1); padding: .2rem .8rem; }
-table { border-collapse: collapse; } td, th { border: 1px solid var(--line); padding: .3rem .6rem;
-  text-align: left; vertical-align: top; } td.number { text-align: right; }
+.point:hover .seen { r: 5; }
 .answers img { width: 260px; image-rendering: auto; border: 1px solid var(--line); }
 .answers td { max-width: 34rem; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
-.what { color: var(--soft); font-size: .85rem; font-weight: 400; max-width: 34rem; }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: .8rem; font-size: 12.5px; }
 .key b { font-weight: 600; margin-left: .7rem; font-size: .85rem; display: inline-block;
   line-height: 1.25; border-bottom: 2px solid; }
@@ -231,6 +235,19 @@ def differences(runs: list[Run]) -> str:
         if len({str(table.get(name)) for table in tables}) > 1
     ]
     return "<h2>What differs</h2>" + table(["setting", *(html.escape(r.name) for r in runs)], rows)
+
+
+def page_of_any(*paths: Path) -> str:
+    """`page` of what a user names. Raises UserError if it is no run, or a damaged one."""
+    for path in paths:
+        if not os.path.isfile(path / "metrics.jsonl"):
+            raise UserError(f"{path}: not a run directory (no metrics.jsonl)")
+    try:
+        return page(*paths)
+    except OSError as error:
+        raise UserError(f"{error.filename or paths[0]}: {error.strerror}") from None
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{paths[0]}: damaged metrics or settings ({error})") from None
 
 
 def page(*paths: Path) -> str:

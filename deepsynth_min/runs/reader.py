@@ -1,6 +1,7 @@
 """A model that answers documents: what generate prints, and what the page to try it on shows.
 
-In: an opened model and rows. Out: prompts, answers, or an answer piece by piece.
+In: an opened model and rows. Out: prompts, answers, or an answer piece by piece; what an answer
+costs.
 
 The one idea: a document becomes a prompt as it did in training, by `SampleBuilder.prompt`.
 """
@@ -8,6 +9,7 @@ The one idea: a document becomes a prompt as it did in training, by `SampleBuild
 import sys
 from collections.abc import Iterator
 
+import torch
 from tqdm import tqdm
 
 from ..data.row import Row, TooLong
@@ -60,6 +62,13 @@ class Reader:
         options, seed = self.settings.generation, self.settings.optim.seed
         with self.opened.precision():
             return generate(self.model, batch, options, seed, numbers, self.allowed)
+
+    def loss(self, sample: Sample) -> float:
+        """Nats per token of a sample's answer."""
+        batch = collate([sample], self.builder.special).to(self.device)
+        with self.opened.precision(), torch.no_grad():
+            total, count = self.model.loss(batch)
+        return float(total) / count
 
     def stream(self, sample: Sample) -> Iterator[tuple[str, Answer]]:
         """After each token the text that it adds ("" while a character's bytes are not all there)

@@ -31,6 +31,24 @@ def test_a_setting_that_leaves_the_root_is_refused(root, monkeypatch, setting, n
         check_settings(root.resolve(), change(Settings(), **{setting: value}))
 
 
+def test_a_folder_whose_name_begins_as_embedded_rows_do_leads_nowhere_else(root, monkeypatch):
+    monkeypatch.chdir(root)
+    (root / "embedded:..").mkdir()
+    for setting in ("adapter", "model", "resume", "out"):
+        with pytest.raises(UserError, match="is not below"):
+            check_settings(root.resolve(), change(Settings(), **{setting: "embedded:../../../x"}))
+    (root / "embedded:..").rmdir()
+
+
+def test_what_comes_with_the_package_is_taken_by_its_name(client):
+    own = {"--data": "embedded embedded:needles@500,2000", "--model": "tiny-unlimited"}
+    own |= {"--main-font": "figo", "--font": "notos music", "--vary": "font=figo|notos"}
+    command = client.command("plan", own)
+    assert "--data=embedded --data=embedded:needles@500,2000" in command and "=music" in command
+    told = client.error("plan", {"--data": "embedded:poems"})
+    assert "embedded:poems: no such embedded documents" in told
+
+
 @pytest.mark.parametrize("setting", ["--vary", "--unseen-style"])
 def test_a_font_among_those_that_are_drawn_is_below_the_root(client, setting):
     told = client.error("plan", {setting: "font=|../secret,invert=0.1"})
@@ -162,5 +180,3 @@ def test_a_value_cannot_become_another_option():
         "--data=a.jsonl",
         "--instruction=--out=/tmp/x",
     ]
-    with pytest.raises(UserError, match="not a setting"):
-        arguments({"config": "x.toml"})

@@ -173,7 +173,7 @@ def test_an_answer_is_streamed_and_stepped_through(page):
 
     def done():
         lengths.add(len(page.text(".spoken")))
-        return len(page.all(".costs tr")) == 5
+        return len(page.all(".scroll tr")) == 5
 
     page.until(done)
     assert len(lengths) > 2  # it grew
@@ -261,7 +261,7 @@ def test_who_must_wait_sees_the_place_in_the_queue(page, app):
 
 @pytest.mark.parametrize(("tab", "most"), [("Read", 10), ("Runs", 30), ("Train", 30)])
 def test_idle_with_a_page_open_it_takes_little_of_a_processor(page, app, tab, most):
-    """In 20 seconds, in hundredths of one. Runs and Train look every 2 s, while they are shown."""
+    """In 20 seconds, in hundredths of one. Runs and Train look every 4 s, while they are shown."""
     page.labelled("Text").send_keys(TEXT)
     page.until(lambda: page.all(".thumbs img"))
     for name in ("Runs", "Train", tab):

@@ -21,11 +21,12 @@ from PIL import Image
 from deepsynth_min import command_line
 from deepsynth_min.app import parser
 from deepsynth_min.app_parts.jobs import Jobs
-from deepsynth_min.app_parts.reading import Document, instead, step
+from deepsynth_min.app_parts.reading import Document, step
 from deepsynth_min.check import main as check
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.tokenizer import encode
 from deepsynth_min.errors import UserError
+from deepsynth_min.evaluation.ablations import ablate
 from deepsynth_min.generate import main as generate
 from deepsynth_min.runs.open_model import open_model
 
@@ -143,7 +144,7 @@ def test_the_text_s_end_stands_in_the_page_s_place_token_for_token():
     row = Row("the text", "Hull.", TEXT * 3)
     sample, text = opened.builder(row), encode(opened.builder.tokenizer, row.text)
     assert len(text) > sample.visual > 0
-    changed = instead(Document(row, sample, opened, ["Hull."], ""), "tail")
+    changed = ablate(sample, "tail", row, None, opened.builder)
     assert changed.ids == [sample.ids[0], *text[-sample.visual :], *sample.ids[1 + sample.visual :]]
 
 
@@ -244,15 +245,15 @@ def test_a_recipe_is_planned_as_the_command_line_has_it_and_stays_below_the_root
 
 @pytest.mark.slow
 def test_a_training_is_watched_stopped_and_goes_on(port, client):
-    asked = SHORT | {"max_steps": "400", "out": "runs/one", "eval_every": "0"}
+    asked = SHORT | {"max_steps": "4000", "out": "runs/one", "eval_every": "0"}
     assert client.settings("train", asked).error == ""
     assert "a training is running" in client.settings("train", asked).error
     other = Client(port)  # the page was closed and is opened again
     running = until(other, lambda found: found.get("step", 0) >= 2)
-    assert running["running"] and running["of"] == 400
+    assert running["running"] and running["of"] == 4000
     assert other.ask("stop").error == ""
     stopped = until(other, lambda found: not found["running"])
-    assert "runs/one: stopped" in stopped["state"] and 2 <= stopped["step"] < 400
+    assert "runs/one: stopped" in stopped["state"] and 2 <= stopped["step"] < 4000
     assert stopped["can_go_on"] and "no training" in other.error("stop")
     assert other.ask("go_on").error == ""
     until(other, lambda found: found["step"] > stopped["step"])
@@ -267,7 +268,7 @@ def test_a_training_is_watched_stopped_and_goes_on(port, client):
 @pytest.mark.slow
 def test_a_training_outlives_the_app(root):
     with started(root) as (port, _):
-        asked = SHORT | {"max_steps": "400", "out": "runs/two", "eval_every": "0"}
+        asked = SHORT | {"max_steps": "4000", "out": "runs/two", "eval_every": "0"}
         assert Client(port).settings("train", asked).error == ""
     with started(root) as (port, _):
         client = Client(port)

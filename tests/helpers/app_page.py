@@ -96,15 +96,17 @@ class Client:
         which the beginning suffices. Returns what refuses it."""
         found = next(d for d in self.config["dependencies"] if d["api_name"] == name)
         labels = {c["id"]: c["props"].get("label") or "" for c in self.config["components"]}
+        values = {c["id"]: c["props"].get("value") for c in self.config["components"]}
 
-        def of(label: str):
+        def of(number: int):
+            label = labels[number]
             if label.startswith("--"):
-                return given.get(label, "")
+                return given.get(label, values[number])  # null, of a text that nobody has touched
             return next((v for key, v in given.items() if label.startswith(key)), None)
 
         asked = {"fn_index": found["id"], "session_hash": self.session}
         status, content = self.post(
-            "queue/join", asked | {"data": [of(labels[number]) for number in found["inputs"]]}
+            "queue/join", asked | {"data": [of(number) for number in found["inputs"]]}
         )
         return "" if status == 200 else json.loads(content)["detail"]
 
