@@ -20,7 +20,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from .. import recipes
 from ..errors import UserError, one_line
 from ..options import choices_of, option_of
-from ..reports.page import SHARED
+from ..reports.page import COLOURS, SHARED
 from ..settings import CONCERNS
 from .guard import MOST_UPLOAD, Guard
 from .jobs import Jobs
@@ -221,7 +221,7 @@ def serve(page: gr.Blocks, host: str, port: int, password: str) -> None:
     # A page elsewhere whose name is made to point here (DNS rebinding) has no password.
     names = Middleware(TrustedHostMiddleware, ["*"] if password else [host, "localhost"])
     about |= {"app_kwargs": {"middleware": [names, Middleware(Guard)]}, "footer_links": []}
-    about |= {"theme": THEME, "css": CSS, "head": f"<style>{SHARED}</style>"}
+    about |= {"theme": THEME, "css": SHARED + CSS, "head": f"<style>{COLOURS}</style>"}
     if password:
         about["auth"] = lambda _, word: hmac.compare_digest(word.encode(), password.encode())
     about |= {"max_file_size": MOST_UPLOAD}

@@ -25,8 +25,8 @@ from .needles import needles
 from .runs import Run
 from .tables import table
 
-# What other pages have too.
-SHARED = """
+# These two other pages have too.
+COLOURS = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5d6878; --line: #d5dae3; --paper: #fff;
   --more: #bbf7d0; --less: #fecaca;
   --c0: #2563c9; --c1: #c2410c; --c2: #15803d; --c3: #9333ea; --c4: #b45309; --c5: #0e7490; }
@@ -34,13 +34,16 @@ SHARED = """
   :root { --ink: #e6e9f0; --soft: #98a2b3; --line: #343b4a; --paper: #14171f;
     --more: #14532d; --less: #7f1d1d;
     --c0: #6ea8ff; --c1: #ff9a62; --c2: #5fd38d; --c3: #c792ff; --c4: #f2b84b; --c5: #4fd0e0; } }
+"""
+SHARED = """
 .note { border-left: 4px solid var(--c1); padding: .2rem .8rem; }
 table { border-collapse: collapse; } td, th { border: 1px solid var(--line); padding: .3rem .6rem;
   text-align: left; vertical-align: top; } td.number { text-align: right; }
 .what { color: var(--soft); font-size: .85rem; font-weight: 400; max-width: 34rem; }
 """
 STYLE = (
-    SHARED
+    COLOURS
+    + SHARED
     + """body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 1340px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
