@@ -48,7 +48,7 @@ class Guard:
         if path == "/" and cookie not in self.cookies:
             cookie = secrets.token_urlsafe(32)
             self.cookies[cookie] = None
-            new = {"Set-Cookie": f"session={cookie}; HttpOnly; SameSite=Strict; Path=/"}
+            new = {"Set-Cookie": f"session={cookie}; HttpOnly; SameSite=Lax; Path=/"}
         for kept in (self.cookies, self.owners):
             while len(kept) > MOST_KEPT:
                 kept.pop(next(iter(kept)))

@@ -8,7 +8,6 @@ that it inherits. So there is one at a time, whoever started it, and its end fre
 the end was; the file says which it is, for the page that comes back.
 """
 
-import json
 import os
 import select
 import signal
@@ -86,14 +85,14 @@ class Jobs:
     def runs(self, names: list[str], seen: tuple) -> tuple:
         """What there is to choose from, the newest first; the report of what was chosen; and both
         as they are now, so that only what has changed is drawn."""
-        found, depths = {}, ("*/" * deep + "config.toml" for deep in range(DEEP + 1))
+        found, depths = {}, ("[!.]*/" * deep + "config.toml" for deep in range(DEEP + 1))
         for run in (file.parent for name in depths for file in self.root.glob(name)):
-            if is_run(run) and run.resolve() == run:  # and no link
-                figures, name = run / "metrics.jsonl", str(run.relative_to(self.root))
+            figures, name = run / "metrics.jsonl", str(run.relative_to(self.root))
+            if is_run(run) and run.resolve() == run and name.isprintable():  # and no link
                 changed = figures.stat().st_mtime if figures.is_file() else 0.0
                 found[name] = changed, f"{name}: {progress(status.read(run))}"
         newest = sorted(found, key=found.get, reverse=True)[:MOST_RUNS]
-        choices, chosen = [(found[n][1], n) for n in newest], [n for n in names if n in found]
+        choices, chosen = [(found[n][1], n) for n in newest], [n for n in names or () if n in found]
         now = choices, [(n, found[n][0]) for n in chosen]
         drawn = gr.skip() if now[1] == seen[1] else self.report(chosen) if chosen else ""
         return gr.skip() if choices == seen[0] else gr.CheckboxGroup(choices), drawn, now
@@ -120,7 +119,7 @@ class Jobs:
 
     def table(self, given: dict[str, str], file: str | None, to: str) -> Iterator[tuple[str, str]]:
         """`render --data X --to FILE`: the pages of the rows as Parquet, below the root."""
-        inside(self.root, to, "--to", there=False)
+        inside(self.root, to or "", "--to", there=False)
         for said in followed("render", [*self._words(given, file), f"--to={to}"]):
             yield said, ""
 
@@ -139,21 +138,20 @@ class Jobs:
         out = self._newest().get("out", "")
         if not is_run(inside(self.root, out, "--out")):
             raise UserError("no training of this folder can go on")
-        self._start(out, [f"--out={out}", "--resume=auto"])
+        self._start(out, self._words({"out": out, "resume": "auto"}))
 
     def stop(self) -> None:
         """Ctrl-C: the training saves a checkpoint and ends. Raises UserError."""
         newest = self._newest()
         if not newest["running"] or "pid" not in newest:
             raise UserError("no training of this folder is running")
-        os.kill(newest["pid"], signal.SIGINT)  # it holds the lock: the number is still its own
+        os.kill(int(newest["pid"]), signal.SIGINT)  # it holds the lock: the number is still its own
 
     def _start(self, out: str, words: list[str]) -> None:
         with GUARD, locked() as held, open(self.root / LOG, "wb") as log:
             process = started("train", words, log, held.fileno())
             held.truncate(0)
-            facts = {"pid": process.pid, "root": str(self.root), "out": out}
-            held.write(json.dumps(facts).encode())
+            held.write("\0".join((str(self.root), out, str(process.pid))).encode())
         threading.Thread(target=process.wait, daemon=True).start()  # leaves no zombie
 
     def _newest(self) -> dict[str, Any]:
@@ -163,8 +161,9 @@ class Jobs:
                 running = False
         except UserError:
             running = True
-        facts = json.loads(LOCK.read_bytes() or b"{}")  # empty: there was none
-        return {"running": running} | (facts if facts.get("root") == str(self.root) else {})
+        root, *facts = LOCK.read_text("utf-8", "replace").split("\0")
+        own = zip(("out", "pid"), facts) if root == str(self.root) else ()
+        return {"running": running, **dict(own)}
 
     def training(self, seen: dict[str, Any]) -> list:
         """Of the newest training what is known, its state, log and report, and which buttons can

@@ -16,12 +16,13 @@ from .. import command_line, options
 from ..errors import UserError
 from ..files.disk import check_name
 from ..files.unpack import PACKED
-from ..model.shape.presets import TINY_READER
 from ..options import option_of
 from ..runs.storage.named_files import named_files
 from ..settings import CONCERNS, Settings
 
-WORDS = {"", "off", "memory", "none", "auto", TINY_READER}  # that a setting has for no file
+# What a setting may be in place of a name:
+WORDS = {"out": ("",), "resume": ("none", "auto"), "feature_cache": ("off", "memory")}
+MOST_TEXT = 30_000  # characters of a setting; the system takes 128 KiB in one word
 # and what they must be:
 REFUSED = {"push_to_hub": "", "mirror": "", "wandb": "", "images_anywhere": False}
 PARSER = command_line.make_parser("python -m deepsynth_min.train", "")
@@ -61,7 +62,7 @@ def check_settings(root: Path, settings: Settings) -> None:
     written = {"out": settings.run.out, "feature_cache": settings.data.feature_cache}
     read = [*named_files(settings), ("resume", settings.run.resume)]
     for setting, name in (*read, *written.items()):
-        if name not in WORDS:
+        if name not in WORDS.get(setting, ()):
             inside(root, name, option_of(setting), there=setting not in written)
     for name, must_be in REFUSED.items():
         if options.change(settings, **{name: must_be}) != settings:
@@ -70,10 +71,12 @@ def check_settings(root: Path, settings: Settings) -> None:
 
 def arguments(values: dict[str, str | None]) -> list[str]:
     """{setting: text of its control} -> a command line; empty controls are left out. A value cannot
-    become another option: both are one word."""
+    become another option: both are one word. Raises UserError."""
     words = []
     for name, text in values.items():
         option, kind = option_of(name), FIELDS[name].type if name in FIELDS else str
+        if text and len(text) > MOST_TEXT:
+            raise UserError(f"{option}: {len(text):,} characters, where {MOST_TEXT:,} are taken")
         if kind is bool and text:
             words.append(option if text == "yes" else f"--no-{option[2:]}")
         elif text:

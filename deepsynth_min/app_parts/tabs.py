@@ -218,9 +218,10 @@ def serve(page: gr.Blocks, host: str, port: int, password: str) -> None:
     page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = 0.1, 10
     off = ("share", "run_history", "enable_monitoring", "ssr_mode", "mcp_server", "pwa")
     about = dict.fromkeys(off, False) | {"quiet": True, "prevent_thread_lock": True}
-    # A page elsewhere whose name is made to point here (DNS rebinding) has no password.
-    names = Middleware(TrustedHostMiddleware, ["*"] if password else [host, "localhost"])
-    about |= {"app_kwargs": {"middleware": [names, Middleware(Guard)]}, "footer_links": []}
+    # No other name may be made to point here (DNS rebinding); on all addresses, only to the login.
+    names = ["*"] if host in ("0.0.0.0", "::") else [host, "127.0.0.1", "localhost"]
+    inner = [Middleware(TrustedHostMiddleware, names), Middleware(Guard)]
+    about |= {"app_kwargs": {"middleware": inner}, "footer_links": []}
     about |= {"theme": THEME, "css": SHARED + CSS, "head": f"<style>{COLOURS}</style>"}
     if password:
         about["auth"] = lambda _, word: hmac.compare_digest(word.encode(), password.encode())

@@ -8,7 +8,6 @@ there, is done here by its rules; what is one fused kernel on a GPU and in piece
 (attention, RMSNorm) is one kernel.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -233,13 +232,6 @@ def _to_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if half else tensor
 
 
-def _forget_tables() -> None:
-    """bitsandbytes' tables of levels, which it and quant.py keep for the process."""
-    quant._absmax_levels.cache_clear()
-    if "bitsandbytes.functional" in sys.modules:
-        sys.modules["bitsandbytes.functional"].name2qmap.clear()
-
-
 @contextmanager
 def _computed_again(pretend: PretendCuda) -> Iterator[None]:
     """A layer of --checkpoint-layers inside of backward, where no function mode is in force."""
@@ -262,7 +254,7 @@ def on_paper(
         if processes > 1:
             dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
             stack.callback(dist.destroy_process_group)
-        stack.callback(_forget_tables)
+        stack.callback(quant._absmax_levels.cache_clear)  # a table that is kept for the process
         # What torch asks before it turns autocast on, and transformers before a grouped product.
         common = torch.cuda.amp.common
         stack.enter_context(patch.object(common, "amp_definitely_not_available", lambda: False))

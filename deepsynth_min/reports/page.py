@@ -25,6 +25,8 @@ from .needles import needles
 from .runs import Run
 from .tables import table
 
+# What files that are whole, but not as a run writes them, may lead to.
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 # These two other pages have too.
 COLOURS = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5d6878; --line: #d5dae3; --paper: #fff;
@@ -233,7 +235,7 @@ def differences(runs: list[Run]) -> str:
     ]
     names = dict.fromkeys(name for table in tables for name in table)
     rows = [
-        [name, *(html.escape(str(table.get(name, ""))) for table in tables)]
+        [html.escape(name), *(html.escape(str(table.get(name, ""))) for table in tables)]
         for name in names
         if len({str(table.get(name)) for table in tables}) > 1
     ]
@@ -249,8 +251,9 @@ def page_of_any(*paths: Path) -> str:
         return page(*paths)
     except OSError as error:
         raise UserError(f"{error.filename or paths[0]}: {error.strerror}") from None
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{paths[0]}: damaged metrics or settings ({error})") from None
+    except DAMAGED as error:
+        names = ", ".join(map(str, paths))
+        raise UserError(f"{names}: damaged metrics or settings ({error})") from None
 
 
 def page(*paths: Path) -> str:

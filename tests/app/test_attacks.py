@@ -1,6 +1,7 @@
 """What a page, a document or a stranger might try with the app: none succeeds, each is told in one
 line."""
 
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -38,6 +39,53 @@ def test_a_folder_whose_name_begins_as_embedded_rows_do_leads_nowhere_else(root,
         with pytest.raises(UserError, match="is not below"):
             check_settings(root.resolve(), change(Settings(), **{setting: "embedded:../../../x"}))
     (root / "embedded:..").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        *((name, word) for name in ("data", "adapter", "out") for word in ("off", "auto", "none")),
+        *(("model", "tiny-reader"), ("data", "tiny"), ("resume", "off"), ("feature_cache", "auto")),
+    ],
+)
+def test_a_link_is_none_of_the_words_that_another_setting_has(root, monkeypatch, setting, name):
+    monkeypatch.chdir(root)
+    (root / name).symlink_to(root.parent)
+    kind = next(f.type for c in CONCERNS.values() for f in fields(c) if f.name == setting)
+    with pytest.raises(UserError, match="is not below"):
+        value = name if kind is str else (name,)
+        check_settings(root.resolve(), change(Settings(), **{setting: value}))
+    (root / name).unlink()
+
+
+def test_a_run_that_leaves_the_root_does_not_go_on(root, monkeypatch):
+    """It was made by a command, which may."""
+    monkeypatch.chdir(root)
+    run, jobs = root / "runs" / "other", Jobs(root.resolve())
+    (run / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(jobs, "_newest", lambda: {"running": False, "out": "runs/other"})
+    for text, why in (("data = '../secret'", "is not below"), ("", "not from this page")):
+        mirror = f"[data]\n{text}\n[run]\nmirror = 's3://a/b'\n"
+        (run / "config.toml").write_text(mirror)
+        with pytest.raises(UserError, match=why):
+            jobs.go_on()
+    shutil.rmtree(root / "runs")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"5", b"a\0b\0c"])
+def test_a_lock_of_another_kind_names_no_training(root, tmp_path, monkeypatch, content):
+    monkeypatch.setattr("deepsynth_min.app_parts.jobs.LOCK", tmp_path / "lock")
+    (tmp_path / "lock").write_bytes(content)
+    jobs = Jobs(root.resolve())
+    assert jobs.training({})[0] == {"running": False, "log": ""}
+    for action in (jobs.stop, jobs.go_on):
+        with pytest.raises(UserError, match="no training of this folder"):
+            action()
+
+
+def test_a_setting_that_is_too_long_for_the_system_is_refused(client):
+    for name in ("plan", "check", "train"):
+        assert "200,000 characters" in client.error(name, {"--instruction": "a" * 200_000})
 
 
 def test_what_comes_with_the_package_is_taken_by_its_name(client):

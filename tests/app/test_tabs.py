@@ -193,7 +193,7 @@ def test_pages_are_written_as_a_table(client, root):
 
 
 def test_seven_runs_and_a_damaged_one_are_told_in_one_line(root):
-    """Every two seconds, while the tab is looked at: where the report would be, not as an alarm."""
+    """Every few seconds, while the tab is looked at: where the report would be, not as an alarm."""
     (root / "bad").mkdir()
     (root / "bad" / "config.toml").write_text("= 1")
     (root / "bad" / "metrics.jsonl").write_text("")
@@ -202,6 +202,18 @@ def test_seven_runs_and_a_damaged_one_are_told_in_one_line(root):
         told = jobs.report(names)
         assert why in told and 'role="alert"' in told and "\n" not in told
     shutil.rmtree(root / "bad")
+
+
+def test_runs_are_listed_whatever_lies_beside_them(root):
+    for name in ("a/b", "[b]*", "\udcff", "two\nlines", ".hidden/run", "too/deep/c"):
+        (root / "kept" / name / "checkpoints").mkdir(parents=True)
+        (root / "kept" / name / "config.toml").write_text("")
+    (root / "kept" / "[b]*" / "status.json").write_text("[" * 100_000)
+    (root / "config.toml").mkdir()
+    _, _, (choices, _) = Jobs(root.resolve()).runs(None, (0, 0))
+    assert {name for _, name in choices} == {"kept/a/b", "kept/[b]*"}
+    shutil.rmtree(root / "kept")
+    (root / "config.toml").rmdir()
 
 
 def test_a_check_that_nobody_waits_for_ends(app, client):

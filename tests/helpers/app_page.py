@@ -65,7 +65,8 @@ class Client:
         self.port, self.headers, self.cookie = port, headers, ""
         self.session = secrets.token_hex(6)
         self.status, head, self.page = self.request("GET", "/")
-        self.cookie = head.get("Set-Cookie", "").partition(";")[0]
+        self.set_cookie = head.get("Set-Cookie", "")
+        self.cookie = self.set_cookie.partition(";")[0]
         self.policy = head.get("Content-Security-Policy", "")
         status, _, text = self.request("GET", "/config")
         self.config = json.loads(text) if status == 200 else {}

@@ -219,6 +219,35 @@ def test_the_command_writes_one_file_and_names_mistakes(one, tmp_path, capsys):
         assert len(lines) == 1 and message in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.jsonl", '{"kind": "eval", "step": 0, "loss": null}'),
+        ("metrics.jsonl", '{"kind": "eval", "step": 0, "loss": 1%s}' % ("0" * 400)),
+        ("metrics.jsonl", '{"kind": "eval", "step": 0}'),
+        ("metrics.jsonl", '{"kind": "train", "step": 1, "samples": null, "samples_per_s": 1}'),
+        ("metrics.jsonl", '{"kind": "answers", "step": 1, "shown": 5}'),
+        ("config.toml", "evaluation = 5"),
+        ("config.toml", "[started]\nfiles = 5"),
+        ("config.toml", "a = " + "[" * 10_000),
+    ],
+)
+def test_a_run_that_was_damaged_is_told_in_one_line(one, tmp_path, capsys, file, text):
+    bad = make_run(tmp_path / "bad", 1.0)
+    with open(bad / file, "w" if file == "config.toml" else "a") as opened:
+        opened.write(text + "\n")
+    out = str(tmp_path / "both.html")
+    assert report.main([str(one), str(bad), "--out", out]) in (0, 2)  # what can be left out is
+    lines = capsys.readouterr().err.splitlines()
+    assert not lines or len(lines) == 1 and f"{bad}: damaged metrics or settings" in lines[0]
+
+
+def test_the_names_of_settings_are_only_shown(one, tmp_path):
+    bad = make_run(tmp_path / "bad", 1.0)
+    (bad / "config.toml").write_text('["<img src=x>"]\na = 1\n')
+    assert "<img src=x>" not in render_report(one, bad)
+
+
 def test_a_file_of_the_users_is_not_replaced_by_the_report(tmp_path, capsys):
     run, notes = make_run(tmp_path / "a", 2.0), tmp_path / "notes.txt"
     notes.write_text("mine")

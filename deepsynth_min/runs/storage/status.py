@@ -31,7 +31,7 @@ def read(run: Path) -> dict[str, Any]:
     nothing = {"status": "", "step": 0, "of": 0}
     try:
         return nothing | json.loads((run / FILE).read_bytes())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return nothing
 
 
