@@ -1,35 +1,24 @@
 """What the tabs of the app show is what the commands say."""
 
-import base64
 import html
-import io
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from app_page import Client, folder_of_rows, started, ticks
 from commands import words
-from PIL import Image
 
 from deepsynth_min import command_line
-from deepsynth_min.app import parser
-from deepsynth_min.app_parts.jobs import Jobs
-from deepsynth_min.app_parts.reading import Document, step
 from deepsynth_min.check import main as check
-from deepsynth_min.data.row import Row
-from deepsynth_min.data.tokenizer import encode
 from deepsynth_min.errors import UserError
-from deepsynth_min.evaluation.ablations import ablate
 from deepsynth_min.generate import main as generate
-from deepsynth_min.runs.open_model import open_model
 
+pytestmark = pytest.mark.slow  # a server, seconds to start
 TEXT = "The mayor of Hull, Ada Kern, met 45 bakers."
 SHORT = {"data": "rows.jsonl", "val_fraction": "0.2", "batch_size": "2", "threads": "1"}
 SHORT |= {"val_samples": "2", "answer_samples": "0", "ablation_samples": "0", "log_every": "1"}
@@ -117,19 +106,6 @@ def test_an_answer_can_be_looked_at(client):
     assert "choices" in client.error("look", {"heads": "9"})
 
 
-def test_the_marked_place_is_where_the_attention_is():
-    maps = np.zeros((2, 2, 3), np.float32)  # two tokens over 2 rows and 3 columns
-    maps[0, 1, 2], maps[1, 0, 0] = 0.5, 0.25
-    last = Document(None, None, None, ["a", "<b>"], "", ["PAGE"], [maps])
-    said, looked = step(last, 1)
-    assert said.startswith('<p class="said spoken"><b>a</b>&lt;b&gt;</p>')
-    assert "50 % of its attention" in looked and "page 1, row 2, column 3" in looked
-    painted = Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]*)', looked)[1])))
-    values = np.asarray(painted)  # [2, 3, RGB]
-    assert (values[1, 2] < 255).any() and (values.reshape(6, 3)[:5] == 255).all()
-    assert "25 % of its attention" in step(last, 9)[1]  # the last one, at most
-
-
 def test_an_answer_costs_more_without_its_page(client):
     client.ask("read", {"Text": TEXT})
     (table,) = client.ask("costs").data
@@ -137,15 +113,6 @@ def test_an_answer_costs_more_without_its_page(client):
     found = {name: float(rise) for name, _, rise in (row.split(" | ") for row in rows)}
     assert found["this page"] == 0 and found["an empty page"] > 0 and found["no page"] > 0
     assert found["as many tokens of its text's end"] > 0
-
-
-def test_the_text_s_end_stands_in_the_page_s_place_token_for_token():
-    opened = open_model(parser().parse_args(["--model=tiny-reader"]), {})
-    row = Row("the text", "Hull.", TEXT * 3)
-    sample, text = opened.builder(row), encode(opened.builder.tokenizer, row.text)
-    assert len(text) > sample.visual > 0
-    changed = ablate(sample, "tail", row, None, opened.builder)
-    assert changed.ids == [sample.ids[0], *text[-sample.visual :], *sample.ids[1 + sample.visual :]]
 
 
 def test_ten_readers_see_their_places_and_are_served_in_turn(port):
@@ -192,30 +159,6 @@ def test_pages_are_written_as_a_table(client, root):
     assert "exit code" not in said and (root / "pages.parquet").is_file()
 
 
-def test_seven_runs_and_a_damaged_one_are_told_in_one_line(root):
-    """Every few seconds, while the tab is looked at: where the report would be, not as an alarm."""
-    (root / "bad").mkdir()
-    (root / "bad" / "config.toml").write_text("= 1")
-    (root / "bad" / "metrics.jsonl").write_text("")
-    jobs = Jobs(root.resolve())
-    for names, why in ((["bad"] * 7, "choose one to six"), (["bad"], "bad"), (["gone"], "nothing")):
-        told = jobs.report(names)
-        assert why in told and 'role="alert"' in told and "\n" not in told
-    shutil.rmtree(root / "bad")
-
-
-def test_runs_are_listed_whatever_lies_beside_them(root):
-    for name in ("a/b", "[b]*", "\udcff", "two\nlines", ".hidden/run", "too/deep/c"):
-        (root / "kept" / name / "checkpoints").mkdir(parents=True)
-        (root / "kept" / name / "config.toml").write_text("")
-    (root / "kept" / "[b]*" / "status.json").write_text("[" * 100_000)
-    (root / "config.toml").mkdir()
-    _, _, (choices, _) = Jobs(root.resolve()).runs(None, (0, 0))
-    assert {name for _, name in choices} == {"kept/a/b", "kept/[b]*"}
-    shutil.rmtree(root / "kept")
-    (root / "config.toml").rmdir()
-
-
 def test_a_check_that_nobody_waits_for_ends(app, client):
     port, pid = app
     assert not client.join("check", {"--data": "rows.jsonl"})
@@ -255,7 +198,6 @@ def test_a_recipe_is_planned_as_the_command_line_has_it_and_stays_below_the_root
         assert "is not in the list of choices" in client.error("plan", wrong)
 
 
-@pytest.mark.slow
 def test_a_training_is_watched_stopped_and_goes_on(port, client):
     asked = SHORT | {"max_steps": "4000", "out": "runs/one", "eval_every": "0"}
     assert client.settings("train", asked).error == ""
@@ -277,7 +219,6 @@ def test_a_training_is_watched_stopped_and_goes_on(port, client):
     assert "Loss, nats per token" in html.unescape(other.ask("runs", {"Runs": [name]}).data[1])
 
 
-@pytest.mark.slow
 def test_a_training_outlives_the_app(root):
     with started(root) as (port, _):
         asked = SHORT | {"max_steps": "4000", "out": "runs/two", "eval_every": "0"}
