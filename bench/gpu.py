@@ -158,12 +158,12 @@ class Journal:
         self.directory, self.path = directory, directory / "rows.jsonl"
         directory.mkdir(parents=True, exist_ok=True)
         self.entries = entries_of(directory) if self.path.exists() else []
-        # Without a last line that a kill cut off: the next one would be written behind it.
-        disk.write_text(self.path, "".join(json.dumps(e) + "\n" for e in self.entries))
         if self.entries and self.entries[0] != begun:
             raise UserError(
                 f"--out {directory}: holds rows of another kind or commit; take another"
             )
+        # Without a last line that a kill cut off: the next one would be written behind it.
+        disk.write_text(self.path, "".join(json.dumps(e) + "\n" for e in self.entries))
         if not self.entries:
             self.add(begun)
 

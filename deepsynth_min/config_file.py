@@ -26,7 +26,7 @@ from .options import as_toml, option_of
 
 # The settings whose values may be names of files or folders.
 FILES = ("model", "data", "val_data", "feature_cache", "main_font", "font", "adapter")
-# Among whose values fonts may be: font=a.ttf|b.ttf,invert=0.1
+# Among whose values fonts may be, divided as pages/vary.py does: font=a.ttf|b.ttf,invert=0.1
 _VARIED, _VALUE = ("vary", "unseen_style"), re.compile(r"(?<=[=|])[^|]+?(?=$|\||,[a-z_-]+=)")
 _ENDS = (
     ":",

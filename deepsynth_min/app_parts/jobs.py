@@ -120,7 +120,7 @@ class Jobs:
     def table(self, given: dict[str, str], file: str | None, to: str) -> Iterator[tuple[str, str]]:
         """`render --data X --to FILE`: the pages of the rows as Parquet, below the root."""
         inside(self.root, to or "", "--to", there=False)
-        for said in followed("render", [*self._words(given, file), f"--to={to}"]):
+        for said in followed("render", [*self._words(given, file), f"--to={to or ''}"]):
             yield said, ""
 
     def plan(self, given: dict[str, str]) -> str:

@@ -22,8 +22,8 @@ from ..settings import CONCERNS, Settings
 
 # What a setting may be in place of a name:
 WORDS = {"out": ("",), "resume": ("none", "auto"), "feature_cache": ("off", "memory")}
-MOST_TEXT = 30_000  # characters of a setting; the system takes 128 KiB in one word
-# and what they must be:
+MOST_SETTING = 30_000  # characters of a setting; the system takes 128 KiB in one word
+# What would leave the folder or the machine, and what it must be:
 REFUSED = {"push_to_hub": "", "mirror": "", "wandb": "", "images_anywhere": False}
 PARSER = command_line.make_parser("python -m deepsynth_min.train", "")
 FIELDS = {f.name: f for concern in CONCERNS.values() for f in fields(concern)}
@@ -75,8 +75,8 @@ def arguments(values: dict[str, str | None]) -> list[str]:
     words = []
     for name, text in values.items():
         option, kind = option_of(name), FIELDS[name].type if name in FIELDS else str
-        if text and len(text) > MOST_TEXT:
-            raise UserError(f"{option}: {len(text):,} characters, where {MOST_TEXT:,} are taken")
+        if text and len(text) > MOST_SETTING:
+            raise UserError(f"{option}: {len(text):,} characters, where {MOST_SETTING:,} are taken")
         if kind is bool and text:
             words.append(option if text == "yes" else f"--no-{option[2:]}")
         elif text:

@@ -65,7 +65,7 @@ def ablate(
     if row.text is None:
         return None
     document = encode(builder.tokenizer, row.text)
-    return page_as(sample, {"text": "head"}.get(kind, kind), document, image[0])
+    return page_as(sample, "tail" if kind == "tail" else "head", document, image[0])
 
 
 def warning(result: dict[str, float]) -> str | None:

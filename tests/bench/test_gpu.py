@@ -224,8 +224,10 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
 
 
 def test_a_directory_with_another_commits_rows_is_refused(tmp_path, capsys):
-    (tmp_path / "rows.jsonl").write_text(json.dumps(BEGUN) + "\n")
+    kept = json.dumps(BEGUN) + '\n{"row": "gol'
+    (tmp_path / "rows.jsonl").write_text(kept)
     assert gpu.exit_code(gpu.run, ["--dry-run", "--out", str(tmp_path)]) == 2
+    assert (tmp_path / "rows.jsonl").read_text() == kept
     error = capsys.readouterr().err
     assert str(tmp_path) in error and error.count("\n") == 1
 
