@@ -131,6 +131,8 @@ def test_every_policy_trains_in_every_precision(tmp_path, jsonl, tune, precision
     assert "frozen parameters unchanged" in capsys.readouterr().out
     found = losses(out)
     assert found[-1] < found[0] - 0.05
+    # Of what the device can do, which was measured by a product as the model's are.
+    assert all(0 < line["mfu"] < 1 for line in lines(out, "train"))
 
 
 def test_resuming_gives_the_metrics_and_weights_of_an_undisturbed_run(tmp_path, jsonl):
