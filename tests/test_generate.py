@@ -131,8 +131,10 @@ def test_several_answers_are_shown_under_the_names_of_their_documents(trained, d
 def test_standard_input_in_a_new_process(trained):
     text = "A text typed by hand, with naïve café.\n"
     command = ["-m", "deepsynth_min.generate", "--run", trained, *QUICK, "-"]
-    done = python(*command, input=text, check=True)
+    done = python("-X", "importtime", *command, input=text, check=True)
     assert done.stdout == answer_of(trained, Row("", "", text)) + "\n"
+    # Torch's compiler takes a second to import, and nothing here wants it.
+    assert " torch.nn\n" in done.stderr and "torch._dynamo" not in done.stderr
 
 
 def test_a_checkpoint_with_an_adapter_answers_as_the_run_that_made_it(trained, documents, tmp_path):

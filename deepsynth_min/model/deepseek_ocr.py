@@ -25,7 +25,7 @@ from .batch import Batch
 from .decoder import DecoderLayer, Layout, Router, decode
 from .encoders.at_once import PagesAtOnce
 from .encoders.query_encoder import QueryEncoder
-from .encoders.sam_clip import ClipEncoder, Projector, SamAttention, SamEncoder, side_by_side
+from .encoders.sam_clip import ClipEncoder, Embedding, Projector, SamAttention, SamEncoder
 from .experts import Experts
 from .loss import chunked_cross_entropy
 from .norm import RMSNorm
@@ -50,7 +50,7 @@ class Trunk(nn.Module):
         if config.page_format.newlines:
             self.image_newline = nn.Parameter(torch.empty(dec.hidden_size))
         self.view_seperator = nn.Parameter(torch.empty(dec.hidden_size))
-        self.embed_tokens = nn.Embedding(dec.vocab_size, dec.hidden_size)
+        self.embed_tokens = Embedding(dec.vocab_size, dec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(dec, i) for i in range(dec.num_hidden_layers))
         self.norm = RMSNorm(dec.hidden_size, dec.rms_norm_eps)
 
@@ -119,7 +119,8 @@ class DeepseekOCR(nn.Module):
         """uint8 [N, C, h*64, w*64] -> tokens [N, h, w, D], and the features of both towers."""
         sam, second = self._towers(pages)
         n, _, h, w = sam.shape
-        return self.model.projector(self._joined(sam, second)).view(n, h, w, -1), sam, second
+        features = self.model.projector.features(sam, second)
+        return self.model.projector(features).view(n, h, w, -1), sam, second
 
     @property
     def encoder_trains(self) -> bool:
@@ -138,12 +139,9 @@ class DeepseekOCR(nn.Module):
         return self._read(pages, together or max(1, len(pages)))
 
     def _read(self, pages: Tensor, together: int) -> Tensor:
-        features = [self._joined(*self._towers(piece)) for piece in pages.split(together)]
+        join = self.model.projector.features
+        features = [join(*self._towers(piece)) for piece in pages.split(together)]
         return torch.cat(features).unflatten(1, (pages.shape[2] // 64, pages.shape[3] // 64))
-
-    def _joined(self, sam: Tensor, second: Tensor) -> Tensor:
-        """What the projector sees of both towers' features: [N, h*w, F]."""
-        return second if self.config.qwen is not None else side_by_side(sam, second)
 
     def _towers(self, pages: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [N, C, h*64, w*64] -> SAM's features [N, C, h, w]; CLIP's [N, 1 + h*w, C], or the

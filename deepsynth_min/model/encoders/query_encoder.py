@@ -20,6 +20,7 @@ from ..decoder import MLP
 from ..norm import RMSNorm
 from ..rotary import rotary_tables, rotate
 from ..shape.config import QwenConfig
+from .sam_clip import Embedding
 
 
 def prefix_mask(prefix: int, length: int) -> Tensor:
@@ -107,7 +108,7 @@ class QueryEncoder(nn.Module):
         self.config = config
         self.model = nn.ModuleDict({"model": QwenLayers(config)})  # the official names say it twice
         for side in config.page_sides:
-            queries = nn.Embedding((side // 64) ** 2, config.dim)
+            queries = Embedding((side // 64) ** 2, config.dim)
             self.add_module(query_name(side), queries)
 
     @property

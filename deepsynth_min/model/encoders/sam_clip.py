@@ -212,6 +212,15 @@ class ClipBlock(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+class Embedding(nn.Embedding):
+    """torch's, without random values on the meta device: for those torch imports its compiler,
+    which takes a second of every command that reads a checkpoint."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class ClipEmbeddings(nn.Module):
     """Class token and positions around SAM's features. `patch_embedding` is in the official
     checkpoint and in the CLIP it came from, but nothing here ever uses it."""
@@ -221,7 +230,7 @@ class ClipEmbeddings(nn.Module):
         side, patch = config.image_size // config.patch_size, config.patch_size
         self.class_embedding = nn.Parameter(torch.zeros(config.width))
         self.patch_embedding = nn.Conv2d(3, config.width, patch, stride=patch, bias=False)
-        self.position_embedding = nn.Embedding(side * side + 1, config.width)
+        self.position_embedding = Embedding(side * side + 1, config.width)
 
     def forward(self, features: Tensor) -> Tensor:  # [N, D, h, w] -> [N, 1 + h*w, D]
         n, width, h, w = features.shape
@@ -255,17 +264,20 @@ class ClipEncoder(nn.Module):
         return x
 
 
-def side_by_side(sam: Tensor, clip: Tensor) -> Tensor:
-    """Each place's vectors of both towers, without CLIP's class token: [N, h*w, F]."""
-    return torch.cat([clip[:, 1:], sam.flatten(2).transpose(1, 2)], dim=-1)
-
-
 class Projector(nn.Module):
     """Page token: CLIP's and SAM's vectors of a place (or a query's output), to D numbers."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.sees_sam = config.qwen is None
         self.layers = nn.Linear(config.feature_width, config.decoder.hidden_size)
+
+    def features(self, sam: Tensor, second: Tensor) -> Tensor:
+        """What it sees of both towers' outputs: each place's vectors side by side, without CLIP's
+        class token, or what the queries read: [N, h*w, F]."""
+        if not self.sees_sam:
+            return second
+        return torch.cat([second[:, 1:], sam.flatten(2).transpose(1, 2)], dim=-1)
 
     def forward(self, features: Tensor) -> Tensor:  # [..., F] -> [..., D]
         return self.layers(features)
