@@ -33,7 +33,7 @@ trap 'asked=yes; [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null' TERM INT HU
 child=$!
 [ -z "$asked" ] || kill -USR1 "$child" 2>/dev/null
 # Not `wait` alone: a signal that comes just before it begins would be heard when it ends.
-while kill -0 "$child" 2>/dev/null; do sleep 1; done
+while kill -0 "$child" 2>/dev/null; do sleep 0.2; done
 wait "$child"
 code=$?
 

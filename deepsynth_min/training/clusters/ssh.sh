@@ -36,7 +36,7 @@ done
 
 outcome=0
 for child in "${children[@]}"; do
-    while kill -0 "$child" 2>/dev/null; do sleep 1; done # as in launch.sh
+    while kill -0 "$child" 2>/dev/null; do sleep 0.2; done # as in launch.sh
     wait "$child"
     code=$?
     case $code in
