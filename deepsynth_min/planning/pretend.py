@@ -162,6 +162,9 @@ IN_FLOAT32 = {F.layer_norm, F.rms_norm, F.softmax, torch.softmax, Tensor.softmax
 IN_FLOAT32 |= {F.cross_entropy, Tensor.pow, torch.pow, torch.rsqrt, Tensor.rsqrt, Tensor.cumsum}
 
 
+GET_DEVICE, GET_IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__
+
+
 class PretendCuda(TorchFunctionMode):
     """The meta device under the name of cuda."""
 
@@ -174,11 +177,12 @@ class PretendCuda(TorchFunctionMode):
         self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func == Tensor.device.__get__ or func == Tensor.is_cuda.__get__:
-            device = Tensor.device.__get__(args[0])
+        if func in (GET_DEVICE, GET_IS_CUDA):
+            device = GET_DEVICE(args[0])
             told = CUDA if device.type == "meta" else device
-            return told if func == Tensor.device.__get__ else told.type == "cuda"
-        args, kwargs = tree_map_only(torch.device, _on_meta, (args, kwargs))
+            return told if func == GET_DEVICE else told.type == "cuda"
+        if any(isinstance(given, torch.device) for given in (*args, *kwargs.values())):
+            args, kwargs = tree_map_only(torch.device, _on_meta, (args, kwargs))
         if torch.is_autocast_enabled("cuda"):
             if func in IN_16_BIT:
                 dtype = torch.get_autocast_dtype("cuda")
