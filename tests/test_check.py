@@ -83,6 +83,7 @@ def test_the_tables_give_sizes_and_steps(capsys, tmp_path, jsonl):
     assert "page: drawn from 'text'; answer: 'summary'; 24 rows" in tables
 
 
+@pytest.mark.slow  # each imports torch
 def test_one_process_and_two_find_the_same(tmp_path):
     rows = [*rows_of(0, 150), *map(json.loads, (CASES / "scripts.jsonl").open(encoding="utf-8"))]
     path = write(tmp_path / "rows.jsonl", [*rows, rows[0], {"text": "", "summary": "x"}])

@@ -175,6 +175,7 @@ def test_resuming_as_another_run_is_an_error(finished, capsys):
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow  # Ctrl-C, which is heard in the same place, is not (test_stopping.py)
 def test_sigterm_saves_and_ends_with_exit_code_0_and_the_run_can_go_on(tmp_path, jsonl):
     out = tmp_path / "r"
     common = words("--eval-every 0 --data {}", jsonl)
@@ -191,6 +192,7 @@ def test_sigterm_saves_and_ends_with_exit_code_0_and_the_run_can_go_on(tmp_path,
     assert [line["step"] for line in lines(out, "train")] == list(range(1, step + 2))
 
 
+@pytest.mark.slow  # the same by its parts, and by torch's DDP: tests/training/test_distributed.py
 def test_two_processes_do_what_one_process_does(tmp_path, jsonl):
     """Uneven answers, two micro-steps: same losses and weights as one process, up to rounding."""
     common = [*QUICK, *words("--data {} --max-steps 2 --val-samples 3", jsonl)]
@@ -207,6 +209,7 @@ def test_two_processes_do_what_one_process_does(tmp_path, jsonl):
     assert worst < 1e-4  # two AdamW steps of 2e-4, whose direction is that of rounding near zero
 
 
+@pytest.mark.slow
 def test_a_users_mistake_under_torchrun_is_one_line_per_process(tmp_path):
     done = torchrun(2, *TRAIN, "--data", tmp_path / "none.jsonl", "--out", tmp_path / "r")
     assert done.returncode != 0 and not (tmp_path / "r").exists()

@@ -22,3 +22,11 @@ def port(root):
 @pytest.fixture
 def client(port):
     return Client(port)
+
+
+@pytest.fixture
+def jobs(root):
+    """What the buttons do. Imported where it is wanted, for gradio takes seconds."""
+    from deepsynth_min.app_parts.jobs import Jobs
+
+    return Jobs(root.resolve())

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from deepsynth_min.app import parser, run as app
-from deepsynth_min.app_parts.jobs import Jobs
 from deepsynth_min.app_parts.reading import Document, said, step
 from deepsynth_min.data.row import Row
 from deepsynth_min.data.tokenizer import encode
@@ -45,25 +44,24 @@ def test_the_text_s_end_stands_in_the_page_s_place_token_for_token():
     assert changed.ids == [sample.ids[0], *text[-sample.visual :], *sample.ids[1 + sample.visual :]]
 
 
-def test_seven_runs_and_a_damaged_one_are_told_in_one_line(root):
+def test_seven_runs_and_a_damaged_one_are_told_in_one_line(root, jobs):
     """Every few seconds, while the tab is looked at: where the report would be, not as an alarm."""
     (root / "bad").mkdir()
     (root / "bad" / "config.toml").write_text("= 1")
     (root / "bad" / "metrics.jsonl").write_text("")
-    jobs = Jobs(root.resolve())
     for names, why in ((["bad"] * 7, "choose one to six"), (["bad"], "bad"), (["gone"], "nothing")):
         told = jobs.report(names)
         assert why in told and 'role="alert"' in told and "\n" not in told
     shutil.rmtree(root / "bad")
 
 
-def test_runs_are_listed_whatever_lies_beside_them(root):
+def test_runs_are_listed_whatever_lies_beside_them(root, jobs):
     for name in ("a/b", "[b]*", "\udcff", "two\nlines", ".hidden/run", "too/deep/c"):
         (root / "kept" / name / "checkpoints").mkdir(parents=True)
         (root / "kept" / name / "config.toml").write_text("")
     (root / "kept" / "[b]*" / "status.json").write_text("[" * 100_000)
     (root / "config.toml").mkdir()
-    _, _, (choices, _) = Jobs(root.resolve()).runs(None, (0, 0))
+    _, _, (choices, _) = jobs.runs(None, (0, 0))
     assert {name for _, name in choices} == {"kept/a/b", "kept/[b]*"}
     shutil.rmtree(root / "kept")
     (root / "config.toml").rmdir()

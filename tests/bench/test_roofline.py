@@ -50,6 +50,7 @@ def test_the_step_runs_without_reading_a_number_back(tune):
     assert all(step.kernels[part] for part in ("encode", "forward", "backward", "optimizer"))
 
 
+@pytest.mark.slow  # those recorded below run without it too
 @pytest.mark.parametrize(
     "form",
     (

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections import Counter
 from datetime import date, time
+from functools import cache
 from itertools import combinations
 from random import Random
 
@@ -15,11 +16,15 @@ import pytest
 from deepsynth_min.corpus import documents as corpus, grammar
 
 SPLITS = ("train", "val")
-ALL = [document for split in SPLITS for document in corpus.documents(split)]
+
+
+@cache  # of what takes a second nothing is made while tests are collected
+def all_documents() -> list[corpus.Document]:
+    return [document for split in SPLITS for document in corpus.documents(split)]
 
 
 def in_language(language: str) -> list[str]:
-    return [part for d in ALL if d.language == language for part in (d.text, d.summary)]
+    return [part for d in all_documents() if d.language == language for part in (d.text, d.summary)]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -42,29 +47,29 @@ def test_languages_have_equal_shares(split):
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_language_has_every_genre(split):
     pairs = {(document.language, document.genre) for document in corpus.documents(split)}
-    assert len(pairs) == 4 * len({document.genre for document in ALL})
+    assert len(pairs) == 4 * len({document.genre for document in all_documents()})
 
 
 def test_lengths_are_in_range():
-    assert all(300 <= len(document.text) <= 1500 for document in ALL)
+    assert all(300 <= len(document.text) <= 1500 for document in all_documents())
 
 
 def test_a_summary_is_one_line_and_one_sentence():
-    for document in ALL:
+    for document in all_documents():
         assert re.fullmatch(r"[^\n]+\.", document.summary)
         assert not re.search(r"[a-zß-ÿ]{3,}\. [A-ZÀ-Þ]", document.summary), document.summary
 
 
 def test_no_text_occurs_twice():
-    assert len({document.text for document in ALL}) == len(ALL)
+    assert len({document.text for document in all_documents()}) == len(all_documents())
 
 
 def test_no_summary_occurs_twice():
-    assert len({document.summary for document in ALL}) == len(ALL)
+    assert len({document.summary for document in all_documents()}) == len(all_documents())
 
 
 def test_ids_are_unique():
-    assert len({document.id for document in ALL}) == len(ALL)
+    assert len({document.id for document in all_documents()}) == len(all_documents())
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -82,7 +87,7 @@ def test_splits_share_no_entity_combination(seed):
 
 def test_the_entities_of_a_document_stand_in_its_text():
     """By full name, or in letters by first name."""
-    for document in ALL:
+    for document in all_documents():
         for entity in document.entities:
             alone = entity.split()[0] if document.genre == "letter" else entity
             assert alone in document.text, (document.id, entity)
@@ -93,13 +98,13 @@ def test_no_name_of_a_table_is_missing_from_entities():
     for language, tables in corpus._tables().items():
         first = "|".join(name for names in tables["first"].values() for name in names)
         full = re.compile(rf"\b(?:{first}) (?:{'|'.join(tables['last'])})\b")
-        for document in ALL:
+        for document in all_documents():
             if document.language == language:
                 assert set(full.findall(document.text)) <= set(document.entities)
 
 
 def test_every_number_of_a_summary_stands_in_its_text():
-    for document in ALL:
+    for document in all_documents():
         assert len(set(document.summaries)) == 3 and document.summary in document.summaries
         for number in re.findall(
             rf"\d(?:[\d.,{grammar.NARROW}]*\d)?", " ".join(document.summaries)
@@ -109,7 +114,7 @@ def test_every_number_of_a_summary_stands_in_its_text():
 
 def test_every_name_in_a_summary_stands_in_its_text():
     """Capitalised words inside a summary are names (German apart, which capitalises nouns)."""
-    for document in ALL:
+    for document in all_documents():
         if document.language != "de":
             for summary in document.summaries:
                 for name in re.findall(r"(?<=[a-zà-ÿ,’] )[A-ZÀ-Þ][\w-]+", summary):
@@ -119,21 +124,22 @@ def test_every_name_in_a_summary_stands_in_its_text():
 def test_a_summary_cannot_be_told_from_its_genre_and_language():
     """Within a genre and language, no two summaries hold the same names and numbers."""
     facts = Counter(
-        (d.language, d.genre, tuple(re.findall(r"\d+|[A-ZÀ-Þ][\w-]+", d.summary))) for d in ALL
+        (d.language, d.genre, tuple(re.findall(r"\d+|[A-ZÀ-Þ][\w-]+", d.summary)))
+        for d in all_documents()
     )
     assert max(facts.values()) == 1
 
 
 def test_most_documents_hold_distractors():
     """Persons and towns that the summary does not name."""
-    more = [d for d in ALL if any(entity not in d.summary for entity in d.entities)]
-    assert len(more) > 0.9 * len(ALL)
+    more = [d for d in all_documents() if any(entity not in d.summary for entity in d.entities)]
+    assert len(more) > 0.9 * len(all_documents())
 
 
 def test_facts_stand_at_varied_positions():
     """The last number of the summary: each fifth of the documents' length holds some of them."""
     places = Counter()
-    for document in ALL:
+    for document in all_documents():
         numbers = re.findall(r"\d+", document.summary)
         if numbers:
             places[5 * document.text.index(numbers[-1]) // len(document.text)] += 1
@@ -141,12 +147,12 @@ def test_facts_stand_at_varied_positions():
 
 
 def test_some_texts_have_paragraphs_and_some_have_none():
-    paragraphs = Counter(document.text.count("\n") > 0 for document in ALL)
-    assert min(paragraphs[True], paragraphs[False]) > 0.2 * len(ALL)
+    paragraphs = Counter(document.text.count("\n") > 0 for document in all_documents())
+    assert min(paragraphs[True], paragraphs[False]) > 0.2 * len(all_documents())
 
 
 def test_no_hole_or_markup_is_left():
-    for document in ALL:
+    for document in all_documents():
         written = document.text + document.summary
         assert not re.search(r"[{}~|?\"']|  | [.,]|\.\.|\b[mfn]:\w", written)
 
@@ -159,7 +165,7 @@ def test_the_same_seed_gives_the_same_bytes_in_a_new_process(tmp_path):
 
 
 def test_another_seed_gives_other_documents():
-    assert not {d.text for d in ALL} & {d.text for d in corpus.documents("train", 1)}
+    assert not {d.text for d in all_documents()} & {d.text for d in corpus.documents("train", 1)}
 
 
 def test_the_draw_uses_no_method_of_random_but_random():

@@ -110,6 +110,7 @@ def test_the_files_of_the_splits_are_read_and_then_need_no_hub(tmp_path):
             assert read("--val-data", REPO, *commits) == found
 
 
+@pytest.mark.slow
 def test_a_download_that_was_interrupted_is_not_taken_for_a_smaller_data_set(tmp_path):
     with running_hub() as server, reader(server, tmp_path) as read:
         serve(server, SPLITS)
@@ -125,6 +126,7 @@ def test_a_download_that_was_interrupted_is_not_taken_for_a_smaller_data_set(tmp
         assert read().startswith("someone/papers: not here, and the hub did not give it")
 
 
+@pytest.mark.slow
 def test_rows_may_name_image_files_of_the_data_set_and_no_others(tmp_path):
     png = io.BytesIO()
     Image.new("L", (4, 4)).save(png, "PNG")
@@ -143,6 +145,7 @@ def test_rows_may_name_image_files_of_the_data_set_and_no_others(tmp_path):
         assert "rows.jsonl:2: image '/etc/hostname' is outside of the data folder" in said
 
 
+@pytest.mark.slow  # two runs in new processes: huggingface_hub reads its variables once
 def test_a_run_notes_the_commit_keeps_to_it_and_writes_no_token(tmp_path):
     out = tmp_path / "run"
     given = [*TRAIN, *QUICK, "--data", REPO, "--out", out]

@@ -31,7 +31,7 @@ def test_of_a_model_on_the_hub_no_weights_are_fetched_until_it_trains(tmp_path, 
 @pytest.mark.parametrize(
     "kind, architecture",
     [
-        ("qwen2_vl", "Qwen2VLForConditionalGeneration"),
+        pytest.param("qwen2_vl", "Qwen2VLForConditionalGeneration", marks=pytest.mark.slow),
         ("deepseek_ocr2", "DeepseekOcr2ForConditionalGeneration"),
     ],
 )

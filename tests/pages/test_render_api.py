@@ -105,14 +105,14 @@ def drawn_by(renderer):
     return renderer.render_pages(TEXTS[6]).pages
 
 
-def test_a_renderer_pickles_as_its_style_and_works_in_other_processes():
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_a_renderer_pickles_as_its_style_and_works_in_other_processes(method):
     renderer = Renderer(STYLE)
     expected = drawn_by(renderer)
     again = pickle.loads(pickle.dumps(renderer))
     assert again.style == STYLE and np.array_equal(drawn_by(again), expected)
-    for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(2) as pool:
-            assert all(np.array_equal(p, expected) for p in pool.map(drawn_by, [renderer] * 4))
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert all(np.array_equal(p, expected) for p in pool.map(drawn_by, [renderer] * 4))
 
 
 def test_clusters_beyond_the_limit_start_a_new_store(monkeypatch):

@@ -102,7 +102,14 @@ def test_shards_hold_a_share_of_the_moments_and_less_in_all():
     assert shared.peak < whole.peak
 
 
-@pytest.mark.parametrize("changes", ({}, {"tune": "lora"}, {"weights": "bf16"}, {"pack": True}))
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {},
+        {"tune": "lora"},
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ({"weights": "bf16"}, {"pack": True})),
+    ),
+)
 def test_layers_that_are_computed_again_cost_a_forward_and_keep_little(changes):
     """Their FLOPs, and not those of head and loss."""
     changes = {"precision": "bf16"} | changes
@@ -118,6 +125,7 @@ def test_layers_that_are_computed_again_cost_a_forward_and_keep_little(changes):
     assert again.paper.activations < 0.6 * kept.paper.activations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     (

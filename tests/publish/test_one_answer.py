@@ -250,7 +250,8 @@ def command_in(card: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "which, options", [("full-fp32", ["--dtype", "float32"]), ("lora-fp32", [])]
+    "which, options",
+    [pytest.param("full-fp32", ["--dtype", "float32"], marks=pytest.mark.slow), ("lora-fp32", [])],
 )
 def test_the_command_in_the_card_gives_the_answers_of_the_run(
     folder, of_run, tmp_path, capsys, which, options

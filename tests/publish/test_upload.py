@@ -91,6 +91,7 @@ def test_an_adapter_is_pushed_at_the_end_of_training_with_its_card(folder, tmp_p
     assert str(tmp_path) not in card and str(folder) not in card  # no path of the machine
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_midway_loses_nothing_and_says_how_to_go_on(folder, tmp_path):
     with running_hub() as server:
         server.fail = {"upload": [403] * 9}

@@ -9,7 +9,7 @@ from deepsynth_min.reports import sinks
 
 COMMON = (
     "--model tiny --max-steps 2 --batch-size 1 --val-samples 1 --log-every 1 "
-    "--answer-samples 0 --threads 1"
+    "--answer-samples 0 --ablation-samples 0 --threads 1"
 ).split()
 
 

@@ -108,7 +108,7 @@ def test_a_loader_that_is_slow_shows_as_data_wait(tmp_path, monkeypatch):
 
     write_base(tmp_path / "base", SMALL)
     write_rows(tmp_path / "rows.jsonl")
-    steps = words("--max-steps 8 --log-every 8 --eval-every 0 --save-every 0 --mode 128")
+    steps = words("--max-steps 4 --log-every 4 --eval-every 0 --save-every 0 --mode 128")
     (quick,) = lines(run(tmp_path, *steps, out="quick"), "train")
     monkeypatch.setattr(SampleBuilder, "__call__", slowly)
     (slow,) = lines(run(tmp_path, *steps, out="slow"), "train")

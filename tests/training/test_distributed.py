@@ -1,4 +1,7 @@
-"""The same run however it is divided, and the same as with torch's own DDP."""
+"""The same run however it is divided: over processes (Gloo, CPU), in shards, and as by torch's DDP.
+
+The runs of two processes are made one after the other in the same two: to start takes longest.
+"""
 
 import json
 from pathlib import Path
@@ -8,6 +11,7 @@ import torch
 import workers
 from commands import ranks
 
+from deepsynth_min import train
 from deepsynth_min.training.distributed import GradientReducer, World, _buckets
 
 SPLITS = {  # name: (processes, options); all have a global batch of 8
@@ -20,17 +24,35 @@ SPLITS = {  # name: (processes, options); all have a global batch of 8
     "lora 1x8": (1, dict(size=8, accumulate=1, tune="lora")),
     "lora 2x2x2": (2, dict(size=2, accumulate=2, tune="lora")),
 }
+SHARDED = {  # by two; what differs from the run of the same name without shards is nothing else
+    "decoder 2x4": dict(size=4, accumulate=1),
+    "decoder 2x2x2": dict(size=2, accumulate=2),
+    "all 2x4": dict(size=4, accumulate=1, tune="all"),
+    "all but sam 2x4": dict(
+        size=4, accumulate=1, tune="all-but-sam", rates={"projector": 5.0, "CLIP": 0.1}
+    ),
+    "lora 2x2x2": dict(size=2, accumulate=2, tune="lora"),
+    "lora on an encoder 2x2x2": dict(
+        size=2, accumulate=2, tune="lora", targets=("attention", "encoder"), rates={"CLIP": 0.2}
+    ),
+    "bf16 2x4": dict(size=4, accumulate=1, weights="bf16"),
+    "recomputed 2x4": dict(size=4, accumulate=1, recompute=2),
+    "spoilt 2x4": dict(size=4, accumulate=1, spoilt=1),
+}
+PAIRS = {f"whole {name}": (2, options) for name, options in SHARDED.items()}
+PAIRS |= {f"sharded {name}": (2, options | {"sharded": True}) for name, options in SHARDED.items()}
 
 
 def train_in(processes: int, folder: Path) -> dict[str, tuple[list[float], dict]]:
     """The splits of so many processes, trained: name -> (losses, final weights)."""
-    entries = [{"name": name, **options} for name, (n, options) in SPLITS.items() if n == processes]
+    given = {name: options for name, (n, options) in (SPLITS | PAIRS).items() if n == processes}
+    entries = [{"name": name, **options} for name, options in given.items()]
     if processes > 1:
         ranks(processes, workers.__file__, folder, json.dumps(entries))
     else:
         for entry in entries:
             workers.train(World(0, 1, torch.device("cpu")), str(folder), **entry)
-    return workers.trained(folder, [entry["name"] for entry in entries])
+    return workers.trained(folder, given)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +95,26 @@ def test_the_runs_moved(runs):
     start = dict(workers.make_model("projector+decoder").named_parameters())
     assert losses[-1] < losses[0]
     assert all((weights[n] - start[n]).abs().max() > 1e-5 for n in weights)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_run_in_shards_has_the_losses_and_weights_of_one_without(runs, name):
+    """`spoilt`: one rank's loss of the second step is no number, so that all must skip it; `bf16`:
+    weights rounded at random."""
+    (losses, weights), (expected, reference) = runs[f"sharded {name}"], runs[f"whole {name}"]
+    assert losses == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    assert weights.keys() == reference.keys()
+    assert max((weights[n] - reference[n]).abs().max().item() for n in reference) < 1e-5
+
+
+def test_the_spoilt_step_was_one(runs):
+    assert [loss == loss for loss in runs["sharded spoilt 2x4"][0]] == [True, False, True]
+
+
+@pytest.mark.parametrize("words", [["--tune", "qlora"], ["--optimizer", "adamw8bit"]])
+def test_what_cannot_be_divided_is_refused(tmp_path, capsys, words):
+    assert train.main(["--shard", *words, "--out", str(tmp_path / "r")]) == 2
+    assert "--shard" in capsys.readouterr().err and not (tmp_path / "r").exists()
 
 
 def test_buckets_hold_every_parameter_once_and_never_mix_types():

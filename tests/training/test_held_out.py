@@ -10,7 +10,8 @@ from run_files import lines
 from deepsynth_min import check, evaluate, export, report, train
 
 QUICK = (
-    "--model tiny --tune lora --val-samples 1 --answer-samples 0 --max-new-tokens 4 --log-every 1 "
+    "--model tiny --tune lora --val-samples 1 --ablation-samples 0 --answer-samples 0 "
+    "--max-new-tokens 4 --log-every 1 "
 )
 
 

@@ -19,7 +19,7 @@ from deepsynth_min.training.stopping import AGAIN_SECONDS, STOPPING
 
 COMMON = words(
     "--model tiny --tune lora --val-samples 2 --answer-samples 1 --max-new-tokens 4 --log-every 1 "
-    "--eval-every 0"
+    "--eval-every 0 --ablation-samples 0"
 )
 
 
@@ -78,6 +78,7 @@ with Stopper():
 """
 
 
+@pytest.mark.slow  # until a launcher would have repeated the first
 def test_a_second_signal_ends_at_once_unless_a_launcher_repeats_the_first():
     """The launcher may also repeat it as another: torchrun makes SIGTERM of a second Ctrl-C."""
     second = (signal.SIGINT, signal.SIGTERM)
