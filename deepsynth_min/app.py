@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> None:
         try:
             from .app_parts.tabs import Jobs, Reading, build, serve
         except ModuleNotFoundError as error:
-            text = f"the page needs {error.name}: pip install 'deepsynth_min[app]'"
+            text = f"the page needs {error.name}: pip install 'deepsynth-min[app]'"
             raise UserError(text) from None
         opened = open_model(given, {})
         words = [f"--run={given.run}"] if given.run else [f"--model={given.model}"]

@@ -102,7 +102,7 @@ def run(arguments: list[str]) -> dict[str, float]:
     settings, world = opened.settings, opened.world
     if "data" in values:
         data = open_all(settings.data, world.is_main, "val")
-        rows = data.train
+        rows = View(data.train, 0, min(len(data.train), settings.data.val_samples or sys.maxsize))
         for note in data.notes if world.is_main else ():
             print(note, file=sys.stderr)
     else:

@@ -231,7 +231,7 @@ def refuse_bad_rows(faults: Sequence[Fault], good: int, settings: DataSettings) 
     first, total = f"{faults[0].where}: {faults[0].reason}", good + len(faults)
     share = f"{len(faults):,} of {total:,} rows cannot be used ({by_kind(faults)})"
     if settings.on_bad_row == "error":
-        if len(faults) == 1:
+        if len(faults) == 1 and good:
             raise BadRows(f"{first} (--on-bad-row skip leaves it out)", [])
         hint = "; --on-bad-row skip leaves them out" if good else ""
         if good and len(faults) > settings.max_bad * total:
@@ -241,7 +241,8 @@ def refuse_bad_rows(faults: Sequence[Fault], good: int, settings: DataSettings) 
         raise BadRows(f"{first}; in all {share}{hint}", list_faults(faults))
     if len(faults) > settings.max_bad * total:
         raise BadRows(
-            f"{first}; in all {share}, more than --max-bad {settings.max_bad:g}",
+            f"{first}; in all {share}, more than --max-bad {settings.max_bad:g}; with a higher one "
+            "they are left out",
             list_faults(faults),
         )
 

@@ -220,11 +220,11 @@ class PretendCuda(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        d = q.shape[-1]
+        d, width = q.shape[-1], v.shape[-1]
         if q.dtype != torch.float32 and (missing := -d % 8):  # as torch does before its kernels
             q, k, v = (F.pad(t, (0, missing)) for t in (q, k, v))
         pairs = q.shape[:-1].numel() * k.shape[-2] // (2 if is_causal else 1)
-        return _Attention.apply(q, k, v, attn_mask, pairs, self.count)[..., : v.shape[-1]]
+        return _Attention.apply(q, k, v, attn_mask, pairs, self.count)[..., :width]
 
 
 def _on_meta(device: torch.device) -> torch.device:
@@ -265,7 +265,7 @@ def on_paper(
         stack.enter_context(patch.object(torch.cuda, "is_bf16_supported", lambda: True))
         stack.enter_context(patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0)))
         count = stack.enter_context(Count())
-        stack.enter_context(patch.object(relative_attention, "_kernel", lambda: _flex(count)))
+        stack.enter_context(patch.object(relative_attention, "_kernel", lambda *_: _flex(count)))
         stack.enter_context(patch.object(attention, "attend_in_blocks", _window(count)))
         stack.enter_context(patch.object(compiling, "has_compiler", lambda device: True))
         move = count.compiled_function(adamw.move)

@@ -8,7 +8,6 @@ The one idea: nothing here asks the device a question during a step. A batch is 
 the host knows of it, and the rate is measured once, at the start.
 """
 
-import statistics
 import time
 from collections import Counter
 from functools import cache
@@ -28,8 +27,9 @@ BUDGET, MOST = 0.15, 5  # seconds of measuring, and times
 
 
 def device_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large square product of a layer's form, x @ weight.T, the median of a few; under
-    half a second. (Of plain x @ y, torch computes fp16 on a CPU 20 times slower.)"""
+    """FLOP/s of a large square product of a layer's form, x @ weight.T, the best of a few, for what
+    else runs here only takes from it; under half a second. (Of plain x @ y, torch computes fp16 on
+    a CPU 20 times slower.)"""
     return _rate(device, TYPES[precision], torch.get_num_threads())
 
 
@@ -47,7 +47,7 @@ def _rate(device: torch.device, dtype: torch.dtype, threads: int) -> float:
         torch.mm(a, b.t(), out=out)
         _wait(device)
         seconds.append(time.perf_counter() - began)
-    return 2 * side**3 / statistics.median(seconds)
+    return 2 * side**3 / min(seconds)
 
 
 def _wait(device: torch.device) -> None:

@@ -89,4 +89,4 @@ def test_without_gradio_one_line_says_what_to_install(tmp_path):
         text=True,
     )
     assert found.returncode == 2
-    assert found.stderr == "error: the page needs gradio: pip install 'deepsynth_min[app]'\n"
+    assert found.stderr == "error: the page needs gradio: pip install 'deepsynth-min[app]'\n"

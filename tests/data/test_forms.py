@@ -142,9 +142,10 @@ def test_bytes_of_no_known_encoding_are_given_no_name(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(
         '{"text": "\u65e5\u672c\u8a9e", "summary": "b"}'.encode("cp932")
     )
-    with pytest.raises(UserError, match=r"not UTF-8 at byte \d+ \(--on-bad-row") as raised:
+    with pytest.raises(UserError, match=r"not UTF-8 at byte \d+; in all 1 of 1") as raised:
         read(tmp_path / "a.jsonl")
-    assert "looks like" not in str(raised.value)
+    # The one row is not to be left out either.
+    assert "looks like" not in str(raised.value) and "--on-bad-row" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

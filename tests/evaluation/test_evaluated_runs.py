@@ -118,5 +118,7 @@ def test_any_model_is_scored_on_any_data(tmp_path, capsys):
     )
     again = words("--run {} --data {} --limit 2", tmp_path / "r", tmp_path / "val.jsonl")
     assert evaluate.run(again)["samples"] == 2
+    few = words("--run {} --data {} --val-samples 3", tmp_path / "r", tmp_path / "val.jsonl")
+    assert evaluate.run(few)["samples"] == 3
     assert evaluate.main(["--model", str(checkpoint)]) == 2
     assert "--model: say with --data which rows" in capsys.readouterr().err

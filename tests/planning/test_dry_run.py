@@ -1,6 +1,8 @@
 """train --dry-run: what it says is so, nothing is written, and mistakes are one line."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,14 @@ def test_every_kind_of_step_can_be_counted(changes):
     assert plan(**changes).peak > plan(**changes).paper.held["weights"]
 
 
+def test_heads_of_a_width_that_16_bit_kernels_do_not_have_are_padded_and_cut_again():
+    """As tiny-reader's in CLIP: 44 numbers become 48."""
+    config = replace(SMALL, clip=replace(SMALL.clip, heads=8))
+    settings = change(Settings(), tune="decoder", precision="bf16")
+    paper = make(config, settings, small_batch(2), 1).paper
+    assert any(k.kind == "attention" for k in paper.kernels["encode"])
+
+
 # -- time and cost --------------------------------------------------------------------------------
 
 
@@ -171,6 +181,14 @@ def test_a_dry_run_says_rows_steps_memory_time_and_cost(said):
     assert "  fits: 0% of 80 GB" in said and f"{USABLE:.0%} are taken to be usable" in said
     assert "an epoch: " in said and "for the run at that price" in said
     assert "\n  --precision bf16" in said and "\n  --feature-cache" in said
+
+
+@pytest.mark.slow  # five steps are counted
+def test_the_dry_run_that_readme_prints(capsys):
+    readme = Path(__file__).parents[2] / "README.md"
+    (given,) = re.findall(r"`(--dry-run [^`]+)`", readme.read_text("utf-8"))
+    assert train.main(given.split()) == 0
+    assert "--feature-cache, from the second epoch on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
