@@ -105,7 +105,8 @@ def mixture_of_experts_grouped(
     # Memory is what is dear here, so the weight of a pair is applied where rows are narrowest; the
     # product that follows is linear.
     pair_weight = weight.flatten().gather(0, order)[:, None]  # [M*K, 1]
-    swiglu = weighted_swiglu if x.device.type == "cpu" else WeightedSwiGLU.apply
+    plain = x.device.type == "cpu" or torch.compiler.is_compiling()
+    swiglu = weighted_swiglu if plain else WeightedSwiGLU.apply
     inner = swiglu(gate_up, pair_weight)  # [M*K, I]
     return _Combine.apply(experts.project_out(inner, ends), order, K).to(x.dtype)  # [M, D]
 
@@ -118,7 +119,8 @@ def weighted_swiglu(gate_up: Tensor, weight: Tensor) -> Tensor:
 
 class WeightedSwiGLU(torch.autograd.Function):
     """`weighted_swiglu` in fewer passes, for a GPU: none is in float32, though each is computed in
-    it, and nothing of that size is kept but what came in."""
+    it, and nothing of that size is kept but what came in. (A compiler does as well by itself, and
+    cannot read what writes into every other column.)"""
 
     @staticmethod
     def forward(ctx: FunctionCtx, gate_up: Tensor, weight: Tensor) -> Tensor:

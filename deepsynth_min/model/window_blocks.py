@@ -78,21 +78,27 @@ def window_blocks(
         listed.append(blocks.sum(2, dtype=torch.int32)[:, None])
         order = blocks.int().argsort(dim=2, descending=True, stable=True)
         listed.append(order.int()[:, None])
-    first, prompt = first.to(device), prompt.to(device)
+    # Small and pageable, they are taken at once: the device is not waited for.
+    first, prompt, *listed = (t.to(device, non_blocking=True) for t in (first, prompt, *listed))
 
     def sees(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         near = (key < prompt[b, query]) | (query - key < window)
         return (key <= query) & (key >= first[b, query]) & near
 
     made = BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(T, T))
-    return WindowBlocks(made.to(device), int(some.sum()) * BLOCK**2)
+    return WindowBlocks(made, int(some.sum()) * BLOCK**2)
 
 
 @cache
 def _kernel():
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)  # written for the first T, and once more for any other
+    def attend(q: Tensor, k: Tensor, v: Tensor, block_mask: "BlockMask", enable_gqa: bool):
+        # Not flex_attention itself: what is compiled of that counts wherever it is called, and of
+        # the ninth form of a function torch writes no kernel any more.
+        return flex_attention(q, k, v, block_mask=block_mask, enable_gqa=enable_gqa)
+
+    return torch.compile(attend)  # written for the first T, and once more for any other
 
 
 def attend_in_blocks(

@@ -79,10 +79,22 @@ def choose_device(device: str, threads: int) -> torch.device:
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        choose_kernels()
     # torchrun sets one OpenMP thread per process; share the cores instead.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(threads or max(1, cores // here))
     return chosen
+
+
+def choose_kernels() -> None:
+    """What torch would take otherwise on a GPU, for the whole process.
+
+    cuDNN, which it asks for attention before the others on some GPUs, plans each new shape for half
+    a second of the host (github.com/modelscope/FunASR/issues/3704), and packed samples have new
+    shapes in every step. And its convolutions of float32 would round to TF32's 10 bits.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def start(device: str = "auto", threads: int = 0, timeout: int = 600) -> World:

@@ -47,7 +47,7 @@ def test_a_page_is_seen_alike_with_and_without_gradients():
 @pytest.fixture
 def kernel_as_python(monkeypatch):
     """flex_attention as it is, without a compiler."""
-    monkeypatch.setattr(forms, "_kernel", lambda: flex_attention)
+    monkeypatch.setattr(forms, "_kernel", lambda *_: flex_attention)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

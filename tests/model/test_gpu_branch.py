@@ -16,7 +16,7 @@ from deepsynth_min.tuning.lora import LoraPair
 @pytest.fixture
 def flex(monkeypatch):
     """flex_attention as it is, without a compiler."""
-    monkeypatch.setattr(relative_attention, "_kernel", lambda: flex_attention)
+    monkeypatch.setattr(relative_attention, "_kernel", lambda *_: flex_attention)
 
 
 def with_flex(model: DeepseekOCR) -> DeepseekOCR:

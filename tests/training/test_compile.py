@@ -4,13 +4,19 @@
 has become a graph; what inductor makes of a graph is torch's affair, and takes minutes.
 """
 
+from functools import partial
+from unittest.mock import patch
+
 import pytest
 import torch
 from small_steps import assert_equal, build, ragged_batch, step
 from torch.nn.attention.flex_attention import flex_attention
 
 from deepsynth_min import train
+from deepsynth_min.model.decoder import MixtureOfExperts
 from deepsynth_min.model.encoders import relative_attention
+from deepsynth_min.model.encoders.sam_clip import SamAttention
+from deepsynth_min.model.experts import mixture_of_experts_grouped
 from deepsynth_min.settings import Settings
 from deepsynth_min.training import compile as compiling
 from deepsynth_min.training.compile import compile_parts
@@ -82,12 +88,50 @@ def test_another_number_of_tokens_compiles_nothing_again(small_config):
 def test_the_encoders_kernel_is_compiled_within_a_block_too(monkeypatch, small_config):
     plain, compiled, backend = build(small_config, "lora"), build(small_config, "lora"), Counted()
     monkeypatch.setattr(compiling, "has_compiler", lambda device: True)
-    monkeypatch.setattr(relative_attention, "_kernel", lambda: flex_attention)
+    monkeypatch.setattr(relative_attention, "_kernel", lambda *_: flex_attention)
     compiling.use_flex(compiled, torch.device("cpu"))
     for block in compiled.model.sam_model.blocks:
         block.compile(backend=backend)
     assert_equal(step(compiled, ragged_batch()), step(plain, ragged_batch()))
     assert backend.graphs
+
+
+def test_each_grid_has_a_kernel_in_which_its_sides_are_numbers(monkeypatch):
+    """With the number of pages, and where in memory they lie, it does vary."""
+    varied = []
+
+    def backend(graph, inputs):
+        varied.append({i.node.hint for i in inputs if isinstance(i, torch.SymInt)})
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    relative_attention._kernel.cache_clear()
+    for pages, side in ((2, 5), (2, 7), (3, 5), (4, 7), (6, 5)):
+        layer, x = (
+            SamAttention(32, 2, side).requires_grad_(False),
+            torch.randn(pages, side, side, 32),
+        )
+        plain = layer(x)
+        layer.by_score = True
+        torch.testing.assert_close(layer(x), plain, atol=1e-5, rtol=1e-5)
+    at = {32, 64, 96}  # keys, values, the next token
+    assert varied == [set(), set(), {3} | at, {4} | at]  # and of six pages none is compiled
+    relative_attention._kernel.cache_clear()
+
+
+def test_a_mixture_is_one_graph_on_a_gpu_too(small_config):
+    """Of tensors that are on no CPU, by shapes alone."""
+    config, place = small_config.decoder, {"device": "meta", "dtype": torch.bfloat16}
+    experts = MixtureOfExperts(config).experts.to(**place)
+    x = torch.empty(24, config.hidden_size, **place, requires_grad=True)
+    chosen, weight = (
+        torch.empty(24, 2, device="meta", dtype=torch.int64),
+        torch.empty(24, 2, **place),
+    )
+    mixture = torch.compile(mixture_of_experts_grouped, backend=Counted(), fullgraph=True)
+    with patch("deepsynth_min.model.experts.compute_dtype", lambda x: x.dtype):  # asks autocast
+        mixture(experts, x, chosen, weight).sum().backward()
+    assert x.grad.shape == x.shape
 
 
 @pytest.mark.slow

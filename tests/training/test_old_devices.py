@@ -13,6 +13,7 @@ from torch import nn
 from deepsynth_min.errors import UserError
 from deepsynth_min.model import experts
 from deepsynth_min.training import precision
+from deepsynth_min.training.distributed import choose_device
 
 CUDA, MPS = torch.device("cuda"), torch.device("mps")
 
@@ -72,6 +73,21 @@ def test_a_run_in_fp16_by_expert_is_that_of_grouped_products(tmp_path, monkeypat
     monkeypatch.setattr(experts, "has_grouped_product", lambda device: False)
     by_expert = run(tmp_path, *steps, out="by-expert")
     assert losses(by_expert, "train") == pytest.approx(losses(grouped, "train"), rel=1e-3)
+
+
+def test_on_a_gpu_float32_is_float32_and_no_new_shape_is_planned(monkeypatch):
+    cudnn, cuda = torch.backends.cudnn, torch.backends.cuda
+    before = cudnn.allow_tf32, cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)  # there is none here
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    cudnn.allow_tf32 = True
+    cuda.enable_cudnn_sdp(True)
+    try:
+        assert choose_device("cuda:0", torch.get_num_threads()) == torch.device("cuda", 0)
+        assert (cudnn.allow_tf32, cuda.cudnn_sdp_enabled()) == (False, False)
+    finally:
+        cudnn.allow_tf32 = before[0]
+        cuda.enable_cudnn_sdp(before[1])
 
 
 def test_bf16_is_refused_there_in_one_line_and_fp16_is_not(t4):

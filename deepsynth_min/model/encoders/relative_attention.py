@@ -18,7 +18,9 @@ the formula; nothing below it ever stores anything of size P x P:
 Sources: Kirillov et al. 2023 (SAM), Li et al. 2022 (decomposed relative positions).
 """
 
+from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 
 import torch
 import torch.nn.functional as F
@@ -114,10 +116,17 @@ def distance_products(q: Tensor, table_h: Tensor, table_w: Tensor, h: int, w: in
 
 
 @cache
-def _kernel():
+def _kernel(h: int, w: int) -> Callable[..., Tensor]:
+    """flex_attention, compiled for a grid when first called. Each grid has a function of its own,
+    of a name of its own: of one that has seen two grids torch makes h and w variables, and every
+    score then waits for four divisions by them."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)  # written when first called, for each shape
+    def attend(q: Tensor, k: Tensor, v: Tensor, score_mod: Callable) -> Tensor:
+        return flex_attention(q, k, v, score_mod=score_mod)
+
+    code = attend.__code__.replace(co_name=f"attend_on_{h}_by_{w}")
+    return torch.compile(FunctionType(code, globals(), closure=attend.__closure__))
 
 
 def attend_by_score(q: Tensor, k: Tensor, v: Tensor, products: Tensor, h: int, w: int) -> Tensor:
@@ -129,4 +138,4 @@ def attend_by_score(q: Tensor, k: Tensor, v: Tensor, products: Tensor, h: int, w
         column = query % w - key % w + 2 * h - 1 + w - 1
         return score + products[n, head, query, row] + products[n, head, query, column]
 
-    return _kernel()(q, k, v, score_mod=biased)
+    return _kernel(h, w)(q, k, v, score_mod=biased)
