@@ -33,7 +33,8 @@ SIZES = {**PRESETS, "middle": replace(PRESETS["tiny"], decoder=MIDDLE)}
 
 
 def commit() -> str:
-    """Short hash of the checkout, with "+changes" if files differ from it; "unknown" outside."""
+    """Short hash of the checkout, with "+changes" if files differ from it; of a copy without git
+    what COMMIT says in the environment, or "unknown"."""
     here = os.path.dirname(os.path.abspath(__file__))
 
     def git(*arguments: str) -> str:
@@ -44,7 +45,7 @@ def commit() -> str:
     try:
         return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "-s") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("COMMIT", "unknown")
 
 
 def processor() -> str:

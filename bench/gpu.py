@@ -37,6 +37,7 @@ HERE = Path(__file__).parent
 OFFICIAL = "--preset deepseek-ocr --mode base --precision bf16 --warmup 3 --repeats 5"
 TINY = "--preset tiny --warmup 1 --repeats 1 --answer 16 --batch-size 2"
 LEAST = 5  # seconds that a row is worth starting for
+START = 120  # seconds in which a worker has imported what it needs
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,17 @@ def plan(dry: bool) -> list[Row]:
     ratio = (("x transformers with PEFT", (">=", 1.5, "size")),)
     share = (("samples/s", (">=", "0.6 LoRA", "size")),)
     return [
-        Row("machine", "machine", "", 60),
+        Row("machine", "machine", "", 60),  # with CUDA's own start
         Row("golden, float32", "golden", "fp32", 60),
         Row("golden, bf16", "golden", "bf16", 45),
         Row("forms of the encoder", "encoder_forms", "", 90),
         Row("forms of the decoder", "decoder_forms", "", 45),
-        Row("forms of the window", "window_forms", "", 60),
+        Row("forms of the window", "window_forms", "", 120),
         Row("forms of the optimizer", "optimizer_forms", "", 60),
         Row("packed attention", "varlen", "", 30),
         Row("LoRA", "step", f"--tune lora {sixteen}", 90, speed(150)),
         Row("runs", "runs", "", 120),
-        Row("copies for a checkpoint", "copies", "", 20),
+        Row("copies for a checkpoint", "copies", "", 30),
         Row("LoRA and its peer", "peer", f"--tune lora {sixteen}", 90, ratio),
         Row("LoRA, cached", "step", f"--tune lora --cached {sixteen}", 60, speed(350)),
         Row("decoder", "step", f"--tune decoder {sixteen}", 60, speed(90)),
@@ -98,7 +99,8 @@ def plan(dry: bool) -> list[Row]:
 
 
 class Worker:
-    """A process that does rows, and the queue of what it tells."""
+    """A process that does rows, and the queue of what it tells. Raises UserError if it does not
+    start: then no row would run, and none is to spend its time on that."""
 
     def __init__(self, given: argparse.Namespace, log):
         device = "cpu" if given.dry_run else "cuda"
@@ -117,6 +119,15 @@ class Worker:
         )
         self.told: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            ready = self.told.get(timeout=START)
+        except queue.Empty:
+            ready = ""
+        if not ready:
+            self.close()
+            said = Path(log.name).read_text(encoding="utf-8").strip().splitlines()
+            last = said[-1] if said else f"nothing in {START} s"
+            raise UserError(f"the worker did not start: {last} ({log.name})")
 
     def _listen(self) -> None:
         for text in self.process.stdout:
@@ -194,7 +205,8 @@ def build(log) -> None:
     """The rasterizer, where it has not been built for this Python."""
     if find_spec("deepsynth_min._raster") is None:
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        subprocess.run(command, cwd=HERE.parent, stdout=log, stderr=log)
+        if subprocess.run(command, cwd=HERE.parent, stdout=log, stderr=log).returncode:
+            raise UserError(f"the rasterizer could not be built: {log.name}")
 
 
 def conduct(given: argparse.Namespace) -> None:
@@ -209,12 +221,13 @@ def conduct(given: argparse.Namespace) -> None:
             for row in plan(given.dry_run):
                 if journal.is_done(row) or given.only not in row.name:
                     continue
+                if end - time.monotonic() > LEAST:
+                    worker = worker or Worker(given, log)
                 began, left = time.monotonic(), end - time.monotonic()
                 most = left if given.dry_run else min(row.most, left)
                 if most < LEAST:
                     journal.add({"row": row.name, "end": "no time left"})
                     continue
-                worker = worker or Worker(given, log)
                 request = {"work": row.work, "words": row.words.split()}
                 request["file"] = str(out / "trace.json.gz")
                 keep = lambda found, row=row: journal.add({"row": row.name, **barred(found, row)})  # noqa: E731

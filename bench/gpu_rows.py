@@ -1,9 +1,9 @@
 """The worker of gpu.py: does one row after another in one process, for starting one takes long.
 
 In: on standard input a line of JSON for each row, `{"work": ..., "words": [...]}`. Out: on standard
-output a line of JSON for each line of the table as soon as it is known, then `{"end": ...}` with
-how the row ended. What else is printed goes to standard error. It ends when its input does, even in
-the middle of a row: then gpu.py is gone.
+output `{"ready": true}`, then a line of JSON for each line of the table as soon as it is known, and
+`{"end": ...}` with how the row ended. What else is printed goes to standard error. It ends when its
+input does, even in the middle of a row: then gpu.py is gone.
 
 The one idea: after a row that failed, or that left memory of the GPU behind, nobody can be sure of
 the next one's figures, so `end` says whether a new process should do it ("fresh").
@@ -86,6 +86,8 @@ def peer(world: World, given: Namespace) -> Iterator[dict]:
     given.peers = ["grouped_mm"]
     found = whole_step.measure(given, world)
     times = ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in found["seconds"].items())
+    if given.tune == "decoder":  # transformers 5.23 casts the rows to its experts' weights
+        times += "; the peer's experts multiply in float32, the type of its weights"
     yield line(f"B {given.batch_size}: x transformers with PEFT", found["ratio"], "x", note=times)
 
 
@@ -148,7 +150,7 @@ def _paper(world: World, given: Namespace, measured: dict) -> Iterator[dict]:
 def copies(world: World, dry: bool) -> Iterator[dict]:
     """Copies for a checkpoint while the tensors are changed at once: as they were; and how long the
     host waited for them."""
-    count, side = (4, 64) if dry else (16, 8192)  # 4 GiB in float32
+    count, side = (4, 64) if dry else (8, 8192)  # 2 GiB in float32
     tensors = {str(i): torch.randn(side, side, device=world.device) for i in range(count)}
     before = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
     copier = HostCopier(world.device)
@@ -199,6 +201,7 @@ def _tidy(world: World) -> int:
 
 def done(request: dict, world: World, dry: bool, tell) -> dict:
     """Does a row; how it ended."""
+    torch._dynamo.reset()  # of a function that was compiled eight times no more kernels are written
     try:
         for found in lines_of(request, world, dry):
             tell(found)
@@ -240,6 +243,7 @@ def main() -> None:
         print(json.dumps(found), file=channel, flush=True)
 
     world = start(given.device, given.threads)
+    tell({"ready": True})
     for request in requests():
         tell(done(request, world, given.dry_run, tell))
 

@@ -20,10 +20,6 @@ from transformers.models.deepseek_ocr2 import (
     configuration_deepseek_ocr2 as configuration,
     modeling_deepseek_ocr2 as modeling,
 )
-from transformers.models.unlimited_ocr import (
-    configuration_unlimited_ocr as unlimited_configuration,
-    modeling_unlimited_ocr as unlimited,
-)
 
 from deepsynth_min.model import DeepseekOCR, ModelConfig
 from deepsynth_min.model.encoders.sam_clip import ClipEmbeddings
@@ -118,7 +114,9 @@ def whole_config(config: ModelConfig, experts: str = "eager") -> PreTrainedConfi
         del text["sliding_window"]
         made = configuration.DeepseekOcr2Config(text_config=text, vision_config=vision)
     else:
-        made = unlimited_configuration.UnlimitedOcrConfig(text_config=text, vision_config=vision)
+        from transformers.models.unlimited_ocr import configuration_unlimited_ocr as unlimited
+
+        made = unlimited.UnlimitedOcrConfig(text_config=text, vision_config=vision)
     made._attn_implementation, made._experts_implementation = "sdpa", experts
     return made
 
@@ -130,9 +128,12 @@ def whole_peer(model: DeepseekOCR, experts: str = "eager") -> nn.Module:
     The latter attends to everything without a cache, whatever its window: then it is DeepSeek-OCR.
     Call it with input_ids, and pixel_values as `normalised` makes them.
     """
-    peer_class = unlimited.UnlimitedOcrForConditionalGeneration
     if model.config.qwen is not None:
         peer_class = modeling.DeepseekOcr2ForConditionalGeneration
+    else:  # transformers 5.17 has none yet
+        from transformers.models.unlimited_ocr import modeling_unlimited_ocr as unlimited
+
+        peer_class = unlimited.UnlimitedOcrForConditionalGeneration
     with torch.device(model.lm_head.weight.device):
         peer = peer_class(whole_config(model.config, experts))
     peer.load_state_dict(whole_state(model.state_dict()))

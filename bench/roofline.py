@@ -46,14 +46,14 @@ def our_paper(given: argparse.Namespace) -> Paper:
 
 def peer_paper(given: argparse.Namespace) -> Paper:
     """The step of transformers' class, with PEFT; it knows no cached features."""
-    import peers
+    from transformers.models.unlimited_ocr import modeling_unlimited_ocr
     from whole_step import PeerStep, our_step
 
     with (
         on_paper() as (count, forget),
         patch.object(
             # Counts the image tokens by reading them back: left out, to the peer's favour.
-            peers.unlimited,
+            modeling_unlimited_ocr,
             "torch_compilable_check",
             lambda *_: None,
         ),

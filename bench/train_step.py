@@ -83,6 +83,8 @@ class Step(planning.Step):
         super().__init__(config, settings_of(options), world, batches)
         if options.cached:
             self._fill_cache()
+        if world.device.type == "cuda" and torch.cuda.is_available():  # not on paper
+            self.batches = [batch.pinned() for batch in self.batches]  # as training's are
 
     def _fill_cache(self) -> None:
         """What --feature-cache would find: the features of every page, on the CPU."""

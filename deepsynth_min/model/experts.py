@@ -13,7 +13,8 @@ forms of it, and the tests hold the three together:
   is read back to the host, and an expert that got none still has a gradient (of zeros), which
   data-parallel reduction needs.
   (Devices without such a product, GPUs before compute capability 8.0 and MPS, multiply one expert
-  after the other, `product_by_expert`, and read back where each one's rows end.)
+  after the other, `product_by_expert`, and read back where each one's rows end; so does torch 2.13
+  itself on any GPU with types other than bf16.)
 - `mixture_of_experts_cpu`, for plain experts of some size on a CPU, where reading back costs
   nothing: the loop again, but an expert's rows stay in the cache from its first product to its
   last, and the gradient is written by hand.

@@ -169,6 +169,9 @@ class LowBitAdamW(torch.optim.Optimizer):
         weight, gradient = local_part(parameter).view(-1), local_part(parameter.grad).reshape(-1)
         kept = [value.view(-1) for value in kept]
         if self.kernel is not None:
+            # Detached, a view knows no more of what it is a view: of each number of dimensions
+            # torch would write a kernel of its own, and of the ninth none.
+            weight, gradient, *kept = (value.detach() for value in (weight, gradient, *kept))
             self.kernel(weight, gradient, kept, begin, key, step, *scalars)
             return
         for start in range(0, len(weight), PIECE):

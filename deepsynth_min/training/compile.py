@@ -39,10 +39,12 @@ def has_compiler(device: torch.device) -> bool:
 
 def use_flex(model: DeepseekOCR, device: torch.device) -> None:
     """SAM adds its bias inside a compiled kernel, wherever it runs without gradients, and a
-    reference sliding window is one; does nothing on a device without a compiler."""
-    model.window_in_blocks = has_compiler(device)
+    reference sliding window is one; does nothing on a device without a compiler, nor to heads that
+    are narrower than torch's kernel takes."""
+    fits = lambda width: has_compiler(device) and width >= 16  # noqa: E731, numbers of a head
+    model.window_in_blocks = fits(model.config.decoder.head_dim)
     for block in model.model.sam_model.blocks:
-        block.attn.by_score = has_compiler(device)
+        block.attn.by_score = fits(block.attn.rel_pos_h.shape[1])
 
 
 def parts_to_compile(model: DeepseekOCR, precision: str) -> dict[nn.Module, bool]:

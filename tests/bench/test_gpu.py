@@ -15,6 +15,8 @@ import pytest
 import torch
 from commands import python
 
+from deepsynth_min.errors import UserError
+
 GPU = Path(gpu.__file__)
 
 
@@ -134,6 +136,15 @@ def test_a_row_that_outlasts_its_time_is_cut_off(worker):
     began = time.monotonic()
     found = worker.do({"work": "compiled", "words": []}, 1, print)
     assert found["end"] == "cut off" and time.monotonic() - began < 60
+
+
+def test_a_worker_that_cannot_start_ends_it_all_with_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "freetype.py").write_text("raise ImportError('no freetype here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    given = gpu.parser().parse_args(["--dry-run"])
+    with open(tmp_path / "log.txt", "w") as log:
+        with pytest.raises(UserError, match="did not start: .*no freetype here .*log.txt"):
+            gpu.Worker(given, log)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@
 has become a graph; what inductor makes of a graph is torch's affair, and takes minutes.
 """
 
+from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from deepsynth_min import train
 from deepsynth_min.model.decoder import MixtureOfExperts
+from deepsynth_min.model.deepseek_ocr import DeepseekOCR
 from deepsynth_min.model.encoders import relative_attention
 from deepsynth_min.model.encoders.sam_clip import SamAttention
 from deepsynth_min.model.experts import mixture_of_experts_grouped
@@ -145,6 +147,22 @@ def test_the_encoders_kernel_as_torch_compiles_it(small_config):
         plain = block(x)
         block.attn.by_score = True
         torch.testing.assert_close(block(x), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_too_narrow_for_the_kernel_keep_the_other_form(monkeypatch, small_config):
+    monkeypatch.setattr(compiling, "has_compiler", lambda device: True)
+    for heads, by_kernel in ((2, True), (4, False)):  # of 16 numbers, and of 8
+        config = replace(
+            small_config,
+            sam=replace(small_config.sam, heads=heads),
+            decoder=replace(
+                small_config.decoder, num_attention_heads=heads, num_key_value_heads=heads
+            ),
+        )
+        model = DeepseekOCR(config)
+        compiling.use_flex(model, torch.device("cpu"))
+        assert model.window_in_blocks == by_kernel
+        assert {block.attn.by_score for block in model.model.sam_model.blocks} == {by_kernel}
 
 
 def test_no_kernel_is_compiled_without_a_gpu(small_config):
