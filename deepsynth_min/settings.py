@@ -88,8 +88,9 @@ class OptimSettings:
     )
     compile: bool = free(
         False,
-        "torch.compile encoder blocks, norms, MLPs and experts; first steps take minutes; "
-        "computed for an H100, not measured: a LoRA step of 16 pages takes 92 in place of 102 ms",
+        "torch.compile encoder blocks, norms, MLPs and experts (torch 2.13 or later); first steps "
+        "take minutes; computed for an H100, not measured: a LoRA step of 16 pages takes 92 in "
+        "place of 102 ms",
     )
     flex: bool = free(
         True,

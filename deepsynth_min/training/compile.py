@@ -17,6 +17,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from ..errors import UserError
 from ..model.decoder import MixtureOfExperts
@@ -27,8 +28,16 @@ from ..settings import Settings
 
 def check(settings: Settings) -> None:
     """Raises UserError for what has not been shown to work."""
-    if settings.optim.compile and settings.optim.shard:
-        raise UserError("--compile: not with --shard, whose layers come and go")
+    if settings.optim.compile:
+        # Compiled by torch 2.11, an autograd.Function whose forward ends in place (an adapter's
+        # product, the experts' sum) has gradients of zero, and nothing says so.
+        if TorchVersion(torch.__version__) < "2.13":
+            raise UserError(
+                f"--compile: needs PyTorch 2.13 or newer, this is {torch.__version__} and would "
+                "compute wrong gradients"
+            )
+        if settings.optim.shard:
+            raise UserError("--compile: not with --shard, whose layers come and go")
 
 
 def has_compiler(device: torch.device) -> bool:

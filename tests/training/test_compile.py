@@ -171,6 +171,17 @@ def test_no_kernel_is_compiled_without_a_gpu(small_config):
     assert not any(block.attn.by_score for block in model.model.sam_model.blocks)
 
 
+@pytest.mark.parametrize("version", ["2.10.0", "2.11.0+cu130", "2.12.1"])
+def test_a_torch_that_would_compile_to_wrong_gradients_is_refused(
+    tmp_path, monkeypatch, capsys, version
+):
+    monkeypatch.setattr(torch, "__version__", version)
+    assert train.main(["--compile", "--out", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert f"--compile: needs PyTorch 2.13 or newer, this is {version}" in said
+    assert said.count("\n") == 1 and not (tmp_path / "r").exists()
+
+
 def test_it_is_refused_with_shards(tmp_path, capsys):
     assert not Settings().optim.compile
     assert train.main(["--compile", "--shard", "--out", str(tmp_path / "r")]) == 2
