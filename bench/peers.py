@@ -121,6 +121,13 @@ def whole_config(config: ModelConfig, experts: str = "eager") -> PreTrainedConfi
     return made
 
 
+def unlimited_class() -> type[nn.Module]:
+    """transformers' class with CLIP, of which 5.17 has none yet."""
+    from transformers.models.unlimited_ocr import modeling_unlimited_ocr as unlimited
+
+    return unlimited.UnlimitedOcrForConditionalGeneration
+
+
 def whole_peer(model: DeepseekOCR, experts: str = "eager") -> nn.Module:
     """transformers' `DeepseekOcr2ForConditionalGeneration` with all weights of ours; of a model
     with CLIP its `UnlimitedOcrForConditionalGeneration`.
@@ -128,12 +135,8 @@ def whole_peer(model: DeepseekOCR, experts: str = "eager") -> nn.Module:
     The latter attends to everything without a cache, whatever its window: then it is DeepSeek-OCR.
     Call it with input_ids, and pixel_values as `normalised` makes them.
     """
-    if model.config.qwen is not None:
-        peer_class = modeling.DeepseekOcr2ForConditionalGeneration
-    else:  # transformers 5.17 has none yet
-        from transformers.models.unlimited_ocr import modeling_unlimited_ocr as unlimited
-
-        peer_class = unlimited.UnlimitedOcrForConditionalGeneration
+    second = model.config.qwen is not None
+    peer_class = modeling.DeepseekOcr2ForConditionalGeneration if second else unlimited_class()
     with torch.device(model.lm_head.weight.device):
         peer = peer_class(whole_config(model.config, experts))
     peer.load_state_dict(whole_state(model.state_dict()))

@@ -114,7 +114,7 @@ def test_transformers_class_reads_the_export_with_our_logits(exported, model):
     ours = DeepseekOCR.from_pretrained(exported, torch.float32).eval()
     config = peers.whole_config(ours.config)
     config.image_token_id = IMAGE
-    peer_class = peers.unlimited.UnlimitedOcrForConditionalGeneration
+    peer_class = peers.unlimited_class()
     peer = peer_class.from_pretrained(exported, config=config, dtype=torch.float32).eval()
     batch = batch_of([[(1, 1)], [(1, 1), (1, 1)]], [6, 3], side=256)
     batch = replace(batch, input_ids=batch.input_ids.masked_fill(batch.image_mask, IMAGE))

@@ -238,7 +238,8 @@ def refuse_bad_rows(faults: Sequence[Fault], good: int, settings: DataSettings) 
             hint += f", with a --max-bad above {settings.max_bad:g}"
         if not good and all(fault.kind.startswith("no field ") for fault in faults):
             hint = "; --text-field, --image-field, --summary-field say which fields are meant"
-        raise BadRows(f"{first}; in all {share}{hint}", list_faults(faults))
+        listed = list_faults(faults) if total > 1 else []
+        raise BadRows(f"{first}; in all {share}{hint}", listed)
     if len(faults) > settings.max_bad * total:
         raise BadRows(
             f"{first}; in all {share}, more than --max-bad {settings.max_bad:g}; with a higher one "
