@@ -102,7 +102,7 @@ class Worker:
     """A process that does rows, and the queue of what it tells. Raises UserError if it does not
     start: then no row would run, and none is to spend its time on that."""
 
-    def __init__(self, given: argparse.Namespace, log):
+    def __init__(self, given: argparse.Namespace, log, seconds: float = START):
         device = "cpu" if given.dry_run else "cuda"
         command = [sys.executable, HERE / "gpu_rows.py", "--device", device]
         command += ["--threads", str(given.threads)]
@@ -120,13 +120,13 @@ class Worker:
         self.told: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         try:
-            ready = self.told.get(timeout=START)
+            ready = self.told.get(timeout=seconds)
         except queue.Empty:
             ready = ""
         if not ready:
             self.close()
             said = Path(log.name).read_text(encoding="utf-8").strip().splitlines()
-            last = said[-1] if said else f"nothing in {START} s"
+            last = said[-1] if said else f"nothing in {seconds:.0f} s"
             raise UserError(f"the worker did not start: {last} ({log.name})")
 
     def _listen(self) -> None:
@@ -221,8 +221,8 @@ def conduct(given: argparse.Namespace) -> None:
             for row in plan(given.dry_run):
                 if journal.is_done(row) or given.only not in row.name:
                     continue
-                if end - time.monotonic() > LEAST:
-                    worker = worker or Worker(given, log)
+                if (left := end - time.monotonic()) > LEAST:
+                    worker = worker or Worker(given, log, min(START, left))
                 began, left = time.monotonic(), end - time.monotonic()
                 most = left if given.dry_run else min(row.most, left)
                 if most < LEAST:

@@ -102,7 +102,8 @@ def run(arguments: list[str]) -> dict[str, float]:
     settings, world = opened.settings, opened.world
     if "data" in values:
         data = open_all(settings.data, world.is_main, "val")
-        rows = View(data.train, 0, min(len(data.train), settings.data.val_samples or sys.maxsize))
+        rows = data.train
+        rows = View(rows, 0, min(len(rows), settings.data.val_samples or len(rows)))
         for note in data.notes if world.is_main else ():
             print(note, file=sys.stderr)
     else:

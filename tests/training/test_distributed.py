@@ -14,7 +14,7 @@ from commands import ranks
 from deepsynth_min import train
 from deepsynth_min.training.distributed import GradientReducer, World, _buckets
 
-SPLITS = {  # name: (processes, options); all have a global batch of 8
+RUNS = {  # name: (processes, options); all have a global batch of 8
     "1x8": (1, dict(size=8, accumulate=1)),
     "1x2x4": (1, dict(size=2, accumulate=4)),
     "2x4": (2, dict(size=4, accumulate=1)),
@@ -24,14 +24,11 @@ SPLITS = {  # name: (processes, options); all have a global batch of 8
     "lora 1x8": (1, dict(size=8, accumulate=1, tune="lora")),
     "lora 2x2x2": (2, dict(size=2, accumulate=2, tune="lora")),
 }
-SHARDED = {  # by two; what differs from the run of the same name without shards is nothing else
-    "decoder 2x4": dict(size=4, accumulate=1),
-    "decoder 2x2x2": dict(size=2, accumulate=2),
+MORE = {  # by two processes, for the shards
     "all 2x4": dict(size=4, accumulate=1, tune="all"),
     "all but sam 2x4": dict(
         size=4, accumulate=1, tune="all-but-sam", rates={"projector": 5.0, "CLIP": 0.1}
     ),
-    "lora 2x2x2": dict(size=2, accumulate=2, tune="lora"),
     "lora on an encoder 2x2x2": dict(
         size=2, accumulate=2, tune="lora", targets=("attention", "encoder"), rates={"CLIP": 0.2}
     ),
@@ -39,13 +36,14 @@ SHARDED = {  # by two; what differs from the run of the same name without shards
     "recomputed 2x4": dict(size=4, accumulate=1, recompute=2),
     "spoilt 2x4": dict(size=4, accumulate=1, spoilt=1),
 }
-PAIRS = {f"whole {name}": (2, options) for name, options in SHARDED.items()}
-PAIRS |= {f"sharded {name}": (2, options | {"sharded": True}) for name, options in SHARDED.items()}
+RUNS |= {name: (2, options) for name, options in MORE.items()}
+SHARDED = ("2x4", "2x2x2", "lora 2x2x2", *MORE)  # made twice, without shards and with them
+RUNS |= {f"sharded {name}": (2, RUNS[name][1] | {"sharded": True}) for name in SHARDED}
 
 
 def train_in(processes: int, folder: Path) -> dict[str, tuple[list[float], dict]]:
-    """The splits of so many processes, trained: name -> (losses, final weights)."""
-    given = {name: options for name, (n, options) in (SPLITS | PAIRS).items() if n == processes}
+    """The runs of so many processes: name -> (losses, final weights)."""
+    given = {name: options for name, (n, options) in RUNS.items() if n == processes}
     entries = [{"name": name, **options} for name, options in given.items()]
     if processes > 1:
         ranks(processes, workers.__file__, folder, json.dumps(entries))
@@ -101,7 +99,7 @@ def test_the_runs_moved(runs):
 def test_a_run_in_shards_has_the_losses_and_weights_of_one_without(runs, name):
     """`spoilt`: one rank's loss of the second step is no number, so that all must skip it; `bf16`:
     weights rounded at random."""
-    (losses, weights), (expected, reference) = runs[f"sharded {name}"], runs[f"whole {name}"]
+    (losses, weights), (expected, reference) = runs[f"sharded {name}"], runs[name]
     assert losses == pytest.approx(expected, rel=1e-5, nan_ok=True)
     assert weights.keys() == reference.keys()
     assert max((weights[n] - reference[n]).abs().max().item() for n in reference) < 1e-5
